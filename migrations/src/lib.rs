@@ -1,0 +1,27 @@
+//! Database migrations: one change a file, up and down, written in the SQL that `SQLite` and `PostgreSQL` share.
+//!
+//! This crate depends on nothing else of the workspace: an old migration must not change its meaning with newer code.
+
+pub use sea_orm_migration::MigratorTrait;
+use sea_orm_migration::prelude::*;
+
+mod m20261123_000001_collections;
+mod m20261123_000002_faces;
+mod m20261123_000003_embeddings;
+mod m20261123_000004_jobs;
+mod statements;
+
+/// All migrations in order.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261123_000001_collections::Migration),
+            Box::new(m20261123_000002_faces::Migration),
+            Box::new(m20261123_000003_embeddings::Migration),
+            Box::new(m20261123_000004_jobs::Migration),
+        ]
+    }
+}

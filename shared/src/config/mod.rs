@@ -1,0 +1,336 @@
+//! Configuration: the compiled-in `default.toml`, then a file, then `FACE_ID_*` variables; checked as a whole.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+const DEFAULTS: &str = include_str!("default.toml");
+
+/// Variables that start like a setting but are none: they steer tests and the build.
+const NOT_SETTINGS: [&str; 2] = ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG"];
+
+/// Every setting; `default.toml` explains each.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the database, the pictures and the lock file live.
+    pub data_dir: PathBuf,
+    /// A folder with an operator's own copy of the weights; empty for none.
+    assets_dir: PathBuf,
+    /// Downloads; empty for the user's cache folder.
+    cache_dir: PathBuf,
+    /// The HTTP API.
+    pub server: ServerConfig,
+    /// The database.
+    pub database: DatabaseConfig,
+    /// The queue.
+    pub queue: QueueConfig,
+    /// The catalogue and its weights.
+    pub models: ModelsConfig,
+    /// Claims, retries and parallel work.
+    pub worker: WorkerConfig,
+    /// Limits of pictures.
+    pub vision: VisionConfig,
+    /// How long things are kept.
+    pub retention: RetentionConfig,
+    /// Logging.
+    pub log: LogConfig,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct ServerConfig {
+    pub bind: SocketAddr,
+    pub max_body_bytes: usize,
+    pub max_wait_s: u64,
+    pub body_timeout_s: u64,
+}
+
+/// `[database]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct DatabaseConfig {
+    pub synchronous: Synchronous,
+    pub read_connections: u32,
+}
+
+/// When `SQLite` lets a commit return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Synchronous {
+    /// After the disk has it.
+    Full,
+    /// After the operating system has it.
+    Normal,
+}
+
+/// `[queue]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct QueueConfig {
+    pub capacity: usize,
+}
+
+/// `[models]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct ModelsConfig {
+    pub default_pipeline: String,
+    catalogue_dir: PathBuf,
+    pub accepted_licences: Vec<String>,
+    pub allow_download: bool,
+}
+
+/// `[worker]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct WorkerConfig {
+    concurrency: usize,
+    sessions: usize,
+    pub lease_s: f64,
+    pub heartbeat_s: f64,
+    pub poll_s: f64,
+    pub reap_s: f64,
+    pub job_timeout_s: f64,
+    pub max_attempts: i32,
+    pub retry_base_s: f64,
+    pub retry_max_s: f64,
+    pub grace_s: f64,
+}
+
+/// `[vision]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct VisionConfig {
+    pub max_image_bytes: usize,
+    pub max_image_pixels: u64,
+    pub max_image_side: u32,
+}
+
+/// `[retention]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct RetentionConfig {
+    pub upload_hours: u32,
+    pub idempotency_hours: u32,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct LogConfig {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A source does not parse, or holds an unknown or ill-typed setting.
+    #[error("read the configuration: {0} (every setting is explained by `face-id config`)")]
+    Read(#[from] config::ConfigError),
+    /// A setting's value makes no sense.
+    #[error("setting {setting}: {why}")]
+    Invalid {
+        /// The setting, as `section.key`.
+        setting: &'static str,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads the defaults, `file` and the process's environment.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads settings from the environment")]
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut variables: HashMap<String, String> =
+            std::env::vars().filter(|(name, _)| name.starts_with("FACE_ID_")).collect();
+        variables.retain(|name, _| !NOT_SETTINGS.contains(&name.as_str()));
+        let mut config = Self::from_sources(file, variables)?;
+        if config.cache_dir.as_os_str().is_empty() {
+            config.cache_dir = user_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
+        }
+        Ok(config)
+    }
+
+    /// Reads the defaults, `file` and the given variables.
+    pub fn from_sources(file: Option<&Path>, variables: HashMap<String, String>) -> Result<Self, ConfigError> {
+        let environment = config::Environment::with_prefix("FACE_ID")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("models.accepted_licences")
+            .source(Some(variables));
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        if let Some(file) = file {
+            builder = builder.add_source(config::File::from(file));
+        }
+        let config: Self = builder.add_source(environment).build()?.try_deserialize()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The compiled-in defaults with their explanations, as TOML.
+    pub fn documented_defaults() -> &'static str {
+        DEFAULTS
+    }
+
+    /// The operator's own copy of the weights.
+    pub fn assets_dir(&self) -> Option<&Path> {
+        Some(self.assets_dir.as_path()).filter(|p| !p.as_os_str().is_empty())
+    }
+
+    /// Where downloads and the ONNX Runtime library are kept.
+    pub fn cache_dir(&self) -> &Path {
+        &self.cache_dir
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
+        let worker = &self.worker;
+        if !self.server.bind.ip().is_loopback() {
+            return invalid(
+                "server.bind",
+                "is not a loopback address, and there are no API keys yet: use 127.0.0.1 and a proxy that checks who calls",
+            );
+        }
+        let times = [
+            ("worker.lease_s", worker.lease_s),
+            ("worker.heartbeat_s", worker.heartbeat_s),
+            ("worker.poll_s", worker.poll_s),
+            ("worker.reap_s", worker.reap_s),
+            ("worker.job_timeout_s", worker.job_timeout_s),
+            ("worker.retry_base_s", worker.retry_base_s),
+            ("worker.retry_max_s", worker.retry_max_s),
+            ("worker.grace_s", worker.grace_s),
+        ];
+        for (setting, seconds) in times {
+            if !(0.001..=86_400.0).contains(&seconds) {
+                return invalid(setting, "must lie between 0.001 and 86400 seconds");
+            }
+        }
+        if worker.heartbeat_s * 3.0 > worker.lease_s * 1.001 {
+            return invalid("worker.heartbeat_s", "must be at most a third of worker.lease_s");
+        }
+        if worker.max_attempts < 1 {
+            return invalid("worker.max_attempts", "must be at least 1");
+        }
+        if self.queue.capacity < 1 {
+            return invalid("queue.capacity", "must be at least 1");
+        }
+        if self.database.read_connections < 1 {
+            return invalid("database.read_connections", "must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+impl ModelsConfig {
+    /// A folder with further catalogue entries.
+    pub fn catalogue_dir(&self) -> Option<&Path> {
+        Some(self.catalogue_dir.as_path()).filter(|p| !p.as_os_str().is_empty())
+    }
+}
+
+impl WorkerConfig {
+    /// Pictures worked on at once: the setting, or two a core, so that one decodes while the other infers.
+    pub fn concurrency(&self) -> usize {
+        if self.concurrency > 0 { self.concurrency } else { 2 * cores() }
+    }
+
+    /// ONNX Runtime sessions a model: the setting, or one a core.
+    pub fn sessions(&self) -> usize {
+        if self.sessions > 0 { self.sessions } else { cores() }
+    }
+
+    /// [`WorkerConfig::lease_s`] as a duration.
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs_f64(self.lease_s)
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn user_cache_dir(
+    xdg: Option<std::ffi::OsString>,
+    home: Option<std::ffi::OsString>,
+) -> Result<PathBuf, ConfigError> {
+    let base = xdg.filter(|v| !v.is_empty()).map(PathBuf::from).or_else(|| home.map(|h| Path::new(&h).join(".cache")));
+    base.map(|b| b.join("face-id")).ok_or_else(|| ConfigError::Invalid {
+        setting: "cache_dir",
+        why: "is empty and neither XDG_CACHE_HOME nor HOME is set: set FACE_ID_CACHE_DIR".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_sources(None, pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.models.default_pipeline, "yunet-mobilefacenet");
+        assert!(config.assets_dir().is_none());
+    }
+
+    #[test]
+    fn environment_overrides() {
+        let config = load(&[
+            ("FACE_ID_SERVER__BIND", "127.0.0.1:9"),
+            ("FACE_ID_ASSETS_DIR", "/srv/assets"),
+            ("FACE_ID_WORKER__LEASE_S", "3"),
+            ("FACE_ID_WORKER__HEARTBEAT_S", "1"),
+            ("FACE_ID_MODELS__ACCEPTED_LICENCES", "a,b"),
+        ])
+        .unwrap();
+        assert_eq!(config.server.bind.port(), 9);
+        assert_eq!(config.assets_dir(), Some(Path::new("/srv/assets")));
+        assert!((config.worker.lease_s - 3.0).abs() < f64::EPSILON);
+        assert_eq!(config.models.accepted_licences, ["a", "b"]);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            (("FACE_ID_SERVER__BINDD", "1"), "bindd"),
+            (("FACE_ID_SERVER__BIND", "0.0.0.0:80"), "server.bind"),
+            (("FACE_ID_WORKER__HEARTBEAT_S", "20"), "worker.heartbeat_s"),
+            (("FACE_ID_WORKER__MAX_ATTEMPTS", "0"), "worker.max_attempts"),
+            (("FACE_ID_LOG__FORMAT", "xml"), "xml"),
+        ];
+        for (pair, wanted) in cases {
+            let text = load(&[pair]).unwrap_err().to_string();
+            assert!(text.contains(wanted), "{pair:?} gave {text}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Queries on collections.
+
+use sea_orm::prelude::*;
+use sea_orm::{ActiveValue::Set, QueryOrder, QuerySelect, SqlErr};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::entity::collection::{ActiveModel, Column, Entity, Model};
+use super::{Db, count, execute, now};
+use crate::ids::CollectionId;
+
+/// How a collection decides; stored as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CollectionSettings {
+    /// How often an identify may name somebody for a face that nobody enrolled (false positive identification rate),
+    /// whatever the size of the gallery. The threshold follows from it.
+    pub target_fpir: f64,
+    /// How often a verify may call two persons' faces one person's (false accept rate).
+    pub verify_far: f64,
+    /// A cosine threshold that replaces the one calculated from the rates.
+    pub match_cosine: Option<f32>,
+    /// How many persons an identify names a face at most.
+    pub max_matches: usize,
+}
+
+impl Default for CollectionSettings {
+    fn default() -> Self {
+        Self { target_fpir: 0.01, verify_far: 0.001, match_cosine: None, max_matches: 5 }
+    }
+}
+
+impl CollectionSettings {
+    /// Names the first setting that makes no sense, as (field, why).
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if !(1e-9..=0.5).contains(&self.target_fpir) {
+            return Err(("target_fpir", "must lie between 1e-9 and 0.5"));
+        }
+        if !(1e-9..=0.5).contains(&self.verify_far) {
+            return Err(("verify_far", "must lie between 1e-9 and 0.5"));
+        }
+        if self.match_cosine.is_some_and(|c| !(-1.0..=1.0).contains(&c)) {
+            return Err(("match_cosine", "must lie between -1 and 1"));
+        }
+        if !(1..=100).contains(&self.max_matches) {
+            return Err(("max_matches", "must lie between 1 and 100"));
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// The stored settings.
+    ///
+    /// # Errors
+    /// The row was written by something that is not face-id.
+    pub fn settings(&self) -> Result<CollectionSettings, DbErr> {
+        serde_json::from_str(&self.settings).map_err(|e| DbErr::Json(e.to_string()))
+    }
+}
+
+/// How much a collection holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct CollectionCounts {
+    pub persons: i64,
+    pub faces: i64,
+    pub images: i64,
+}
+
+/// Makes a collection; `None` when its name is taken.
+pub async fn create(
+    db: &Db,
+    name: &str,
+    pipeline: &str,
+    settings: &CollectionSettings,
+) -> Result<Option<Model>, DbErr> {
+    let row = ActiveModel {
+        id: Set(CollectionId::new()),
+        name: Set(name.to_owned()),
+        pipeline: Set(pipeline.to_owned()),
+        settings: Set(to_json(settings)?),
+        created_at: Set(now(&db.write).await?),
+    };
+    match row.insert(&db.write).await {
+        Ok(model) => Ok(Some(model)),
+        Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The collection of that id.
+pub async fn find(conn: &impl ConnectionTrait, id: CollectionId) -> Result<Option<Model>, DbErr> {
+    Entity::find_by_id(id).one(conn).await
+}
+
+/// The collection of that name.
+pub async fn find_by_name(conn: &impl ConnectionTrait, name: &str) -> Result<Option<Model>, DbErr> {
+    Entity::find().filter(Column::Name.eq(name)).one(conn).await
+}
+
+/// Up to `limit` collections whose id comes after `after`, in the order of their ids.
+pub async fn list(db: &Db, after: Option<CollectionId>, limit: u64) -> Result<Vec<Model>, DbErr> {
+    let mut query = Entity::find().order_by_asc(Column::Id).limit(limit);
+    if let Some(after) = after {
+        query = query.filter(Column::Id.gt(after));
+    }
+    query.all(&db.read).await
+}
+
+/// Replaces the settings.
+pub async fn update_settings(db: &Db, id: CollectionId, settings: &CollectionSettings) -> Result<(), DbErr> {
+    let sql = "UPDATE collections SET settings = $1 WHERE id = $2";
+    execute(&db.write, sql, [to_json(settings)?.into(), id.into()]).await?;
+    Ok(())
+}
+
+/// Counts what the collection holds.
+pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr> {
+    let of = async |table: &str| {
+        count(&db.read, &format!("SELECT count(*) AS n FROM {table} WHERE collection_id = $1"), [id.into()]).await
+    };
+    Ok(CollectionCounts { persons: of("persons").await?, faces: of("faces").await?, images: of("images").await? })
+}
+
+/// Deletes the collection and all it holds; its objects are left to the sweeper. False when it is not there.
+pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
+    let txn = db.begin().await?;
+    let orphan = "INSERT INTO orphaned_objects (object_key)
+        SELECT object_key FROM images WHERE collection_id = $1
+        UNION SELECT object_key FROM uploads WHERE collection_id = $1
+        ON CONFLICT DO NOTHING";
+    execute(&txn, orphan, [id.into()]).await?;
+    let deleted = execute(&txn, "DELETE FROM collections WHERE id = $1", [id.into()]).await?;
+    // A claim whose jobs are gone would be found expired for ever.
+    execute(&txn, "DELETE FROM claims WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE claim_id = claims.id)", []).await?;
+    txn.commit().await?;
+    Ok(deleted > 0)
+}
+
+fn to_json(settings: &CollectionSettings) -> Result<String, DbErr> {
+    serde_json::to_string(settings).map_err(|e| DbErr::Json(e.to_string()))
+}

@@ -1,0 +1,46 @@
+//! A face on an image.
+
+use sea_orm::entity::prelude::*;
+
+use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
+
+/// Who said whose face it is.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
+#[sea_orm(rs_type = "String", db_type = "Text")]
+#[serde(rename_all = "snake_case")]
+pub enum AssignedBy {
+    /// An enroll job.
+    #[sea_orm(string_value = "enrolled")]
+    Enrolled,
+    /// A user, by hand.
+    #[sea_orm(string_value = "user")]
+    User,
+    /// A match; such faces form no template, so that a wrong match cannot spread.
+    #[sea_orm(string_value = "auto")]
+    Auto,
+    /// A cluster of unknown faces.
+    #[sea_orm(string_value = "cluster")]
+    Cluster,
+}
+
+/// A row of `faces`.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "faces")]
+#[expect(missing_docs, reason = "the fields are the columns")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: FaceId,
+    pub collection_id: CollectionId,
+    pub image_id: ImageId,
+    pub person_id: Option<PersonId>,
+    pub assigned_by: Option<AssignedBy>,
+    pub created_at: i64,
+}
+
+/// Joins are written as named queries.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

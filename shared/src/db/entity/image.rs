@@ -1,0 +1,26 @@
+//! An image of a collection; the same bytes are one image.
+
+use sea_orm::entity::prelude::*;
+
+use crate::ids::{CollectionId, ImageId};
+
+/// A row of `images`.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "images")]
+#[expect(missing_docs, reason = "the fields are the columns")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: ImageId,
+    pub collection_id: CollectionId,
+    pub sha256: String,
+    pub object_key: String,
+    pub width: i32,
+    pub height: i32,
+    pub created_at: i64,
+}
+
+/// Joins are written as named queries.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -1,0 +1,42 @@
+//! A job; this row is the truth about it.
+
+use sea_orm::entity::prelude::*;
+
+use crate::ids::{ClaimId, CollectionId, JobId};
+use crate::job::{JobKind, JobState, Lane};
+
+/// A row of `jobs`.
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "jobs")]
+#[expect(missing_docs, reason = "the fields are the columns")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: JobId,
+    pub collection_id: CollectionId,
+    pub kind: JobKind,
+    pub lane: Lane,
+    /// Pinned when the job was made.
+    pub pipeline: String,
+    pub state: JobState,
+    /// How many attempts have begun.
+    pub attempt: i32,
+    /// Not before this time.
+    pub run_at: i64,
+    /// When it was last handed to the queue and not yet claimed.
+    pub dispatched_at: Option<i64>,
+    pub claim_id: Option<ClaimId>,
+    /// 0: with others; 1: in a message of its own; 2: with nothing else in the process.
+    pub alone: i32,
+    pub cancel_requested: bool,
+    pub tag: Option<String>,
+    pub version: i64,
+    pub created_at: i64,
+    pub started_at: Option<i64>,
+    pub finished_at: Option<i64>,
+}
+
+/// Joins are written as named queries.
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -1,0 +1,250 @@
+//! Queries on faces, where they lie, and their embeddings.
+
+use sea_orm::prelude::*;
+use sea_orm::{ActiveValue::Set, FromQueryResult, QueryOrder, QuerySelect};
+
+use super::entity::{face, face_geometry};
+use super::{Db, execute, images, now, placeholders, statement};
+use crate::embedding::Embedding;
+use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
+use crate::job::FaceBox;
+
+pub use super::entity::face::AssignedBy;
+
+/// A face as a worker found it, to be stored.
+#[derive(Clone, Debug)]
+pub struct NewFace {
+    /// Where it lies, in upright original pixels.
+    pub face_box: FaceBox,
+    /// Five points as JSON, upright original pixels.
+    pub landmarks: String,
+    /// The detector's score in 0..1.
+    pub score: f32,
+    /// The quality figures as JSON.
+    pub quality: String,
+    /// The vector; `None` where the face is too poor to have one.
+    pub embedding: Option<Embedding>,
+}
+
+/// Which image, detector revision and pipeline new faces belong to.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Origin<'a> {
+    pub collection: CollectionId,
+    pub image: ImageId,
+    pub detector_revision: &'a str,
+    pub pipeline: &'a str,
+}
+
+/// A face with one place where it was seen.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct PlacedFace {
+    pub face: face::Model,
+    pub geometry: face_geometry::Model,
+}
+
+/// Two boxes of one image that overlap by more than this (intersection over union) are one face.
+pub const SAME_FACE_IOU: f32 = 0.5;
+
+/// Intersection over union of two boxes, 0..1.
+pub fn iou(a: &FaceBox, b: &FaceBox) -> f32 {
+    let width = (a.x + a.width).min(b.x + b.width) - a.x.max(b.x);
+    let height = (a.y + a.height).min(b.y + b.height) - a.y.max(b.y);
+    if width <= 0.0 || height <= 0.0 {
+        return 0.0;
+    }
+    let both = width * height;
+    both / (a.width * a.height + b.width * b.height - both)
+}
+
+/// The face of that id in that collection.
+pub async fn find(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    id: FaceId,
+) -> Result<Option<PlacedFace>, DbErr> {
+    let row = face::Entity::find_by_id(id).filter(face::Column::CollectionId.eq(collection)).one(conn).await?;
+    Ok(with_geometry(conn, row.into_iter().collect()).await?.pop())
+}
+
+/// Up to `limit` faces of the collection, or of one person of it, whose id comes after `after`.
+pub async fn list(
+    db: &Db,
+    collection: CollectionId,
+    person: Option<PersonId>,
+    after: Option<FaceId>,
+    limit: u64,
+) -> Result<Vec<PlacedFace>, DbErr> {
+    let mut query = face::Entity::find()
+        .filter(face::Column::CollectionId.eq(collection))
+        .order_by_asc(face::Column::Id)
+        .limit(limit);
+    if let Some(person) = person {
+        query = query.filter(face::Column::PersonId.eq(person));
+    }
+    if let Some(after) = after {
+        query = query.filter(face::Column::Id.gt(after));
+    }
+    let rows = query.all(&db.read).await?;
+    with_geometry(&db.read, rows).await
+}
+
+/// The faces of an image.
+pub async fn of_image(conn: &impl ConnectionTrait, image: ImageId) -> Result<Vec<PlacedFace>, DbErr> {
+    let rows =
+        face::Entity::find().filter(face::Column::ImageId.eq(image)).order_by_asc(face::Column::Id).all(conn).await?;
+    with_geometry(conn, rows).await
+}
+
+/// The ids of a person's faces.
+pub(super) async fn ids_of_person(conn: &impl ConnectionTrait, person: PersonId) -> Result<Vec<FaceId>, DbErr> {
+    let rows = face::Entity::find().filter(face::Column::PersonId.eq(person)).all(conn).await?;
+    Ok(rows.into_iter().map(|r| r.id).collect())
+}
+
+/// The embeddings that one pipeline made of a person's enrolled faces.
+pub async fn embeddings_of_person(
+    conn: &impl ConnectionTrait,
+    person: PersonId,
+    pipeline: &str,
+) -> Result<Vec<(FaceId, Embedding)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        face_id: FaceId,
+        vector: Vec<u8>,
+    }
+    let sql = "SELECT e.face_id, e.vector FROM embeddings e JOIN faces f ON f.id = e.face_id
+        WHERE f.person_id = $1 AND f.assigned_by IN ('enrolled', 'user') AND e.pipeline = $2";
+    let rows = Row::find_by_statement(statement(conn, sql, [person.into(), pipeline.into()])).all(conn).await?;
+    rows.into_iter()
+        .map(|r| Ok((r.face_id, Embedding::from_bytes(&r.vector).map_err(|e| DbErr::Custom(e.to_string()))?)))
+        .collect()
+}
+
+/// Stores each face, or finds the one that already lies at its place on the image (see [`SAME_FACE_IOU`]); returns
+/// the faces in the order given. A face that is there keeps its person; what it lacks (vector, geometry) is added.
+pub async fn place(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &[NewFace]) -> Result<Vec<face::Model>, DbErr> {
+    let mut known = of_image(txn, origin.image).await?;
+    let mut placed = Vec::with_capacity(new.len());
+    for candidate in new {
+        let overlap = |k: &PlacedFace| iou(&k.geometry.face_box(), &candidate.face_box);
+        let best = (0..known.len())
+            .max_by(|a, b| overlap(&known[*a]).total_cmp(&overlap(&known[*b])))
+            .filter(|i| overlap(&known[*i]) > SAME_FACE_IOU);
+        let face = match best {
+            Some(i) => known.swap_remove(i).face,
+            None => insert(txn, origin).await?,
+        };
+        insert_geometry(txn, origin, face.id, candidate).await?;
+        if let Some(embedding) = &candidate.embedding {
+            insert_embedding(txn, origin, face.id, embedding).await?;
+        }
+        placed.push(face);
+    }
+    Ok(placed)
+}
+
+/// Says whose face it is.
+pub async fn assign(
+    txn: &impl ConnectionTrait,
+    face: FaceId,
+    person: PersonId,
+    assigned_by: AssignedBy,
+) -> Result<(), DbErr> {
+    let sql = "UPDATE faces SET person_id = $1, assigned_by = $2 WHERE id = $3";
+    execute(txn, sql, [person.into(), assigned_by.to_value().into(), face.into()]).await?;
+    Ok(())
+}
+
+/// Deletes the face with its vectors. False when it is not there.
+pub async fn delete(db: &Db, collection: CollectionId, id: FaceId) -> Result<bool, DbErr> {
+    let txn = db.begin().await?;
+    if find(&txn, collection, id).await?.is_none() {
+        return Ok(false);
+    }
+    delete_within(&txn, id).await?;
+    txn.commit().await?;
+    Ok(true)
+}
+
+pub(super) async fn delete_within(txn: &impl ConnectionTrait, id: FaceId) -> Result<(), DbErr> {
+    let Some(row) = face::Entity::find_by_id(id).one(txn).await? else { return Ok(()) };
+    face::Entity::delete_by_id(id).exec(txn).await?;
+    images::delete_if_empty(txn, row.image_id).await
+}
+
+async fn insert(txn: &impl ConnectionTrait, origin: Origin<'_>) -> Result<face::Model, DbErr> {
+    face::ActiveModel {
+        id: Set(FaceId::new()),
+        collection_id: Set(origin.collection),
+        image_id: Set(origin.image),
+        person_id: Set(None),
+        assigned_by: Set(None),
+        created_at: Set(now(txn).await?),
+    }
+    .insert(txn)
+    .await
+}
+
+async fn insert_geometry(
+    txn: &impl ConnectionTrait,
+    origin: Origin<'_>,
+    face: FaceId,
+    new: &NewFace,
+) -> Result<(), DbErr> {
+    let sql = "INSERT INTO face_geometry (face_id, detector_revision, x, y, width, height, landmarks, score, quality)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING";
+    let values = [
+        face.into(),
+        origin.detector_revision.into(),
+        new.face_box.x.into(),
+        new.face_box.y.into(),
+        new.face_box.width.into(),
+        new.face_box.height.into(),
+        new.landmarks.clone().into(),
+        new.score.into(),
+        new.quality.clone().into(),
+    ];
+    execute(txn, sql, values).await?;
+    Ok(())
+}
+
+async fn insert_embedding(
+    txn: &impl ConnectionTrait,
+    origin: Origin<'_>,
+    face: FaceId,
+    embedding: &Embedding,
+) -> Result<(), DbErr> {
+    let sql = "INSERT INTO embeddings (pipeline, face_id, collection_id, vector) VALUES ($1, $2, $3, $4)
+        ON CONFLICT DO NOTHING";
+    let values = [origin.pipeline.into(), face.into(), origin.collection.into(), embedding.to_bytes().into()];
+    execute(txn, sql, values).await?;
+    Ok(())
+}
+
+async fn with_geometry(conn: &impl ConnectionTrait, faces: Vec<face::Model>) -> Result<Vec<PlacedFace>, DbErr> {
+    if faces.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The latest revision's row wins where several detectors have seen the face.
+    let sql = format!(
+        "SELECT face_id, detector_revision, x, y, width, height, landmarks, score, quality FROM face_geometry
+         WHERE face_id IN ({}) ORDER BY detector_revision",
+        placeholders(1, faces.len())
+    );
+    let ids = faces.iter().map(|f| f.id.into());
+    let rows = face_geometry::Model::find_by_statement(statement(conn, &sql, ids)).all(conn).await?;
+    let mut by_face: std::collections::HashMap<_, _> = rows.into_iter().map(|g| (g.face_id, g)).collect();
+    Ok(faces
+        .into_iter()
+        .filter_map(|face| by_face.remove(&face.id).map(|geometry| PlacedFace { face, geometry }))
+        .collect())
+}
+
+impl face_geometry::Model {
+    /// The stored box.
+    pub fn face_box(&self) -> FaceBox {
+        FaceBox { x: self.x, y: self.y, width: self.width, height: self.height }
+    }
+}

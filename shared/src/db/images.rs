@@ -1,0 +1,87 @@
+//! Queries on images and on which detector revisions have analysed them.
+
+use sea_orm::prelude::*;
+use sea_orm::{ActiveValue::Set, QueryFilter};
+
+use super::entity::image::{ActiveModel, Column, Entity, Model};
+use super::{count, execute, now};
+use crate::ids::{CollectionId, ImageId};
+use crate::job::ImageRef;
+
+/// The image of that id in that collection.
+pub async fn find(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    id: ImageId,
+) -> Result<Option<Model>, DbErr> {
+    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
+}
+
+/// The image with those bytes in that collection.
+pub async fn find_by_sha256(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    sha256: &str,
+) -> Result<Option<Model>, DbErr> {
+    Entity::find().filter(Column::CollectionId.eq(collection)).filter(Column::Sha256.eq(sha256)).one(conn).await
+}
+
+/// The image with those bytes, made from the upload where it is new; its size is in upright pixels.
+pub async fn find_or_create(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    source: &ImageRef,
+    (width, height): (u32, u32),
+) -> Result<Model, DbErr> {
+    if let Some(found) = find_by_sha256(txn, collection, &source.sha256).await? {
+        return Ok(found);
+    }
+    ActiveModel {
+        id: Set(ImageId::new()),
+        collection_id: Set(collection),
+        sha256: Set(source.sha256.clone()),
+        object_key: Set(source.object_key.clone()),
+        width: Set(i32::try_from(width).unwrap_or(i32::MAX)),
+        height: Set(i32::try_from(height).unwrap_or(i32::MAX)),
+        created_at: Set(now(txn).await?),
+    }
+    .insert(txn)
+    .await
+}
+
+/// Notes that a detector revision has analysed the image; false when that was noted before.
+pub async fn record_analysis(
+    txn: &impl ConnectionTrait,
+    image: ImageId,
+    detector_revision: &str,
+    faces: usize,
+) -> Result<bool, DbErr> {
+    let sql = "INSERT INTO image_analyses (image_id, detector_revision, faces, analysed_at)
+        VALUES ($1, $2, $3, {now}) ON CONFLICT DO NOTHING";
+    let faces = i32::try_from(faces).unwrap_or(i32::MAX);
+    Ok(execute(txn, sql, [image.into(), detector_revision.into(), faces.into()]).await? > 0)
+}
+
+/// Whether a detector revision has analysed the image.
+pub async fn is_analysed(
+    conn: &impl ConnectionTrait,
+    image: ImageId,
+    detector_revision: &str,
+) -> Result<bool, DbErr> {
+    let sql = "SELECT count(*) AS n FROM image_analyses WHERE image_id = $1 AND detector_revision = $2";
+    Ok(count(conn, sql, [image.into(), detector_revision.into()]).await? > 0)
+}
+
+/// Deletes the image if no face and no analysis is left of it, and leaves its object to the sweeper.
+pub(super) async fn delete_if_empty(txn: &impl ConnectionTrait, image: ImageId) -> Result<(), DbErr> {
+    let empty = "id = $1 AND NOT EXISTS (SELECT 1 FROM faces f WHERE f.image_id = images.id)
+        AND NOT EXISTS (SELECT 1 FROM image_analyses a WHERE a.image_id = images.id)";
+    let orphan = format!(
+        "INSERT INTO orphaned_objects (object_key) SELECT object_key FROM images
+         WHERE {empty} AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.object_key = images.object_key)
+         ON CONFLICT DO NOTHING"
+    );
+    execute(txn, &orphan, [image.into()]).await?;
+    execute(txn, &format!("DELETE FROM images WHERE {empty}"), [image.into()]).await?;
+    Ok(())
+}

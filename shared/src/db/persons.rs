@@ -1,0 +1,109 @@
+//! Queries on persons; the collection is always the first argument.
+
+use sea_orm::prelude::*;
+use sea_orm::{ActiveValue::Set, QueryOrder, QuerySelect};
+
+use super::entity::person::{ActiveModel, Column, Entity, Model};
+use super::{Db, count, faces, now};
+use crate::ids::{CollectionId, PersonId};
+use crate::job::PersonRef;
+
+/// The person of that id in that collection.
+pub async fn find(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    id: PersonId,
+) -> Result<Option<Model>, DbErr> {
+    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
+}
+
+/// The persons of those ids in that collection, in no order.
+pub async fn find_many(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    ids: &[PersonId],
+) -> Result<Vec<Model>, DbErr> {
+    Entity::find()
+        .filter(Column::CollectionId.eq(collection))
+        .filter(Column::Id.is_in(ids.iter().copied()))
+        .all(conn)
+        .await
+}
+
+/// The person with that external id in that collection.
+pub async fn find_by_external_id(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    external_id: &str,
+) -> Result<Option<Model>, DbErr> {
+    Entity::find()
+        .filter(Column::CollectionId.eq(collection))
+        .filter(Column::ExternalId.eq(external_id))
+        .one(conn)
+        .await
+}
+
+/// Up to `limit` persons whose id comes after `after`, in the order of their ids.
+pub async fn list(
+    db: &Db,
+    collection: CollectionId,
+    after: Option<PersonId>,
+    limit: u64,
+) -> Result<Vec<Model>, DbErr> {
+    let mut query =
+        Entity::find().filter(Column::CollectionId.eq(collection)).order_by_asc(Column::Id).limit(limit);
+    if let Some(after) = after {
+        query = query.filter(Column::Id.gt(after));
+    }
+    query.all(&db.read).await
+}
+
+/// How many faces the person has.
+pub async fn count_faces(db: &Db, id: PersonId) -> Result<i64, DbErr> {
+    count(&db.read, "SELECT count(*) AS n FROM faces WHERE person_id = $1", [id.into()]).await
+}
+
+/// The person that an enroll job names, made where it is named by a new external id. A given name replaces the old one.
+/// `None`: named by an id that is not there.
+pub async fn find_or_create(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    person: &PersonRef,
+) -> Result<Option<Model>, DbErr> {
+    let (external_id, name) = match person {
+        PersonRef::Id { id } => return find(txn, collection, *id).await,
+        PersonRef::External { external_id, name } => (external_id, name),
+    };
+    match find_by_external_id(txn, collection, external_id).await? {
+        Some(found) if name.is_some() && found.name != *name => {
+            let mut row: ActiveModel = found.into();
+            row.name = Set(name.clone());
+            Ok(Some(row.update(txn).await?))
+        }
+        Some(found) => Ok(Some(found)),
+        None => {
+            let row = ActiveModel {
+                id: Set(PersonId::new()),
+                collection_id: Set(collection),
+                external_id: Set(Some(external_id.clone())),
+                name: Set(name.clone()),
+                created_at: Set(now(txn).await?),
+            };
+            Ok(Some(row.insert(txn).await?))
+        }
+    }
+}
+
+/// Deletes the person with all faces and vectors. False when it is not there.
+pub async fn delete(db: &Db, collection: CollectionId, id: PersonId) -> Result<bool, DbErr> {
+    let txn = db.begin().await?;
+    if find(&txn, collection, id).await?.is_none() {
+        return Ok(false);
+    }
+    for face in faces::ids_of_person(&txn, id).await? {
+        faces::delete_within(&txn, face).await?;
+    }
+    Entity::delete_by_id(id).exec(&txn).await?;
+    txn.commit().await?;
+    Ok(true)
+}

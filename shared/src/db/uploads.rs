@@ -1,0 +1,117 @@
+//! Queries on uploads and on objects that nothing refers to any more.
+
+use std::time::Duration;
+
+use sea_orm::prelude::*;
+use sea_orm::{ActiveValue::Set, FromQueryResult};
+
+use super::entity::upload::{ActiveModel, Column, Entity, Model};
+use super::{Db, execute, micros, now, statement};
+use crate::ids::{CollectionId, JobId, UploadId};
+
+/// What is known of a picture that was just stored.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the fields are the columns")]
+pub struct NewUpload {
+    pub id: UploadId,
+    pub collection: CollectionId,
+    pub object_key: String,
+    pub sha256: String,
+    pub size_bytes: i64,
+    pub content_type: String,
+    pub inline: bool,
+    /// How long it is kept when no job stores it.
+    pub keep: Duration,
+}
+
+/// Records an upload.
+pub async fn create(conn: &impl ConnectionTrait, new: NewUpload) -> Result<Model, DbErr> {
+    let created_at = now(conn).await?;
+    ActiveModel {
+        id: Set(new.id),
+        collection_id: Set(new.collection),
+        object_key: Set(new.object_key),
+        sha256: Set(new.sha256),
+        size_bytes: Set(new.size_bytes),
+        content_type: Set(new.content_type),
+        inline: Set(new.inline),
+        created_at: Set(created_at),
+        expires_at: Set(created_at + micros(new.keep)),
+    }
+    .insert(conn)
+    .await
+}
+
+/// The upload of that id in that collection.
+pub async fn find(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    id: UploadId,
+) -> Result<Option<Model>, DbErr> {
+    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
+}
+
+/// Drops the pictures that came inside a job's own request, once no unfinished job needs them. An object that an image
+/// refers to stays, any other is left to the sweeper.
+pub async fn drop_inline_of_job(txn: &impl ConnectionTrait, job: JobId) -> Result<(), DbErr> {
+    let of_job = "u.inline AND EXISTS (SELECT 1 FROM job_uploads l WHERE l.upload_id = u.id AND l.job_id = $1)
+        AND NOT EXISTS (SELECT 1 FROM job_uploads l JOIN jobs j ON j.id = l.job_id
+            WHERE l.upload_id = u.id AND j.state IN ('queued', 'running'))";
+    drop_where(txn, of_job, vec![job.into()]).await?;
+    Ok(())
+}
+
+/// Drops up to `limit` uploads that expired and that no unfinished job needs; returns how many.
+pub async fn drop_expired(db: &Db, limit: u64) -> Result<u64, DbErr> {
+    let txn = db.begin().await?;
+    let expired = format!(
+        "u.id IN (SELECT x.id FROM uploads x WHERE x.expires_at < {{now}} AND NOT EXISTS (
+            SELECT 1 FROM job_uploads l JOIN jobs j ON j.id = l.job_id
+            WHERE l.upload_id = x.id AND j.state IN ('queued', 'running')) LIMIT {limit})"
+    );
+    let dropped = drop_where(&txn, &expired, vec![]).await?;
+    txn.commit().await?;
+    Ok(dropped)
+}
+
+async fn drop_where(txn: &impl ConnectionTrait, condition: &str, values: Vec<Value>) -> Result<u64, DbErr> {
+    let orphan = format!(
+        "INSERT INTO orphaned_objects (object_key) SELECT u.object_key FROM uploads u
+         WHERE {condition} AND NOT EXISTS (SELECT 1 FROM images i WHERE i.object_key = u.object_key)
+         ON CONFLICT DO NOTHING"
+    );
+    execute(txn, &orphan, values.clone()).await?;
+    let delete = format!("DELETE FROM uploads WHERE id IN (SELECT u.id FROM uploads u WHERE {condition})");
+    execute(txn, &delete, values).await
+}
+
+/// Up to `limit` keys of objects that nothing refers to any more.
+pub async fn orphaned_objects(db: &Db, limit: u64) -> Result<Vec<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        object_key: String,
+    }
+    let sql = format!("SELECT object_key FROM orphaned_objects LIMIT {limit}");
+    let rows = Row::find_by_statement(statement(&db.read, &sql, [])).all(&db.read).await?;
+    Ok(rows.into_iter().map(|r| r.object_key).collect())
+}
+
+/// Marks an object for deletion by the sweeper.
+pub async fn orphan(conn: &impl ConnectionTrait, object_key: &str) -> Result<(), DbErr> {
+    let sql = "INSERT INTO orphaned_objects (object_key) VALUES ($1) ON CONFLICT DO NOTHING";
+    execute(conn, sql, [object_key.into()]).await?;
+    Ok(())
+}
+
+/// Forgets an orphaned object, once it is deleted.
+pub async fn forget_orphan(db: &Db, object_key: &str) -> Result<(), DbErr> {
+    execute(&db.write, "DELETE FROM orphaned_objects WHERE object_key = $1", [object_key.into()]).await?;
+    Ok(())
+}
+
+/// Whether a row refers to this object.
+pub async fn is_referenced(db: &Db, object_key: &str) -> Result<bool, DbErr> {
+    let sql = "SELECT (SELECT count(*) FROM uploads WHERE object_key = $1)
+        + (SELECT count(*) FROM images WHERE object_key = $1) AS n";
+    Ok(super::count(&db.read, sql, [object_key.into()]).await? > 0)
+}

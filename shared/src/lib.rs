@@ -1,0 +1,22 @@
+//! What the API and the worker both need. In reading order:
+//!
+//! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logging set-up
+//! - [`catalogue`]: the pipelines (detector + alignment + model) that can be run
+//! - [`job`]: kinds, arguments, states and answers of jobs; [`embedding`]: a model's vector of one face
+//! - [`db`]: entities and named queries, the job state machine among them
+//! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
+//! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
+//! - [`finished`]: who waits for a job hears that it is done
+
+pub mod catalogue;
+pub mod config;
+pub mod db;
+pub mod dispatch;
+pub mod embedding;
+pub mod face_index;
+pub mod finished;
+pub mod ids;
+pub mod job;
+pub mod objects;
+pub mod queue;
+pub mod telemetry;

@@ -1,0 +1,307 @@
+//! Bytes of a photograph to an upright [`Picture`], refusing what is hostile, broken or too large.
+//!
+//! The format is taken from the magic bytes only: jpeg, png, webp. Size limits are checked on the file's own header
+//! before any pixel memory is asked for. A file cut short is an error even where a viewer would fill the rest with grey.
+//! Transparent pixels are laid on white, as a page shows them. Of an animated webp the first frame is taken.
+
+use std::io::{Cursor, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use image::codecs::{jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::{DynamicImage, ImageDecoder, ImageError};
+
+use crate::vision::Picture;
+
+/// What a picture may cost at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeLimits {
+    /// Largest file in bytes.
+    pub max_bytes: usize,
+    /// Most pixels, width times height.
+    pub max_pixels: u64,
+    /// Longest side in pixels.
+    pub max_side: u32,
+}
+
+/// Why bytes did not become a picture. All of these are true answers about the input: trying again cannot help.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// No bytes at all.
+    #[error("the image is empty; send the bytes of a jpeg, png or webp file")]
+    Empty,
+    /// The first bytes are those of no supported format.
+    #[error("the image is neither jpeg, png nor webp by its first bytes; convert it to one of these")]
+    UnsupportedFormat,
+    /// The file ends before the picture does.
+    #[error("the {format} image ends before its last pixel; send the whole file")]
+    Truncated {
+        /// jpeg, png or webp.
+        format: &'static str,
+    },
+    /// The decoder gave up.
+    #[error("the {format} image cannot be decoded; save it anew with an image editor")]
+    Unreadable {
+        /// jpeg, png or webp.
+        format: &'static str,
+        /// What the decoder said; absent where it panicked or found no picture size.
+        source: Option<ImageError>,
+    },
+    /// More bytes than allowed.
+    #[error("the image has {size_bytes} bytes and {max_bytes} are allowed; send a smaller file")]
+    TooManyBytes {
+        /// Size of the file.
+        size_bytes: usize,
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// More pixels or a longer side than allowed.
+    #[error("the image is {width}x{height} and {max_pixels} pixels with sides up to {max_side} are allowed; shrink it")]
+    TooManyPixels {
+        /// Width in the file's header.
+        width: u32,
+        /// Height in the file's header.
+        height: u32,
+        /// The limit of width times height.
+        max_pixels: u64,
+        /// The limit of either side.
+        max_side: u32,
+    },
+}
+
+impl DecodeError {
+    /// The stable code that a job's problem carries.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Empty => "image_empty",
+            Self::UnsupportedFormat => "image_unsupported_format",
+            Self::Truncated { .. } => "image_truncated",
+            Self::Unreadable { .. } => "image_unreadable",
+            Self::TooManyBytes { .. } | Self::TooManyPixels { .. } => "image_too_large",
+        }
+    }
+}
+
+/// Decodes a jpeg, png or webp file to upright RGB.
+///
+/// Grey, palette, 16-bit, CMYK and transparent files succeed; EXIF orientation is applied.
+pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    if bytes.len() > limits.max_bytes {
+        return Err(DecodeError::TooManyBytes {
+            size_bytes: bytes.len(),
+            max_bytes: limits.max_bytes,
+        });
+    }
+    let format = Format::guess(bytes).ok_or(DecodeError::UnsupportedFormat)?;
+    // The decoders are young and their input hostile; a panic of theirs is that picture's problem, not the process'.
+    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits))).unwrap_or(Err(
+        DecodeError::Unreadable {
+            format: format.name(),
+            source: None,
+        },
+    ))
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Jpeg,
+    Png,
+    WebP,
+}
+
+impl Format {
+    fn guess(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Some(Self::Png),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpeg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+        }
+    }
+
+    fn truncated(self) -> DecodeError {
+        DecodeError::Truncated {
+            format: self.name(),
+        }
+    }
+
+    fn refused(self, error: ImageError) -> DecodeError {
+        match error {
+            ImageError::IoError(cause) if cause.kind() == ErrorKind::UnexpectedEof => {
+                self.truncated()
+            }
+            source => DecodeError::Unreadable {
+                format: self.name(),
+                source: Some(source),
+            },
+        }
+    }
+}
+
+fn decode_as(
+    format: Format,
+    bytes: &[u8],
+    limits: &DecodeLimits,
+) -> Result<Picture, DecodeError> {
+    match format {
+        Format::Jpeg => {
+            let outline = JpegOutline::read(bytes);
+            if let Some((width, height)) = outline.size {
+                limits.check(width, height)?;
+            }
+            if !outline.complete {
+                return Err(format.truncated());
+            }
+            let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(|e| format.refused(e))?;
+            read_upright(format, decoder, limits)
+        }
+        Format::Png => {
+            let (width, height) = png_size(bytes).ok_or_else(|| format.truncated())?;
+            limits.check(width, height)?;
+            let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits.allocation())
+                .map_err(|e| format.refused(e))?;
+            read_upright(format, decoder, limits)
+        }
+        Format::WebP => {
+            if !riff_is_complete(bytes) {
+                return Err(format.truncated());
+            }
+            let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|e| format.refused(e))?;
+            read_upright(format, decoder, limits)
+        }
+    }
+}
+
+fn read_upright(
+    format: Format,
+    mut decoder: impl ImageDecoder,
+    limits: &DecodeLimits,
+) -> Result<Picture, DecodeError> {
+    let (width, height) = decoder.dimensions();
+    limits.check(width, height)?;
+    decoder
+        .set_limits(limits.allocation())
+        .map_err(|e| format.refused(e))?;
+    // A broken EXIF block says nothing about the pixels.
+    let orientation = decoder
+        .orientation()
+        .unwrap_or(image::metadata::Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| format.refused(e))?;
+    image = DynamicImage::ImageRgb8(match image {
+        DynamicImage::ImageRgb8(rgb) => rgb,
+        other if other.color().has_alpha() => on_white(&other.into_rgba8()),
+        other => other.into_rgb8(),
+    });
+    image.apply_orientation(orientation);
+    Ok(Picture {
+        width: image.width(),
+        height: image.height(),
+        rgb: image.into_rgb8().into_raw(),
+    })
+}
+
+fn on_white(rgba: &image::RgbaImage) -> image::RgbImage {
+    let mut rgb = image::RgbImage::new(rgba.width(), rgba.height());
+    for (to, from) in rgb.pixels_mut().zip(rgba.pixels()) {
+        let [colour @ .., alpha] = from.0;
+        let alpha = u16::from(alpha);
+        to.0 = colour.map(|value| {
+            let mixed = (u16::from(value) * alpha + 255 * (255 - alpha) + 127) / 255;
+            u8::try_from(mixed).unwrap_or(u8::MAX)
+        });
+    }
+    rgb
+}
+
+impl DecodeLimits {
+    fn check(&self, width: u32, height: u32) -> Result<(), DecodeError> {
+        let pixels = u64::from(width) * u64::from(height);
+        if width.max(height) <= self.max_side && pixels <= self.max_pixels {
+            return Ok(());
+        }
+        Err(DecodeError::TooManyPixels {
+            width,
+            height,
+            max_pixels: self.max_pixels,
+            max_side: self.max_side,
+        })
+    }
+
+    /// What a decoder itself may take: the largest pixel here has 8 bytes (16-bit RGBA); the rest is its working room.
+    fn allocation(&self) -> image::Limits {
+        let mut limits = image::Limits::default();
+        limits.max_image_width = Some(self.max_side);
+        limits.max_image_height = Some(self.max_side);
+        limits.max_alloc = Some(self.max_pixels.saturating_mul(8) + (64 << 20));
+        limits
+    }
+}
+
+/// Width and height of a png's IHDR, which by the format is the first chunk.
+fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let word = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    Some((word(16)?, word(20)?))
+}
+
+/// Whether a RIFF file is as long as its header says.
+fn riff_is_complete(bytes: &[u8]) -> bool {
+    bytes
+        .get(4..8)
+        .and_then(|size| size.try_into().ok())
+        .is_some_and(|size| bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes(size)))
+}
+
+/// What the markers of a jpeg file say. The decoder accepts a file without an end and fills the rest with grey, so
+/// the end is looked for here (ITU-T T.81, annex B); a thumbnail's own end inside an APPn segment does not count.
+#[derive(Default)]
+struct JpegOutline {
+    size: Option<(u32, u32)>,
+    complete: bool,
+}
+
+impl JpegOutline {
+    fn read(bytes: &[u8]) -> Self {
+        let mut outline = Self::default();
+        let mut rest = bytes.get(2..).unwrap_or_default();
+        while let Some(at) = rest.iter().position(|&byte| byte == 0xFF) {
+            rest = &rest[at + 1..];
+            match rest.first() {
+                Some(0xD9) => {
+                    outline.complete = true;
+                    return outline;
+                }
+                // Stuffed data, restart markers, TEM and fill bytes carry no length.
+                Some(0x00 | 0x01 | 0xD0..=0xD8 | 0xFF) => {}
+                Some(&marker) => {
+                    let Some(&[high, low]) = rest.get(1..3) else {
+                        return outline;
+                    };
+                    let length = usize::from(u16::from_be_bytes([high, low]));
+                    // SOF0 to SOF15 without DHT, JPG and DAC, which share the range.
+                    if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
+                        if let Some(&[y1, y0, x1, x0]) = rest.get(4..8) {
+                            let side = |high, low| u32::from(u16::from_be_bytes([high, low]));
+                            outline.size = Some((side(x1, x0), side(y1, y0)));
+                        }
+                    }
+                    rest = rest.get(1 + length..).unwrap_or_default();
+                }
+                None => return outline,
+            }
+        }
+        outline
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! The pure half of a pipeline: pixels and tensors in, faces and vectors out.
+//!
+//! No input or output, no async, no clock: bytes are decoded to an upright [`Picture`], the picture becomes detector
+//! inputs, detector outputs become [`Detection`]s, each of those an aligned crop with its [`quality`] and a
+//! recognizer input. Running the models between these steps belongs to `crate::analysis`.
+
+pub mod align;
+pub mod choose;
+pub mod decode;
+pub mod detect;
+mod nms;
+pub mod quality;
+mod scrfd;
+pub mod tensor;
+mod yunet;
+
+/// Pixels as a viewer shows them: upright, 8 bits a channel, R G B interleaved, rows from the top, no padding.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// `width * height * 3` bytes.
+    pub rgb: Vec<u8>,
+}
+
+/// A rectangle in upright original pixels; it may reach outside the picture.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct BoundingBox {
+    /// Left edge.
+    pub x: f32,
+    /// Top edge.
+    pub y: f32,
+    /// Width, never negative.
+    pub width: f32,
+    /// Height, never negative.
+    pub height: f32,
+}
+
+/// Five points of a face in upright original pixels: image-left eye, image-right eye, nose tip, image-left mouth
+/// corner, image-right mouth corner. "Image-left eye" is the person's right one in a frontal, unmirrored picture.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Landmarks(pub [[f32; 2]; 5]);
+
+/// One face as the detector saw it, in upright original pixels.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Detection {
+    /// Where the face is.
+    pub bounding_box: BoundingBox,
+    /// Its five points.
+    pub landmarks: Landmarks,
+    /// The detector's confidence, 0..1, on the scale of that detector family.
+    pub score: f32,
+}
+
+impl std::fmt::Debug for Picture {
+    // Pixels are biometric data: a stray `{:?}` must not print them.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Picture({}x{})", self.width, self.height)
+    }
+}
+
+impl BoundingBox {
+    /// Area in square pixels.
+    pub fn area(&self) -> f32 {
+        self.width * self.height
+    }
+
+    /// The middle as `[x, y]`.
+    pub fn center(&self) -> [f32; 2] {
+        [self.x + self.width / 2.0, self.y + self.height / 2.0]
+    }
+
+    /// Intersection over union with another box, 0..1; 0 where both are empty.
+    pub fn iou(&self, other: &Self) -> f32 {
+        let width = (self.x + self.width).min(other.x + other.width) - self.x.max(other.x);
+        let height = (self.y + self.height).min(other.y + other.height) - self.y.max(other.y);
+        let intersection = width.max(0.0) * height.max(0.0);
+        let union = self.area() + other.area() - intersection;
+        if union > 0.0 {
+            intersection / union
+        } else {
+            0.0
+        }
+    }
+}
+
+impl Detection {
+    /// The same face after `[x, y]` of every point is multiplied by `factor`.
+    pub(crate) fn scaled(&self, factor: [f32; 2]) -> Self {
+        let [x, y] = factor;
+        Self {
+            bounding_box: BoundingBox {
+                x: self.bounding_box.x * x,
+                y: self.bounding_box.y * y,
+                width: self.bounding_box.width * x,
+                height: self.bounding_box.height * y,
+            },
+            landmarks: Landmarks(self.landmarks.0.map(|point| [point[0] * x, point[1] * y])),
+            score: self.score,
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! How fit a face is for recognition: measures of one face, and the gates that turn them into reasons.
+
+use serde::{Deserialize, Serialize};
+
+use crate::vision::{Detection, Landmarks, Picture};
+
+/// Measures of one face. Angles are estimates from five points, good to about ten degrees.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// The detector's score.
+    pub score: f32,
+    /// Shorter side of the face's box in original pixels.
+    pub face_size_px: f32,
+    /// Energy of the Laplacian over that of the luma itself, on the aligned crop; about 0 (blurred) to 2. A ratio, so
+    /// that a dark or flat picture does not count as blurred.
+    pub sharpness: f32,
+    /// Head turned: above 0 where the nose points to the image's right.
+    pub yaw_deg: f32,
+    /// Head nodded: above 0 where the nose points down.
+    pub pitch_deg: f32,
+    /// Head tilted: above 0 where the image-right eye is lower.
+    pub roll_deg: f32,
+    /// Mean luma of the aligned crop, 0..255.
+    pub brightness: f32,
+    /// Share of its pixels that are almost black, 0..1.
+    pub dark_fraction: f32,
+    /// Share of its pixels that are almost white, 0..1.
+    pub bright_fraction: f32,
+}
+
+/// Why a face is not used. The serialised names are stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QualityReason {
+    /// The detector is not sure that this is a face.
+    LowScore,
+    /// Too few pixels.
+    TooSmall,
+    /// Out of focus, moved, or enlarged from very few pixels.
+    TooBlurred,
+    /// Underexposed.
+    TooDark,
+    /// Overexposed.
+    TooBright,
+    /// Turned or nodded too far from the camera.
+    ExtremePose,
+}
+
+/// The least that a face must have; see [`Gate::identify`] and [`Gate::enroll`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gate {
+    /// Lowest detector score.
+    pub min_score: f32,
+    /// Smallest [`Quality::face_size_px`].
+    pub min_face_px: f32,
+    /// Lowest [`Quality::sharpness`].
+    pub min_sharpness: f32,
+    /// Lowest [`Quality::brightness`].
+    pub min_brightness: f32,
+    /// Highest [`Quality::brightness`].
+    pub max_brightness: f32,
+    /// Highest [`Quality::dark_fraction`] and [`Quality::bright_fraction`].
+    pub max_clipped: f32,
+    /// Highest absolute [`Quality::yaw_deg`].
+    pub max_yaw_deg: f32,
+    /// Highest absolute [`Quality::pitch_deg`].
+    pub max_pitch_deg: f32,
+}
+
+/// How far the nose tip stands out of the plane of eyes and mouth, in distances between the eyes: about 28 mm of
+/// 63 mm in an adult.
+const NOSE_DEPTH: f32 = 0.45;
+/// Where the nose tip lies between eye line and mouth line in a face seen from the front: the alignment template's
+/// (71.74 - 51.60) / (92.28 - 51.60).
+const NOSE_HEIGHT: f32 = 0.495;
+/// Luma up to here is almost black, and from 255 minus here almost white.
+const CLIPPED_LUMA: u8 = 8;
+
+impl Quality {
+    /// Measures a face from where it was found and its aligned crop.
+    pub fn measure(detection: &Detection, crop: &Picture) -> Self {
+        let luma = Luma::of_center(crop);
+        let pose = Pose::estimate(&detection.landmarks);
+        Self {
+            score: detection.score,
+            face_size_px: detection.bounding_box.width.min(detection.bounding_box.height),
+            sharpness: luma.sharpness(),
+            yaw_deg: pose.yaw_deg,
+            pitch_deg: pose.pitch_deg,
+            roll_deg: pose.roll_deg,
+            brightness: luma.mean(),
+            dark_fraction: luma.share(|value| value <= CLIPPED_LUMA),
+            bright_fraction: luma.share(|value| value >= 255 - CLIPPED_LUMA),
+        }
+    }
+
+    /// What keeps the face from passing `gate`; empty where it passes.
+    pub fn reasons(&self, gate: &Gate) -> Vec<QualityReason> {
+        let dark = self.brightness < gate.min_brightness || self.dark_fraction > gate.max_clipped;
+        let bright = self.brightness > gate.max_brightness || self.bright_fraction > gate.max_clipped;
+        let turned = self.yaw_deg.abs() > gate.max_yaw_deg || self.pitch_deg.abs() > gate.max_pitch_deg;
+        [
+            (self.score < gate.min_score, QualityReason::LowScore),
+            (self.face_size_px < gate.min_face_px, QualityReason::TooSmall),
+            (self.sharpness < gate.min_sharpness, QualityReason::TooBlurred),
+            (dark, QualityReason::TooDark),
+            (bright, QualityReason::TooBright),
+            (turned, QualityReason::ExtremePose),
+        ]
+        .into_iter()
+        .filter_map(|(failed, reason)| failed.then_some(reason))
+        .collect()
+    }
+}
+
+impl Gate {
+    /// For a face that is looked up or indexed: keeps out what cannot be recognised at all. `min_score` is the
+    /// detector's `match_score`.
+    pub fn identify(min_score: f32) -> Self {
+        Self {
+            min_score,
+            min_face_px: 24.0,
+            min_sharpness: 0.02,
+            min_brightness: 25.0,
+            max_brightness: 235.0,
+            max_clipped: 0.6,
+            max_yaw_deg: 70.0,
+            max_pitch_deg: 60.0,
+        }
+    }
+
+    /// For a face that others are compared with from then on. `min_score` is the detector's `match_score`.
+    pub fn enroll(min_score: f32) -> Self {
+        Self {
+            min_score,
+            min_face_px: 48.0,
+            min_sharpness: 0.03,
+            min_brightness: 40.0,
+            max_brightness: 220.0,
+            max_clipped: 0.4,
+            max_yaw_deg: 50.0,
+            max_pitch_deg: 45.0,
+        }
+    }
+}
+
+/// Head angles in degrees, signs as in [`Quality`].
+struct Pose {
+    yaw_deg: f32,
+    pitch_deg: f32,
+    roll_deg: f32,
+}
+
+impl Pose {
+    fn estimate(landmarks: &Landmarks) -> Self {
+        let [left_eye, right_eye, nose, left_mouth, right_mouth] = landmarks.0;
+        let across = [right_eye[0] - left_eye[0], right_eye[1] - left_eye[1]];
+        let eyes = middle(left_eye, right_eye);
+        let mouth = middle(left_mouth, right_mouth);
+        let down = [mouth[0] - eyes[0], mouth[1] - eyes[1]];
+        let roll = across[1].atan2(across[0]);
+        // The nose in a frame of the face: right along the eye line, down along eyes to mouth.
+        let (sin, cos) = roll.sin_cos();
+        let turn = |point: [f32; 2]| [point[0] * cos + point[1] * sin, point[1] * cos - point[0] * sin];
+        let nose = turn([nose[0] - eyes[0], nose[1] - eyes[1]]);
+        let down = turn(down);
+        let (eye_distance, face_height) = (across[0].hypot(across[1]).max(1e-3), down[1].abs().max(1e-3));
+        let share = nose[1] / face_height;
+        let sideways = (nose[0] - down[0] * share.clamp(0.0, 1.0)) / eye_distance;
+        // Turning narrows the eye distance and nodding the face's height, so each ratio grows with the tangent.
+        let upright_ratio = face_height / eye_distance * yaw_cosine(sideways);
+        Self {
+            yaw_deg: (sideways / NOSE_DEPTH).atan().to_degrees(),
+            pitch_deg: ((share - NOSE_HEIGHT) * upright_ratio / NOSE_DEPTH).atan().to_degrees(),
+            roll_deg: roll.to_degrees(),
+        }
+    }
+}
+
+/// Cosine of the yaw that moves the nose `sideways` eye distances.
+fn yaw_cosine(sideways: f32) -> f32 {
+    (sideways / NOSE_DEPTH).hypot(1.0).recip()
+}
+
+fn middle(one: [f32; 2], other: [f32; 2]) -> [f32; 2] {
+    [f32::midpoint(one[0], other[0]), f32::midpoint(one[1], other[1])]
+}
+
+/// Brightness values of a crop's middle three quarters, which are face in every alignment.
+struct Luma {
+    width: usize,
+    values: Vec<u8>,
+}
+
+impl Luma {
+    fn of_center(crop: &Picture) -> Self {
+        let (width, height) = (crop.width as usize, crop.height as usize);
+        let (left, top) = (width / 8, height / 8);
+        let (pixels, _) = crop.rgb.as_chunks::<3>();
+        let values = pixels
+            .chunks_exact(width.max(1))
+            .take(height - top)
+            .skip(top)
+            .flat_map(|row| &row[left..width - left])
+            // ITU-R BT.601 in 256ths.
+            .map(|&[r, g, b]| ((77 * u32::from(r) + 150 * u32::from(g) + 29 * u32::from(b)) >> 8) as u8)
+            .collect();
+        Self { width: width - 2 * left, values }
+    }
+
+    fn mean(&self) -> f32 {
+        self.values.iter().map(|&value| u32::from(value)).sum::<u32>() as f32 / self.values.len().max(1) as f32
+    }
+
+    fn share(&self, wanted: impl Fn(u8) -> bool) -> f32 {
+        self.values.iter().filter(|&&value| wanted(value)).count() as f32 / self.values.len().max(1) as f32
+    }
+
+    fn sharpness(&self) -> f32 {
+        let rows: Vec<&[u8]> = self.values.chunks_exact(self.width.max(1)).collect();
+        let mut edges = Spread::default();
+        for three in rows.windows(3) {
+            for (x, around) in three[1].windows(3).enumerate() {
+                let [above, below] = [three[0][x + 1], three[2][x + 1]].map(i32::from);
+                let [left, here, right] = [around[0], around[1], around[2]].map(i32::from);
+                edges.add(4 * here - left - right - above - below);
+            }
+        }
+        let mut luma = Spread::default();
+        self.values.iter().for_each(|&value| luma.add(i32::from(value)));
+        edges.variance() / luma.variance().max(1.0)
+    }
+}
+
+#[derive(Default)]
+struct Spread {
+    count: i64,
+    sum: i64,
+    squares: i64,
+}
+
+impl Spread {
+    fn add(&mut self, value: i32) {
+        let value = i64::from(value);
+        self.count += 1;
+        self.sum += value;
+        self.squares += value * value;
+    }
+
+    fn variance(&self) -> f32 {
+        let count = self.count.max(1) as f32;
+        let mean = self.sum as f32 / count;
+        (self.squares as f32 / count - mean * mean).max(0.0)
+    }
+}
