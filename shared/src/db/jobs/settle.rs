@@ -1,0 +1,156 @@
+//! The end of an attempt. The caller's own rows (faces, vectors) go into the same transaction, between
+//! [`fence`] and [`finish`].
+
+use std::time::Duration;
+
+use sea_orm::FromQueryResult;
+use sea_orm::prelude::*;
+
+use super::transition::{Move, transition};
+use crate::db::{Db, execute, statement, uploads};
+use crate::ids::{ClaimId, JobId};
+use crate::job::{JobState, Problem};
+
+/// Whether an attempt may still write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// It may.
+    Held,
+    /// A client cancelled the job: finish it as [`Outcome::Cancelled`].
+    Cancelled,
+    /// The claim was taken away: write nothing.
+    Lost,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// With this result.
+    Succeeded(serde_json::Value),
+    /// With a true negative answer about its input.
+    Rejected(Problem),
+    /// Without an answer.
+    Failed(Problem),
+    /// Because a client asked for it.
+    Cancelled,
+}
+
+/// What a client's wish to cancel did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    /// The job was waiting and is cancelled.
+    Done,
+    /// The job is running; its worker has been told.
+    Requested,
+    /// The job had ended before.
+    AlreadyFinished,
+}
+
+/// Checks the claim inside the transaction that is about to write the job's results.
+pub async fn fence(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId) -> Result<Fence, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        cancel_requested: bool,
+    }
+    let sql = "SELECT cancel_requested FROM jobs WHERE id = $1 AND claim_id = $2 AND state = 'running'";
+    let row = Row::find_by_statement(statement(txn, sql, [job.into(), claim.into()])).one(txn).await?;
+    Ok(match row {
+        None => Fence::Lost,
+        Some(Row { cancel_requested: true }) => Fence::Cancelled,
+        Some(Row { cancel_requested: false }) => Fence::Held,
+    })
+}
+
+/// Ends the job; false (and nothing written) when the claim was taken away.
+pub async fn finish(
+    txn: &impl ConnectionTrait,
+    claim: ClaimId,
+    job: JobId,
+    outcome: &Outcome,
+) -> Result<bool, DbErr> {
+    let (state, result, problem) = match outcome {
+        Outcome::Succeeded(result) => (JobState::Succeeded, Some(result.to_string()), None),
+        Outcome::Rejected(problem) => (JobState::Rejected, None, Some(problem)),
+        Outcome::Failed(problem) => (JobState::Failed, None, Some(problem)),
+        Outcome::Cancelled => (JobState::Cancelled, None, None),
+    };
+    if transition(txn, &[job], Move::Finish(claim, state)).await?.is_empty() {
+        return Ok(false);
+    }
+    let sql = "UPDATE job_payloads SET result = $1, problem = $2 WHERE job_id = $3";
+    execute(txn, sql, [result.into(), problem.map(problem_json).transpose()?.into(), job.into()]).await?;
+    uploads::drop_inline_of_job(txn, job).await?;
+    close_if_empty(txn, claim).await?;
+    Ok(true)
+}
+
+/// Puts the job back for another attempt after `delay`, with the reason of this one's failure. False when it was
+/// cancelled or taken away meanwhile.
+pub async fn retry(
+    db: &Db,
+    claim: ClaimId,
+    job: JobId,
+    delay: Duration,
+    problem: &Problem,
+) -> Result<bool, DbErr> {
+    let txn = db.begin().await?;
+    let moved = !transition(&txn, &[job], Move::Retry(claim, delay)).await?.is_empty();
+    if moved {
+        let sql = "UPDATE job_payloads SET problem = $1 WHERE job_id = $2";
+        execute(&txn, sql, [problem_json(problem)?.into(), job.into()]).await?;
+    }
+    finish_cancelled(&txn, claim, &[job]).await?;
+    close_if_empty(&txn, claim).await?;
+    txn.commit().await?;
+    Ok(moved)
+}
+
+/// Gives jobs back because the worker stops; the attempt does not count.
+pub async fn release(db: &Db, claim: ClaimId, jobs: &[JobId]) -> Result<(), DbErr> {
+    let txn = db.begin().await?;
+    transition(&txn, jobs, Move::Release(claim)).await?;
+    finish_cancelled(&txn, claim, jobs).await?;
+    close_if_empty(&txn, claim).await?;
+    txn.commit().await
+}
+
+/// Cancels a job: at once while it waits, by asking its worker while it runs.
+pub async fn cancel(db: &Db, job: JobId) -> Result<Cancel, DbErr> {
+    let txn = db.begin().await?;
+    let cancelled = transition(&txn, &[job], Move::CancelQueued).await?;
+    if !cancelled.is_empty() {
+        execute(&txn, "UPDATE job_payloads SET problem = NULL WHERE job_id = $1", [job.into()]).await?;
+        uploads::drop_inline_of_job(&txn, job).await?;
+        txn.commit().await?;
+        return Ok(Cancel::Done);
+    }
+    let sql = "UPDATE jobs SET cancel_requested = TRUE, version = version + 1 WHERE id = $1 AND state = 'running'";
+    let asked = execute(&txn, sql, [job.into()]).await? > 0;
+    txn.commit().await?;
+    Ok(if asked { Cancel::Requested } else { Cancel::AlreadyFinished })
+}
+
+/// Ends those of `jobs` that a client wanted cancelled while they ran; returns them.
+pub(super) async fn finish_cancelled(
+    txn: &impl ConnectionTrait,
+    claim: ClaimId,
+    jobs: &[JobId],
+) -> Result<Vec<JobId>, DbErr> {
+    let mut ended = Vec::new();
+    for job in jobs {
+        if fence(txn, claim, *job).await? == Fence::Cancelled && finish(txn, claim, *job, &Outcome::Cancelled).await? {
+            ended.push(*job);
+        }
+    }
+    Ok(ended)
+}
+
+pub(super) async fn close_if_empty(txn: &impl ConnectionTrait, claim: ClaimId) -> Result<(), DbErr> {
+    let sql = "DELETE FROM claims WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE claim_id = $1)";
+    execute(txn, sql, [claim.into()]).await?;
+    Ok(())
+}
+
+fn problem_json(problem: &Problem) -> Result<String, DbErr> {
+    serde_json::to_string(problem).map_err(|e| DbErr::Json(e.to_string()))
+}

@@ -1,0 +1,164 @@
+//! What every [`FaceIndex`] promises, as a suite that each implementation runs.
+
+use std::sync::Arc;
+
+use super::{FaceIndex, Gallery};
+use crate::db::collections::{self, CollectionSettings};
+use crate::db::faces::{self, AssignedBy, NewFace, Origin};
+use crate::db::{Db, images, persons, uploads};
+use crate::embedding::Embedding;
+use crate::ids::{CollectionId, FaceId, PersonId, UploadId};
+use crate::job::{FaceBox, ImageRef, PersonRef};
+
+const PIPELINE: &str = "contract";
+
+/// Runs the suite on collections of its own in `db`.
+///
+/// # Panics
+/// The index breaks a promise.
+pub async fn run(db: &Db, index: Arc<dyn FaceIndex>) {
+    finds_the_nearest_persons(db, &*index).await;
+    follows_changes(db, &*index).await;
+    keeps_galleries_apart(db, &*index).await;
+    agrees_with_a_plain_scan(db, &*index).await;
+}
+
+async fn gallery(db: &Db) -> Gallery {
+    let name = format!("contract-{}", CollectionId::new());
+    let made = collections::create(db, &name, PIPELINE, &CollectionSettings::default()).await.expect("create");
+    Gallery { collection: made.expect("the name is new").id, pipeline: PIPELINE.to_owned() }
+}
+
+fn vector(values: &[f32]) -> Embedding {
+    Embedding::normalised(values.to_vec()).expect("a test's vector is none of zeros")
+}
+
+/// Stores a face with a vector, under a person where `external_id` is given.
+async fn store(
+    db: &Db,
+    gallery: &Gallery,
+    external_id: Option<&str>,
+    assigned_by: AssignedBy,
+    embedding: Embedding,
+) -> (FaceId, Option<PersonId>) {
+    let txn = db.begin().await.expect("begin");
+    let upload_id = UploadId::new();
+    let source = ImageRef { upload_id, object_key: format!("k/{upload_id}"), sha256: upload_id.to_string() };
+    let image = images::find_or_create(&txn, gallery.collection, &source, (10, 10)).await.expect("image");
+    let new = NewFace {
+        face_box: FaceBox { x: 0.0, y: 0.0, width: 5.0, height: 5.0 },
+        landmarks: "[]".to_owned(),
+        score: 0.9,
+        quality: "{}".to_owned(),
+        embedding: Some(embedding),
+    };
+    let origin = Origin {
+        collection: gallery.collection,
+        image: image.id,
+        detector_revision: "contract",
+        pipeline: &gallery.pipeline,
+    };
+    let face = faces::place(&txn, origin, &[new]).await.expect("place")[0].id;
+    let mut person = None;
+    if let Some(external_id) = external_id {
+        let named = PersonRef::External { external_id: external_id.to_owned(), name: None };
+        let found = persons::find_or_create(&txn, gallery.collection, &named).await.expect("person");
+        let id = found.expect("a person named by an external id is made").id;
+        faces::assign(&txn, face, id, assigned_by).await.expect("assign");
+        person = Some(id);
+    }
+    txn.commit().await.expect("commit");
+    (face, person)
+}
+
+async fn enroll(db: &Db, gallery: &Gallery, external_id: &str, embedding: Embedding) -> (FaceId, PersonId) {
+    let (face, person) = store(db, gallery, Some(external_id), AssignedBy::Enrolled, embedding).await;
+    (face, person.expect("an enrolled face has a person"))
+}
+
+async fn finds_the_nearest_persons(db: &Db, index: &dyn FaceIndex) {
+    let gallery = gallery(db).await;
+    let empty = index.search(&gallery, vec![vector(&[1.0, 0.0])], 3).await.expect("search");
+    assert_eq!((empty.size.persons, empty.size.faces, empty.hits), (0, 0, vec![vec![]]));
+
+    let (_, ann) = enroll(db, &gallery, "ann", vector(&[1.0, 0.2])).await;
+    let (near, _) = enroll(db, &gallery, "ann", vector(&[1.0, 0.1])).await;
+    let (_, bob) = enroll(db, &gallery, "bob", vector(&[0.0, 1.0])).await;
+    let found = index.search(&gallery, vec![vector(&[1.0, 0.0]), vector(&[0.0, 1.0])], 3).await.expect("search");
+    assert_eq!((found.size.persons, found.size.faces), (2, 3));
+    let persons: Vec<Vec<_>> = found.hits.iter().map(|h| h.iter().map(|h| h.person).collect()).collect();
+    assert_eq!(persons, [vec![ann, bob], vec![bob, ann]], "each person once, best first");
+    assert_eq!(found.hits[0][0].face, near, "a person stands there by its nearest face");
+    assert!((found.hits[1][0].score - 1.0).abs() < 1e-5);
+    let one = index.search(&gallery, vec![vector(&[1.0, 0.0])], 1).await.expect("search");
+    assert_eq!(one.hits[0].len(), 1);
+}
+
+async fn follows_changes(db: &Db, index: &dyn FaceIndex) {
+    let gallery = gallery(db).await;
+    let query = vector(&[1.0, 0.0, 0.0]);
+    let found = async || {
+        let found = index.search(&gallery, vec![query.clone()], 10).await.expect("search");
+        found.hits[0].iter().map(|h| h.person).collect::<Vec<_>>()
+    };
+    let (first, ann) = enroll(db, &gallery, "ann", vector(&[1.0, 0.0, 0.0])).await;
+    let (_, bob) = enroll(db, &gallery, "bob", vector(&[1.0, 1.0, 0.0])).await;
+    assert_eq!(found().await, [ann, bob], "what was committed is found");
+    let (unknown, _) = store(db, &gallery, None, AssignedBy::Auto, query.clone()).await;
+    assert_eq!(found().await, [ann, bob], "a face without a person is not found");
+    faces::assign(&db.write, unknown, bob, AssignedBy::Auto).await.expect("assign");
+    assert_eq!(found().await, [ann, bob], "an automatic match forms no template");
+    faces::assign(&db.write, unknown, bob, AssignedBy::User).await.expect("assign");
+    assert_eq!(found().await.len(), 2, "a user's assignment does");
+    assert!(faces::delete(db, gallery.collection, first).await.expect("delete"));
+    assert_eq!(found().await, [bob], "a deleted face is not found");
+    assert!(persons::delete(db, gallery.collection, bob).await.expect("delete"));
+    assert_eq!(found().await, [], "a deleted person is not found");
+    assert_eq!(uploads::is_referenced(db, "k/none").await.expect("query"), false);
+    assert!(collections::delete(db, gallery.collection).await.expect("delete"));
+    assert_eq!(found().await, []);
+}
+
+async fn keeps_galleries_apart(db: &Db, index: &dyn FaceIndex) {
+    let (one, other) = (gallery(db).await, gallery(db).await);
+    enroll(db, &one, "ann", vector(&[1.0, 0.0])).await;
+    let query = || vec![vector(&[1.0, 0.0])];
+    assert_eq!(index.search(&one, query(), 5).await.expect("search").hits[0].len(), 1);
+    assert_eq!(index.search(&other, query(), 5).await.expect("search").hits[0].len(), 0);
+    let pipeline = Gallery { pipeline: "another".to_owned(), ..one };
+    assert_eq!(index.search(&pipeline, query(), 5).await.expect("search").hits[0].len(), 0);
+}
+
+async fn agrees_with_a_plain_scan(db: &Db, index: &dyn FaceIndex) {
+    let gallery = gallery(db).await;
+    let mut state = 7_u32;
+    let mut random = || {
+        let values: Vec<f32> = (0..19)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                f32::from(u16::try_from(state >> 16).expect("16 bits")) / 65_536.0 - 0.5
+            })
+            .collect();
+        vector(&values)
+    };
+    let mut stored = Vec::new();
+    for n in 0..60 {
+        let embedding = random();
+        let (_, person) = enroll(db, &gallery, &format!("person {}", n % 20), embedding.clone()).await;
+        stored.push((person, embedding));
+    }
+    for _ in 0..10 {
+        let query = random();
+        let mut best: std::collections::HashMap<PersonId, f32> = std::collections::HashMap::new();
+        for (person, embedding) in &stored {
+            let score = best.entry(*person).or_insert(f32::MIN);
+            *score = score.max(query.cosine(embedding));
+        }
+        let mut plain: Vec<_> = best.into_iter().collect();
+        plain.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let found = index.search(&gallery, vec![query], 7).await.expect("search").hits.remove(0);
+        let persons: Vec<_> = found.iter().map(|h| h.person).collect();
+        assert_eq!(persons, plain.iter().take(7).map(|p| p.0).collect::<Vec<_>>());
+        assert!(found.iter().zip(&plain).all(|(h, p)| (h.score - p.1).abs() < 1e-5));
+    }
+}

@@ -1,0 +1,253 @@
+//! The exact index of embedded mode: all enrolled vectors of a gallery in memory, scanned with SIMD.
+//!
+//! Before each search a gallery catches up with the log that the database's own triggers write, so it cannot miss a
+//! change, whoever made it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, RwLock};
+
+use async_trait::async_trait;
+use pulp::Arch;
+use sea_orm::{DbErr, FromQueryResult, TransactionTrait, Value};
+use tokio::sync::Mutex;
+
+use super::kernel::dot_rows;
+use super::{FaceIndex, FaceIndexError, Found, Gallery, GallerySize, Hit};
+use crate::db::{Db, count, execute, statement};
+use crate::embedding::Embedding;
+use crate::ids::{FaceId, PersonId};
+
+/// Rows of one scan step; their scores stay in the first-level cache.
+const BLOCK_ROWS: usize = 1024;
+/// Log rows read in one step of catching up.
+const CATCH_UP_ROWS: u64 = 10_000;
+
+/// See the module.
+#[derive(Debug)]
+pub struct ExactFaceIndex {
+    db: Db,
+    arch: Arch,
+    shelves: Mutex<HashMap<Gallery, Arc<Mutex<Shelf>>>>,
+}
+
+/// The vectors of one gallery.
+#[derive(Debug, Default)]
+struct Shelf {
+    /// The log row up to which `rows` is true; `None` before the first load.
+    as_of: Option<i64>,
+    rows: Arc<RwLock<Rows>>,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    /// Row-major, `faces.len()` x dimension.
+    vectors: Vec<f32>,
+    dimension: usize,
+    faces: Vec<(FaceId, PersonId)>,
+    row_of: HashMap<FaceId, usize>,
+    faces_of: HashMap<PersonId, usize>,
+}
+
+/// A face that changed, as it is now; without vector or person it is no longer in the gallery.
+#[derive(FromQueryResult)]
+struct Change {
+    seq: i64,
+    face_id: FaceId,
+    vector: Option<Vec<u8>>,
+    person_id: Option<PersonId>,
+}
+
+impl ExactFaceIndex {
+    /// An index that loads each gallery at its first search.
+    pub fn new(db: Db) -> Self {
+        Self { db, arch: Arch::new(), shelves: Mutex::default() }
+    }
+
+    /// Deletes the part of the log that every loaded gallery has read; the others load from the embeddings.
+    pub async fn trim_log(&self) -> Result<(), DbErr> {
+        // Held to the end: a gallery loaded meanwhile would start from a log row that is about to go, which is fine,
+        // but one dropped from the map would not be counted.
+        let shelves = self.shelves.lock().await;
+        let mut upto = count(&self.db.read, "SELECT COALESCE(MAX(seq), 0) AS n FROM face_index_log", []).await?;
+        for shelf in shelves.values() {
+            if let Some(as_of) = shelf.lock().await.as_of {
+                upto = upto.min(as_of);
+            }
+        }
+        execute(&self.db.write, "DELETE FROM face_index_log WHERE seq <= $1", [upto.into()]).await?;
+        Ok(())
+    }
+
+    /// The gallery's rows, true at the time of the call.
+    async fn rows(&self, gallery: &Gallery) -> Result<Arc<RwLock<Rows>>, FaceIndexError> {
+        let shelf = Arc::clone(self.shelves.lock().await.entry(gallery.clone()).or_default());
+        let mut shelf = shelf.lock().await;
+        if shelf.as_of.is_none() {
+            let (rows, as_of) = self.load(gallery).await?;
+            shelf.rows = Arc::new(RwLock::new(rows));
+            shelf.as_of = Some(as_of);
+        }
+        while let Some(as_of) = shelf.as_of {
+            let changes = self.changes(gallery, as_of).await?;
+            let Some(last) = changes.last().map(|c| c.seq) else { break };
+            let mut rows = shelf.rows.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for change in changes {
+                rows.apply(change)?;
+            }
+            drop(rows);
+            shelf.as_of = Some(last);
+        }
+        Ok(Arc::clone(&shelf.rows))
+    }
+
+    async fn load(&self, gallery: &Gallery) -> Result<(Rows, i64), FaceIndexError> {
+        // One transaction, so that the log's end and the rows are of one moment.
+        let txn = self.db.read.begin().await?;
+        let as_of = count(&txn, "SELECT COALESCE(MAX(seq), 0) AS n FROM face_index_log", []).await?;
+        let sql = "SELECT 0 AS seq, e.face_id, e.vector, f.person_id FROM embeddings e JOIN faces f ON f.id = e.face_id
+            WHERE e.collection_id = $1 AND e.pipeline = $2 AND f.person_id IS NOT NULL
+              AND f.assigned_by IN ('enrolled', 'user') ORDER BY e.face_id";
+        let mut rows = Rows::default();
+        for change in Change::find_by_statement(statement(&txn, sql, key(gallery))).all(&txn).await? {
+            rows.apply(change)?;
+        }
+        txn.commit().await?;
+        Ok((rows, as_of))
+    }
+
+    async fn changes(&self, gallery: &Gallery, after: i64) -> Result<Vec<Change>, DbErr> {
+        let sql = format!(
+            "SELECT l.seq, l.face_id, e.vector,
+                CASE WHEN f.assigned_by IN ('enrolled', 'user') THEN f.person_id END AS person_id
+             FROM face_index_log l
+             LEFT JOIN embeddings e ON e.pipeline = l.pipeline AND e.face_id = l.face_id
+             LEFT JOIN faces f ON f.id = l.face_id
+             WHERE l.collection_id = $1 AND l.pipeline = $2 AND l.seq > $3 ORDER BY l.seq LIMIT {CATCH_UP_ROWS}"
+        );
+        let values = key(gallery).into_iter().chain([after.into()]);
+        Change::find_by_statement(statement(&self.db.read, &sql, values)).all(&self.db.read).await
+    }
+}
+
+#[async_trait]
+impl FaceIndex for ExactFaceIndex {
+    async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError> {
+        let rows = self.rows(gallery).await?;
+        let arch = self.arch;
+        tokio::task::spawn_blocking(move || {
+            let rows = rows.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let hits = queries.iter().map(|q| rows.best(arch, q, k)).collect::<Result<_, _>>()?;
+            Ok(Found { size: GallerySize { persons: rows.faces_of.len(), faces: rows.faces.len() }, hits })
+        })
+        .await?
+    }
+}
+
+fn key(gallery: &Gallery) -> [Value; 2] {
+    [gallery.collection.into(), gallery.pipeline.as_str().into()]
+}
+
+impl Rows {
+    fn apply(&mut self, change: Change) -> Result<(), FaceIndexError> {
+        self.remove(change.face_id);
+        let (Some(vector), Some(person)) = (change.vector, change.person_id) else { return Ok(()) };
+        let vector = Embedding::from_bytes(&vector).map_err(|e| FaceIndexError::Vector(e.to_string()))?;
+        self.check_dimension(vector.dimension())?;
+        self.dimension = vector.dimension();
+        self.row_of.insert(change.face_id, self.faces.len());
+        self.faces.push((change.face_id, person));
+        self.vectors.extend_from_slice(vector.as_slice());
+        *self.faces_of.entry(person).or_default() += 1;
+        Ok(())
+    }
+
+    /// Moves the last row into the place of the removed one.
+    fn remove(&mut self, face: FaceId) {
+        let Some(row) = self.row_of.remove(&face) else { return };
+        let (_, person) = self.faces.swap_remove(row);
+        if let Entry::Occupied(mut faces) = self.faces_of.entry(person) {
+            *faces.get_mut() -= 1;
+            if *faces.get() == 0 {
+                faces.remove();
+            }
+        }
+        let last = self.faces.len() * self.dimension;
+        self.vectors.copy_within(last.., row * self.dimension);
+        self.vectors.truncate(last);
+        if let Some((moved, _)) = self.faces.get(row) {
+            self.row_of.insert(*moved, row);
+        }
+    }
+
+    fn check_dimension(&self, dimension: usize) -> Result<(), FaceIndexError> {
+        if self.faces.is_empty() || dimension == self.dimension {
+            return Ok(());
+        }
+        let text = format!("{dimension} components among vectors of {}", self.dimension);
+        Err(FaceIndexError::Vector(text))
+    }
+
+    fn best(&self, arch: Arch, query: &Embedding, k: usize) -> Result<Vec<Hit>, FaceIndexError> {
+        self.check_dimension(query.dimension())?;
+        let mut best = BestPersons { hits: Vec::with_capacity(k + 1), k };
+        let mut scores = [0.0; BLOCK_ROWS];
+        let blocks = self.vectors.chunks(BLOCK_ROWS * self.dimension.max(1));
+        for (faces, vectors) in self.faces.chunks(BLOCK_ROWS).zip(blocks) {
+            let scores = &mut scores[..faces.len()];
+            dot_rows(arch, query.as_slice(), vectors, scores);
+            for ((face, person), score) in faces.iter().zip(scores) {
+                best.offer(Hit { person: *person, face: *face, score: *score });
+            }
+        }
+        Ok(best.hits)
+    }
+}
+
+/// The best `k` persons so far, best first.
+struct BestPersons {
+    hits: Vec<Hit>,
+    k: usize,
+}
+
+impl BestPersons {
+    fn offer(&mut self, hit: Hit) {
+        if self.k == 0 || (self.hits.len() == self.k && !comes_before(&hit, &self.hits[self.k - 1])) {
+            return;
+        }
+        if let Some(known) = self.hits.iter().position(|h| h.person == hit.person) {
+            if !comes_before(&hit, &self.hits[known]) {
+                return;
+            }
+            self.hits.remove(known);
+        }
+        let place = self.hits.partition_point(|h| comes_before(h, &hit));
+        self.hits.insert(place, hit);
+        self.hits.truncate(self.k);
+    }
+}
+
+fn comes_before(a: &Hit, b: &Hit) -> bool {
+    a.score > b.score || (a.score.total_cmp(&b.score).is_eq() && a.face < b.face)
+}
+
+#[cfg(test)]
+mod tests {
+    use migrations::MigratorTrait;
+
+    use super::*;
+    use crate::face_index::contract;
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = crate::testing::database(folder.path()).await;
+        migrations::Migrator::up(&db.write, None).await.unwrap();
+        let index = Arc::new(ExactFaceIndex::new(db.clone()));
+        contract::run(&db, Arc::clone(&index) as Arc<dyn FaceIndex>).await;
+        index.trim_log().await.unwrap();
+        contract::run(&db, Arc::clone(&index) as Arc<dyn FaceIndex>).await;
+        index.trim_log().await.unwrap();
+        contract::run(&db, Arc::new(ExactFaceIndex::new(db.clone()))).await;
+    }
+}

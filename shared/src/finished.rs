@@ -1,0 +1,49 @@
+//! Word that a job has ended, for those who wait for it in this process.
+
+use tokio::sync::broadcast;
+
+use crate::ids::JobId;
+
+/// How many ends a slow listener may lag behind; it then looks at its job itself.
+const BACKLOG: usize = 1024;
+
+/// A channel of ended jobs' ids. Nothing rests on it: a listener also looks at its job once a second.
+#[derive(Clone, Debug)]
+pub struct FinishedJobs(broadcast::Sender<JobId>);
+
+impl FinishedJobs {
+    /// A channel without listeners.
+    #[expect(clippy::new_without_default, reason = "it is a channel's end, of which no default makes sense")]
+    pub fn new() -> Self {
+        Self(broadcast::channel(BACKLOG).0)
+    }
+
+    /// Tells that a job has ended; call it after the commit.
+    pub fn announce(&self, job: JobId) {
+        // An error only says that nobody listens.
+        let _ = self.0.send(job);
+    }
+
+    /// Returns at the next end of this job, or when the listener lagged behind and must look for itself.
+    pub fn listen(&self) -> FinishedListener {
+        FinishedListener(self.0.subscribe())
+    }
+}
+
+/// A listener; what ends after it was made reaches it.
+#[derive(Debug)]
+pub struct FinishedListener(broadcast::Receiver<JobId>);
+
+impl FinishedListener {
+    /// Waits until `job` may have ended.
+    pub async fn wait_for(&mut self, job: JobId) {
+        loop {
+            match self.0.recv().await {
+                Ok(ended) if ended != job => {}
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                // Nobody will tell any more: the caller's own poll and timeout end the wait.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Where pictures lie: bytes under a key.
+
+#[cfg(any(test, feature = "testing"))]
+pub mod contract;
+mod folder;
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+
+pub use folder::FolderStore;
+
+/// A listed object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Its key.
+    pub key: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// When it was last written, by the store's clock.
+    pub modified: SystemTime,
+}
+
+/// Why the store did not do as told.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// There is nothing under the key.
+    #[error("no object {0}")]
+    NotFound(String),
+    /// The key is none: empty, absolute, or with an empty, `.` or `..` part.
+    #[error("{0:?} is no object key")]
+    BadKey(String),
+    /// The object is longer than the caller allows.
+    #[error("object {key} is longer than {max_bytes} bytes")]
+    TooLarge {
+        /// The object's key.
+        key: String,
+        /// What the caller allowed.
+        max_bytes: usize,
+    },
+    /// The store failed; it may work later.
+    #[error("the object store failed to {action} {key}")]
+    Store {
+        /// What was tried.
+        action: &'static str,
+        /// On which key.
+        key: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl ObjectError {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Store { .. })
+    }
+}
+
+/// A store of objects. Keys are `/`-separated, never empty, never absolute.
+///
+/// Every implementation promises, and [`contract`] checks:
+/// - what `put` stored is there, whole and durable, when it returns; a half-written object is never seen;
+/// - `delete` of what is not there succeeds;
+/// - `list` gives keys in ascending order of their bytes.
+#[async_trait]
+pub trait ObjectStore: Send + Sync {
+    /// Stores the bytes, replacing what was there.
+    async fn put(&self, key: &str, bytes: &[u8]) -> Result<(), ObjectError>;
+
+    /// The bytes, unless they are more than `max_bytes`.
+    async fn get(&self, key: &str, max_bytes: usize) -> Result<Vec<u8>, ObjectError>;
+
+    /// What is known of the object.
+    async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError>;
+
+    /// Removes the object.
+    async fn delete(&self, key: &str) -> Result<(), ObjectError>;
+
+    /// Up to `limit` objects whose key starts with `prefix` and comes after `after`.
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, ObjectError>;
+
+    /// Removes what interrupted writes left behind longer ago than `age`.
+    async fn clean(&self, age: Duration) -> Result<(), ObjectError>;
+}
+
+/// Refuses what is no key, so that none leads out of the store.
+fn check_key(key: &str) -> Result<(), ObjectError> {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);
+    if key.split('/').all(plain) { Ok(()) } else { Err(ObjectError::BadKey(key.to_owned())) }
+}

@@ -1,0 +1,109 @@
+//! What every [`JobQueue`] promises, as a suite that each implementation runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{JobQueue, Message, QueueError};
+use crate::ids::JobId;
+use crate::job::Lane;
+
+/// How many messages a lane of the queue under test must hold.
+pub const CAPACITY: usize = 8;
+
+const SOON: Duration = Duration::from_secs(10);
+const BRIEFLY: Duration = Duration::from_millis(50);
+
+/// Runs the suite, each case on a fresh queue.
+///
+/// # Panics
+/// The queue breaks a promise.
+pub async fn run<F>(make: impl Fn() -> F)
+where
+    F: Future<Output = Arc<dyn JobQueue>>,
+{
+    delivers_in_order(make().await).await;
+    keeps_lanes_apart(make().await).await;
+    redelivers_what_is_dropped(make().await).await;
+    refuses_when_full(make().await).await;
+    gives_a_message_to_one_consumer(make().await).await;
+    wakes_a_waiting_consumer(make().await).await;
+    closes(make().await).await;
+}
+
+fn message(lane: Lane) -> Message {
+    Message { lane, pipeline: "tiny".to_owned(), jobs: vec![JobId::new(), JobId::new()], alone: 0 }
+}
+
+async fn take(queue: &Arc<dyn JobQueue>, lane: Lane) -> Message {
+    let delivery = queue.receive(lane, SOON).await.expect("receive").expect("a message was published");
+    let message = delivery.message().clone();
+    delivery.ack().await.expect("ack");
+    message
+}
+
+async fn is_empty(queue: &Arc<dyn JobQueue>, lane: Lane) -> bool {
+    queue.receive(lane, BRIEFLY).await.expect("receive").is_none()
+}
+
+async fn delivers_in_order(queue: Arc<dyn JobQueue>) {
+    let sent: Vec<_> = (0..5).map(|_| message(Lane::Interactive)).collect();
+    for message in &sent {
+        queue.publish(message.clone()).await.expect("publish");
+    }
+    for message in &sent {
+        assert_eq!(&take(&queue, Lane::Interactive).await, message, "messages of a lane keep their order");
+    }
+    assert!(is_empty(&queue, Lane::Interactive).await, "an acknowledged message is not delivered again");
+}
+
+async fn keeps_lanes_apart(queue: Arc<dyn JobQueue>) {
+    let bulk = message(Lane::Bulk);
+    queue.publish(bulk.clone()).await.expect("publish");
+    assert!(is_empty(&queue, Lane::Interactive).await, "a bulk message does not appear in the interactive lane");
+    assert_eq!(take(&queue, Lane::Bulk).await, bulk);
+}
+
+async fn redelivers_what_is_dropped(queue: Arc<dyn JobQueue>) {
+    let sent = message(Lane::Bulk);
+    queue.publish(sent.clone()).await.expect("publish");
+    drop(queue.receive(Lane::Bulk, SOON).await.expect("receive").expect("a message was published"));
+    assert_eq!(take(&queue, Lane::Bulk).await, sent, "a delivery dropped unsettled comes again");
+    assert!(is_empty(&queue, Lane::Bulk).await);
+}
+
+async fn refuses_when_full(queue: Arc<dyn JobQueue>) {
+    for _ in 0..CAPACITY {
+        queue.publish(message(Lane::Bulk)).await.expect("publish");
+    }
+    let refused = queue.publish(message(Lane::Bulk)).await;
+    assert!(matches!(refused, Err(QueueError::Full(Lane::Bulk))), "a full lane refuses, got {refused:?}");
+    queue.publish(message(Lane::Interactive)).await.expect("the other lane has room");
+    take(&queue, Lane::Bulk).await;
+    queue.publish(message(Lane::Bulk)).await.expect("there is room again");
+}
+
+async fn gives_a_message_to_one_consumer(queue: Arc<dyn JobQueue>) {
+    queue.publish(message(Lane::Bulk)).await.expect("publish");
+    let held = queue.receive(Lane::Bulk, SOON).await.expect("receive");
+    assert!(held.is_some());
+    assert!(is_empty(&queue, Lane::Bulk).await, "a message in one worker's hands is not given to another");
+}
+
+async fn wakes_a_waiting_consumer(queue: Arc<dyn JobQueue>) {
+    let sent = message(Lane::Interactive);
+    let (received, published) = tokio::join!(take(&queue, Lane::Interactive), async {
+        tokio::time::sleep(BRIEFLY).await;
+        queue.publish(sent.clone()).await
+    });
+    published.expect("publish");
+    assert_eq!(received, sent);
+}
+
+async fn closes(queue: Arc<dyn JobQueue>) {
+    let (received, ()) = tokio::join!(queue.receive(Lane::Bulk, SOON), async {
+        tokio::time::sleep(BRIEFLY).await;
+        queue.close().await;
+    });
+    assert!(matches!(received, Err(QueueError::Closed)), "a waiting consumer hears of the end");
+    assert!(matches!(queue.publish(message(Lane::Bulk)).await, Err(QueueError::Closed)));
+}

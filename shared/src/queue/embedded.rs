@@ -1,0 +1,147 @@
+//! The queue inside one process: a bounded line a lane.
+//!
+//! Nothing of it outlives the process, nor needs to: at start every queued job counts as not dispatched.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use super::{Delivery, JobQueue, Message, QueueError};
+use crate::job::Lane;
+
+/// See the module.
+#[derive(Debug)]
+pub struct EmbeddedQueue {
+    interactive: Arc<Line>,
+    bulk: Arc<Line>,
+    capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Message>,
+    closed: bool,
+}
+
+impl EmbeddedQueue {
+    /// An empty queue that holds up to `capacity` messages a lane.
+    pub fn new(capacity: usize) -> Self {
+        Self { interactive: Arc::default(), bulk: Arc::default(), capacity }
+    }
+
+    fn line(&self, lane: Lane) -> &Arc<Line> {
+        match lane {
+            Lane::Interactive => &self.interactive,
+            Lane::Bulk => &self.bulk,
+        }
+    }
+}
+
+impl Line {
+    /// Runs `change` on the state. A panic elsewhere cannot leave the deque half changed, so poison is ignored.
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait]
+impl JobQueue for EmbeddedQueue {
+    async fn publish(&self, message: Message) -> Result<(), QueueError> {
+        let line = self.line(message.lane);
+        let lane = message.lane;
+        line.with(|state| {
+            if state.closed {
+                return Err(QueueError::Closed);
+            }
+            if state.waiting.len() >= self.capacity {
+                return Err(QueueError::Full(lane));
+            }
+            state.waiting.push_back(message);
+            Ok(())
+        })?;
+        line.changed.notify_one();
+        Ok(())
+    }
+
+    async fn receive(&self, lane: Lane, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {
+        let line = self.line(lane);
+        let next = async {
+            loop {
+                let changed = line.changed.notified();
+                let taken = line.with(|state| match state.waiting.pop_front() {
+                    Some(message) => Ok(Some(message)),
+                    None if state.closed => Err(QueueError::Closed),
+                    None => Ok(None),
+                })?;
+                if let Some(message) = taken {
+                    return Ok(message);
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(timeout, next).await {
+            Err(_) => Ok(None),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(message)) => {
+                // One notification may stand for several messages.
+                line.changed.notify_one();
+                Ok(Some(Box::new(EmbeddedDelivery { message: Some(message), line: Arc::clone(line) })))
+            }
+        }
+    }
+
+    async fn close(&self) {
+        for line in [&self.interactive, &self.bulk] {
+            line.with(|state| state.closed = true);
+            line.changed.notify_waiters();
+            line.changed.notify_one();
+        }
+    }
+}
+
+struct EmbeddedDelivery {
+    /// Taken by `ack`; what is left at drop goes back.
+    message: Option<Message>,
+    line: Arc<Line>,
+}
+
+#[async_trait]
+impl Delivery for EmbeddedDelivery {
+    fn message(&self) -> &Message {
+        self.message.as_ref().expect("a delivery keeps its message until it is acknowledged; this is a bug")
+    }
+
+    async fn ack(mut self: Box<Self>) -> Result<(), QueueError> {
+        self.message = None;
+        Ok(())
+    }
+}
+
+impl Drop for EmbeddedDelivery {
+    fn drop(&mut self) {
+        if let Some(message) = self.message.take() {
+            self.line.with(|state| state.waiting.push_front(message));
+            self.line.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::contract;
+
+    #[tokio::test]
+    async fn keeps_the_contract() {
+        contract::run(|| async { Arc::new(EmbeddedQueue::new(contract::CAPACITY)) as Arc<dyn JobQueue> }).await;
+    }
+}
