@@ -8,7 +8,7 @@
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
 //! - [`finished`]: who waits for a job hears that it is done
 
-// pub mod catalogue;
+pub mod catalogue;
 pub mod config;
 pub mod db;
 pub mod dispatch;

@@ -1,0 +1,111 @@
+//! What a score means: false accept rates measured against cosine thresholds.
+
+use serde::Deserialize;
+
+/// `[calibration]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// The faces and pairs it was measured on.
+    pub measured_on: String,
+    /// False accept rates of one comparison of two persons' faces, falling.
+    pub far: Vec<f64>,
+    /// The cosine threshold that gives each, rising.
+    pub cosine: Vec<f32>,
+}
+
+/// A threshold for a false accept rate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Threshold {
+    /// A score at or above it is a match.
+    pub cosine: f32,
+    /// The rate lies beyond what was measured, so that the threshold is a guess along the curve's last slope.
+    pub extrapolated: bool,
+}
+
+impl Calibration {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.far.len() < 2 || self.far.len() != self.cosine.len() {
+            return Err("calibration needs at least two rates, and a cosine for each".to_owned());
+        }
+        if !self.far.iter().all(|f| *f > 0.0 && *f < 1.0) || !self.far.is_sorted_by(|a, b| a > b) {
+            return Err("calibration.far must lie between 0 and 1 and fall".to_owned());
+        }
+        if !self.cosine.is_sorted_by(|a, b| a < b) {
+            return Err("calibration.cosine must rise".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The threshold at which one comparison of two persons' faces is a false match with probability `far`.
+    ///
+    /// Between measured points the cosine is linear in the logarithm of the rate, which is how the tail of impostor
+    /// scores falls; beyond them the last slope goes on.
+    pub fn threshold_at(&self, far: f64) -> Threshold {
+        let extrapolated = far > self.far[0] || far < self.far[self.far.len() - 1];
+        let right = self.far.partition_point(|f| *f > far).clamp(1, self.far.len() - 1);
+        let (x0, x1) = (self.far[right - 1].log10(), self.far[right].log10());
+        let (y0, y1) = (f64::from(self.cosine[right - 1]), f64::from(self.cosine[right]));
+        let cosine = y0 + (y1 - y0) * (far.log10() - x0) / (x1 - x0);
+        #[expect(clippy::cast_possible_truncation, reason = "a cosine is within -1..1")]
+        Threshold { cosine: cosine.clamp(-1.0, 1.0) as f32, extrapolated }
+    }
+
+    /// How often one comparison of two persons' faces gives at least this cosine, at most 1.
+    pub fn far_at(&self, cosine: f32) -> f64 {
+        let right = self.cosine.partition_point(|c| *c < cosine).clamp(1, self.cosine.len() - 1);
+        let (x0, x1) = (f64::from(self.cosine[right - 1]), f64::from(self.cosine[right]));
+        let (y0, y1) = (self.far[right - 1].log10(), self.far[right].log10());
+        10f64.powf(y0 + (y1 - y0) * (f64::from(cosine) - x0) / (x1 - x0)).min(1.0)
+    }
+
+    /// The threshold at which a search through `faces` stored faces names somebody for a stranger with probability
+    /// `fpir` (false positive identification rate, ISO/IEC 19795-1): the comparisons are taken as independent, so
+    /// fpir = 1 - (1 - far)^faces.
+    pub fn threshold_for_gallery(&self, fpir: f64, faces: usize) -> Threshold {
+        self.threshold_at(-f64::exp_m1(f64::ln_1p(-fpir) / faces.max(1) as f64))
+    }
+
+    /// The false positive identification rate of a search through `faces` stored faces at this score.
+    pub fn fpir_at(&self, cosine: f32, faces: usize) -> f64 {
+        -f64::exp_m1(f64::ln_1p(-self.far_at(cosine).min(1.0 - 1e-12)) * faces.max(1) as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calibration() -> Calibration {
+        Calibration { measured_on: "a test".to_owned(), far: vec![1e-1, 1e-2, 1e-3], cosine: vec![0.1, 0.2, 0.4] }
+    }
+
+    #[test]
+    fn interpolates_in_the_logarithm() {
+        let cases = [(1e-1, 0.1, false), (1e-2, 0.2, false), (10f64.powf(-2.5), 0.3, false), (1e-4, 0.6, true), (0.5, 0.03, true)];
+        for (far, cosine, extrapolated) in cases {
+            let threshold = calibration().threshold_at(far);
+            assert!((threshold.cosine - cosine).abs() < 1e-3, "{far}: {threshold:?}");
+            assert_eq!(threshold.extrapolated, extrapolated, "{far}");
+            assert!((calibration().far_at(threshold.cosine).log10() - far.log10()).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn a_larger_gallery_needs_a_higher_threshold() {
+        let one = calibration().threshold_for_gallery(0.01, 1);
+        assert!((one.cosine - 0.2).abs() < 1e-4);
+        let ten = calibration().threshold_for_gallery(0.01, 10);
+        assert!((ten.cosine - 0.4).abs() < 2e-3, "{ten:?}");
+        assert!((calibration().fpir_at(ten.cosine, 10) - 0.01).abs() < 1e-4);
+        assert!((calibration().fpir_at(-1.0, 10) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_unordered_table_is_refused() {
+        let unordered = Calibration { cosine: vec![0.1, 0.4, 0.2], ..calibration() };
+        assert!(unordered.check().is_err());
+        assert!(Calibration { far: vec![0.1], cosine: vec![0.1], ..calibration() }.check().is_err());
+        assert!(calibration().check().is_ok());
+    }
+}
