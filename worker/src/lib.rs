@@ -1,1 +1,5 @@
-//! 
+//! The worker.
+
+pub mod assets;
+pub mod inference;
+pub mod vision;

@@ -1,0 +1,307 @@
+//! Where weights and the ONNX Runtime library are found, and that they are the right ones.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use shared::catalogue::{ModelFile, Pipeline};
+use tokio::io::AsyncWriteExt;
+
+/// Longest time one file may take to download.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest time to reach a server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where to look and what is allowed.
+#[derive(Clone, Debug)]
+pub struct Assets {
+    /// An operator's own copy; weights lie anywhere below its `models` folder.
+    pub assets_dir: Option<PathBuf>,
+    /// Where downloads go and the runtime library lies.
+    pub cache_dir: PathBuf,
+    /// A library named by the environment (`ORT_DYLIB_PATH`), before any other.
+    pub runtime_library: Option<PathBuf>,
+    /// Whether a missing file may be fetched from the catalogue's addresses.
+    pub allow_download: bool,
+    /// Pipelines whose restricted licences the operator accepts.
+    pub accepted_licences: Vec<String>,
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AssetError {
+    /// It is nowhere.
+    #[error(
+        "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{downloads}. Put the file below \
+         FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where there is a network"
+    )]
+    Missing {
+        /// The pipeline that needs it.
+        pipeline: String,
+        /// Its name.
+        file: String,
+        /// Every place that was looked at.
+        looked: String,
+        /// What became of downloads.
+        downloads: String,
+    },
+    /// It is there, but not the right one.
+    #[error("{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Delete it and run `face-id models pull {pipeline}`")]
+    Checksum {
+        /// The pipeline that needs it.
+        pipeline: String,
+        /// Where it lies.
+        path: PathBuf,
+        /// What the catalogue says.
+        wanted: String,
+        /// What it is.
+        found: String,
+    },
+    /// Its licence was not accepted.
+    #[error(
+        "pipeline {pipeline} uses {file}, whose licence allows non-commercial use only ({licence}). If yours is such a \
+         use, say so with --accept-license {pipeline} or FACE_ID_MODELS__ACCEPTED_LICENCES={pipeline}"
+    )]
+    LicenceNotAccepted {
+        /// The pipeline.
+        pipeline: String,
+        /// The restricted file.
+        file: String,
+        /// Its licence.
+        licence: String,
+    },
+    /// There is no ONNX Runtime.
+    #[error("ONNX Runtime's library was not found; looked at {looked}. Run `make setup`, or point ORT_DYLIB_PATH at libonnxruntime.so")]
+    RuntimeMissing {
+        /// Every place that was looked at.
+        looked: String,
+    },
+    /// A file or folder cannot be read or written.
+    #[error("{action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Assets {
+    /// Refuses a pipeline with a restricted licence that the operator has not accepted.
+    pub fn check_licence(&self, pipeline: &Pipeline) -> Result<(), AssetError> {
+        match pipeline.restricted_files().first() {
+            Some(file) if !self.accepted_licences.contains(&pipeline.name) => Err(AssetError::LicenceNotAccepted {
+                pipeline: pipeline.name.clone(),
+                file: file.name.clone(),
+                licence: file.licence.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The path of a file of weights with the right checksum: the operator's copy, else the cache's, else a download.
+    pub async fn weights(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
+        if let Some(path) = self.find(file)? {
+            return verified(pipeline, file, path);
+        }
+        let mut downloads = String::new();
+        if self.allow_download {
+            for url in &file.urls {
+                match self.download(url, file).await {
+                    Ok(path) => return verified(pipeline, file, path),
+                    Err(why) => downloads.push_str(&format!("; {url} failed: {why}")),
+                }
+            }
+            if file.urls.is_empty() {
+                downloads.push_str("; the catalogue has no address for it");
+            }
+        } else {
+            downloads.push_str("; downloads are switched off (models.allow_download)");
+        }
+        let looked = self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and ");
+        Err(AssetError::Missing { pipeline: pipeline.name.clone(), file: file.name.clone(), looked, downloads })
+    }
+
+    /// Where a file of weights lies, without a look at its checksum.
+    pub fn find(&self, file: &ModelFile) -> Result<Option<PathBuf>, AssetError> {
+        for place in self.places() {
+            if let Some(path) = find_below(&place, &file.name)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The ONNX Runtime library: the environment's, else the cache's newest.
+    pub fn runtime_library(&self) -> Result<PathBuf, AssetError> {
+        if let Some(path) = &self.runtime_library {
+            let looked = format!("ORT_DYLIB_PATH={}", path.display());
+            return if path.is_file() { Ok(path.clone()) } else { Err(AssetError::RuntimeMissing { looked }) };
+        }
+        let folder = self.cache_dir.join("onnxruntime");
+        let mut found: Vec<PathBuf> = entries(&folder)?
+            .into_iter()
+            .filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("libonnxruntime.so")))
+            .collect();
+        found.sort();
+        let looked = format!("ORT_DYLIB_PATH (not set) and {}", folder.display());
+        found.pop().ok_or(AssetError::RuntimeMissing { looked })
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        self.assets_dir.iter().chain([&self.cache_dir]).map(|p| p.join("models")).collect()
+    }
+
+    /// Fetches to a temporary name, so that a file that is there is whole.
+    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
+        tracing::info!(file = file.name, size_bytes = file.size_bytes, "downloading weights");
+        let folder = self.cache_dir.join("models");
+        tokio::fs::create_dir_all(&folder).await?;
+        let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build()?;
+        let mut response = client.get(url).send().await?.error_for_status()?;
+        let unfinished = folder.join(format!(".{}.{}", file.name, std::process::id()));
+        let mut target = tokio::fs::File::create(&unfinished).await?;
+        let mut size_bytes = 0;
+        while let Some(chunk) = response.chunk().await? {
+            size_bytes += chunk.len() as u64;
+            if size_bytes > file.size_bytes {
+                tokio::fs::remove_file(&unfinished).await?;
+                return Err(format!("it is longer than the {} bytes of the catalogue", file.size_bytes).into());
+            }
+            target.write_all(&chunk).await?;
+        }
+        target.sync_all().await?;
+        let found = sha256_of(&unfinished)?;
+        if found != file.sha256 {
+            tokio::fs::remove_file(&unfinished).await?;
+            return Err(format!("its sha256 is {found}, the catalogue says {}", file.sha256).into());
+        }
+        let path = folder.join(&file.name);
+        tokio::fs::rename(&unfinished, &path).await?;
+        Ok(path)
+    }
+}
+
+fn verified(pipeline: &Pipeline, file: &ModelFile, path: PathBuf) -> Result<PathBuf, AssetError> {
+    let found = sha256_of(&path)?;
+    if found == file.sha256 {
+        return Ok(path);
+    }
+    Err(AssetError::Checksum { pipeline: pipeline.name.clone(), path, wanted: file.sha256.clone(), found })
+}
+
+/// SHA-256 of a file, lower-case hex.
+pub fn sha256_of(path: &Path) -> Result<String, AssetError> {
+    let failed = |source| AssetError::Io { action: "read", path: path.to_owned(), source };
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = file.read(&mut buffer).map_err(failed)?;
+        if count == 0 {
+            return Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect());
+        }
+        digest.update(&buffer[..count]);
+    }
+}
+
+/// The first file of that name at any depth, in the order of names.
+fn find_below(folder: &Path, name: &str) -> Result<Option<PathBuf>, AssetError> {
+    let mut inside = entries(folder)?;
+    inside.sort();
+    if let Some(path) = inside.iter().find(|p| p.is_file() && p.file_name().is_some_and(|n| n == name)) {
+        return Ok(Some(path.clone()));
+    }
+    for path in inside.into_iter().filter(|p| p.is_dir()) {
+        if let Some(found) = find_below(&path, name)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// What lies in a folder; nothing where there is none.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, AssetError> {
+    let failed = |source| AssetError::Io { action: "list", path: folder.to_owned(), source };
+    match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(failed(e)),
+        Ok(listing) => listing.map(|e| e.map(|e| e.path()).map_err(failed)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::catalogue::Catalogue;
+
+    use super::*;
+
+    fn assets(folder: &Path) -> Assets {
+        Assets {
+            assets_dir: Some(folder.join("assets")),
+            cache_dir: folder.join("cache"),
+            runtime_library: None,
+            allow_download: false,
+            accepted_licences: Vec::new(),
+        }
+    }
+
+    fn tiny_file(content: &[u8]) -> ModelFile {
+        let sha256 = Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect();
+        let catalogue = Catalogue::load(None).unwrap();
+        let file = catalogue.pipeline("yunet-mobilefacenet").unwrap().detector.file.clone();
+        ModelFile { name: "x.onnx".to_owned(), sha256, ..file }
+    }
+
+    #[tokio::test]
+    async fn looks_in_the_operators_copy_then_in_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = assets(folder.path());
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let file = tiny_file(b"weights");
+
+        let missing = assets.weights(pipeline, &file).await.unwrap_err().to_string();
+        for part in ["x.onnx", "assets/models", "cache/models", "models pull", "switched off"] {
+            assert!(missing.contains(part), "{missing} lacks {part}");
+        }
+        let cached = folder.path().join("cache/models");
+        std::fs::create_dir_all(&cached).unwrap();
+        std::fs::write(cached.join("x.onnx"), b"weights").unwrap();
+        assert_eq!(assets.weights(pipeline, &file).await.unwrap(), cached.join("x.onnx"));
+        let deep = folder.path().join("assets/models/a/b");
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::write(deep.join("x.onnx"), b"others").unwrap();
+        let wrong = assets.weights(pipeline, &file).await.unwrap_err().to_string();
+        assert!(wrong.contains("a/b/x.onnx") && wrong.contains(&file.sha256), "{wrong}");
+    }
+
+    #[test]
+    fn a_restricted_licence_must_be_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut assets = assets(folder.path());
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("scrfd-mobilefacenet").unwrap();
+        let refused = assets.check_licence(pipeline).unwrap_err().to_string();
+        assert!(refused.contains("det_500m.onnx") && refused.contains("--accept-license"), "{refused}");
+        assets.accepted_licences.push("scrfd-mobilefacenet".to_owned());
+        assert!(assets.check_licence(pipeline).is_ok());
+    }
+
+    #[test]
+    fn a_missing_runtime_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut assets = assets(folder.path());
+        assert!(assets.runtime_library().unwrap_err().to_string().contains("make setup"));
+        let library = folder.path().join("cache/onnxruntime/libonnxruntime.so.1.32.0");
+        std::fs::create_dir_all(library.parent().unwrap()).unwrap();
+        std::fs::write(&library, b"").unwrap();
+        assert_eq!(assets.runtime_library().unwrap(), library);
+        assets.runtime_library = Some(folder.path().join("gone.so"));
+        assert!(assets.runtime_library().is_err());
+    }
+}

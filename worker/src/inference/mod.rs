@@ -1,0 +1,166 @@
+//! Running a pipeline's two models: [`Engine`] is what the rest of the worker sees of ONNX Runtime.
+
+mod batcher;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::catalogue::{DetectorFamily, Pipeline};
+
+use self::batcher::Batcher;
+use self::session::{Model, Wanted};
+pub use self::session::SessionError;
+use crate::assets::{AssetError, Assets};
+use crate::vision::tensor::Tensor;
+
+/// How many sessions to open and how to feed them.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Sessions a model, each with a thread of its own.
+    pub sessions: usize,
+    /// Threads inside one run. On CPUs one: several sessions side by side do more than one session with several threads.
+    pub intra_threads: usize,
+    /// Inputs that go through a model together. On CPUs one: a batch of eight takes as long as eight runs.
+    pub max_batch: usize,
+}
+
+impl EngineOptions {
+    /// The right ones for `sessions` CPU cores.
+    pub fn for_cpu(sessions: usize) -> Self {
+        Self { sessions: sessions.max(1), intra_threads: 1, max_batch: 1 }
+    }
+}
+
+/// The models of one pipeline, loaded and ready. Cloning shares them; the last clone's end ends their threads.
+#[derive(Clone, Debug)]
+pub struct Engine(Arc<Loaded>);
+
+#[derive(Debug)]
+struct Loaded {
+    pipeline: Pipeline,
+    detector: Batcher,
+    recognizer: Batcher,
+}
+
+/// Why a pipeline cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A file is missing, wrong, or not to be used.
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    /// ONNX Runtime or a model does not load.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// No thread could be started.
+    #[error("start a thread for a model")]
+    Thread(#[from] std::io::Error),
+    /// The loading itself broke off.
+    #[error("loading the models broke off")]
+    Broken(#[from] tokio::task::JoinError),
+    /// The first run failed.
+    #[error("the first run of the models failed")]
+    Probe(#[from] InferenceError),
+}
+
+/// Why a run gave no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum InferenceError {
+    /// The runtime refused.
+    #[error("the model failed on this input")]
+    Run(#[source] Arc<SessionError>),
+    /// An answer has no batch axis.
+    #[error("a batch of {count} gave an output of shape {shape:?}")]
+    Batch {
+        /// Inputs that went in.
+        count: usize,
+        /// What came out.
+        shape: Vec<i64>,
+    },
+    /// The thread caught a panic.
+    #[error("the model's thread panicked on this input")]
+    Panicked,
+    /// Nothing came back in time.
+    #[error("the model gave no answer within {0:?}")]
+    Timeout(Duration),
+    /// The engine is shutting down.
+    #[error("the models are being unloaded")]
+    Stopped,
+}
+
+impl Engine {
+    /// Finds, checks and loads a pipeline's models, and runs each once.
+    pub async fn load(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<Self, EngineError> {
+        assets.check_licence(pipeline)?;
+        let library = assets.runtime_library()?;
+        let detector_file = assets.weights(pipeline, &pipeline.detector.file).await?;
+        let recognizer_file = assets.weights(pipeline, &pipeline.recognizer.file).await?;
+        let pipeline = pipeline.clone();
+        let engine =
+            tokio::task::spawn_blocking(move || load(pipeline, &library, &detector_file, &recognizer_file, options))
+                .await??;
+        engine.probe().await?;
+        Ok(engine)
+    }
+
+    /// The pipeline whose models these are.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.0.pipeline
+    }
+
+    /// Runs the detector on `[1, 3, height, width]`, both sides multiples of 32.
+    pub async fn detect(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
+        self.0.detector.run(input).await
+    }
+
+    /// Runs the recognizer on one aligned crop, `[1, 3, height, width]`; the vector is as the model gave it.
+    pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
+        let mut outputs = self.0.recognizer.run(input).await?;
+        Ok(outputs.swap_remove(0).data)
+    }
+
+    /// Runs both models on black pictures: they are ready when this returns.
+    pub async fn probe(&self) -> Result<(), InferenceError> {
+        let alignment = &self.0.pipeline.alignment;
+        self.detect(black(64, 64)).await?;
+        self.embed(black(alignment.height, alignment.width)).await?;
+        Ok(())
+    }
+}
+
+fn black(height: u32, width: u32) -> Tensor {
+    Tensor { shape: vec![1, 3, height.into(), width.into()], data: vec![0.0; 3 * height as usize * width as usize] }
+}
+
+fn load(
+    pipeline: Pipeline,
+    library: &std::path::Path,
+    detector_file: &PathBuf,
+    recognizer_file: &PathBuf,
+    options: EngineOptions,
+) -> Result<Engine, EngineError> {
+    let outputs = match pipeline.detector.family {
+        DetectorFamily::Yunet => 12,
+        DetectorFamily::Scrfd => 9,
+    };
+    let alignment = &pipeline.alignment;
+    let recognizer = Wanted::Recognizer {
+        width: alignment.width,
+        height: alignment.height,
+        dimension: pipeline.recognizer.dimension,
+    };
+    let open = |file: &PathBuf, wanted: &Wanted| {
+        (0..options.sessions)
+            .map(|_| Model::load(library, file, options.intra_threads, wanted))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    // Detector inputs differ in size from picture to picture, so they go one by one.
+    let detectors = open(detector_file, &Wanted::Detector { outputs })?;
+    let recognizers = open(recognizer_file, &recognizer)?;
+    Ok(Engine(Arc::new(Loaded {
+        detector: Batcher::start("detector", detectors, 1)?,
+        recognizer: Batcher::start("recognizer", recognizers, options.max_batch)?,
+        pipeline,
+    })))
+}
