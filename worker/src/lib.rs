@@ -1,5 +1,24 @@
-//! The worker.
+//! The worker: takes job ids from the queue, works on pictures, records results. In reading order:
+//!
+//! - [`run`] starts the tasks and ends them; [`context`] is what every job may touch
+//! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
+//! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
+//! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
+//! - [`dispatcher`], [`reaper`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
+pub mod analysis;
 pub mod assets;
+pub mod consumer;
+pub mod context;
+pub mod dispatcher;
 pub mod inference;
+pub mod jobs;
+pub mod reaper;
+mod retry;
+mod run;
+pub mod runner;
+pub mod sweeper;
+pub mod thresholds;
 pub mod vision;
+
+pub use run::run;

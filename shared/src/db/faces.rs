@@ -97,6 +97,21 @@ pub async fn of_image(conn: &impl ConnectionTrait, image: ImageId) -> Result<Vec
     with_geometry(conn, rows).await
 }
 
+/// The face that already lies at this place on the image (see [`SAME_FACE_IOU`]).
+pub async fn find_at(
+    conn: &impl ConnectionTrait,
+    image: ImageId,
+    place: &FaceBox,
+) -> Result<Option<face::Model>, DbErr> {
+    let known = of_image(conn, image).await?;
+    Ok(best_at(&known, place).map(|at| known[at].face.clone()))
+}
+
+fn best_at(known: &[PlacedFace], place: &FaceBox) -> Option<usize> {
+    let overlap = |at: &usize| iou(&known[*at].geometry.face_box(), place);
+    (0..known.len()).max_by(|a, b| overlap(a).total_cmp(&overlap(b))).filter(|at| overlap(at) > SAME_FACE_IOU)
+}
+
 /// The ids of a person's faces.
 pub(super) async fn ids_of_person(conn: &impl ConnectionTrait, person: PersonId) -> Result<Vec<FaceId>, DbErr> {
     let rows = face::Entity::find().filter(face::Column::PersonId.eq(person)).all(conn).await?;
@@ -128,12 +143,8 @@ pub async fn place(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &[NewFac
     let mut known = of_image(txn, origin.image).await?;
     let mut placed = Vec::with_capacity(new.len());
     for candidate in new {
-        let overlap = |k: &PlacedFace| iou(&k.geometry.face_box(), &candidate.face_box);
-        let best = (0..known.len())
-            .max_by(|a, b| overlap(&known[*a]).total_cmp(&overlap(&known[*b])))
-            .filter(|i| overlap(&known[*i]) > SAME_FACE_IOU);
-        let face = match best {
-            Some(i) => known.swap_remove(i).face,
+        let face = match best_at(&known, &candidate.face_box) {
+            Some(at) => known.swap_remove(at).face,
             None => insert(txn, origin).await?,
         };
         insert_geometry(txn, origin, face.id, candidate).await?;

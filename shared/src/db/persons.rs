@@ -63,6 +63,17 @@ pub async fn count_faces(db: &Db, id: PersonId) -> Result<i64, DbErr> {
     count(&db.read, "SELECT count(*) AS n FROM faces WHERE person_id = $1", [id.into()]).await
 }
 
+/// Whether the person of that id is the one that an enroll job names.
+pub async fn is(conn: &impl ConnectionTrait, id: PersonId, person: &PersonRef) -> Result<bool, DbErr> {
+    match person {
+        PersonRef::Id { id: named } => Ok(*named == id),
+        PersonRef::External { external_id, .. } => {
+            let row = Entity::find_by_id(id).one(conn).await?;
+            Ok(row.is_some_and(|p| p.external_id.as_deref() == Some(external_id)))
+        }
+    }
+}
+
 /// The person that an enroll job names, made where it is named by a new external id. A given name replaces the old one.
 /// `None`: named by an id that is not there.
 pub async fn find_or_create(

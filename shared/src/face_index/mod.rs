@@ -71,4 +71,7 @@ pub enum FaceIndexError {
 pub trait FaceIndex: Send + Sync {
     /// The `k` persons nearest to each query.
     async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError>;
+
+    /// Housekeeping that may take a while; called now and then.
+    async fn maintain(&self) -> Result<(), FaceIndexError>;
 }

@@ -1,0 +1,113 @@
+//! From a picture's bytes to its faces: the pure steps of `crate::vision` strung together with the engine's runs.
+
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use shared::catalogue::Detector;
+use shared::embedding::Embedding;
+
+use crate::inference::{Engine, InferenceError};
+use crate::vision::align::aligned_crop;
+use crate::vision::decode::{DecodeError, DecodeLimits, decode};
+use crate::vision::detect::{self, DetectError, Pass};
+use crate::vision::quality::Quality;
+use crate::vision::tensor::{Range, Tensor};
+use crate::vision::{Detection, Picture};
+
+/// A face with all that a pipeline knows of it.
+#[derive(Clone, Debug)]
+pub struct AnalysedFace {
+    /// Where it is.
+    pub detection: Detection,
+    /// How fit it is for recognition.
+    pub quality: Quality,
+    /// Its vector.
+    pub embedding: Embedding,
+}
+
+/// What a pipeline found on a picture.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    /// Size in upright pixels.
+    pub size: [u32; 2],
+    /// Faces of at least the detector's `store_score`, best first.
+    pub faces: Vec<AnalysedFace>,
+}
+
+/// Why a picture was not analysed.
+#[derive(Debug, thiserror::Error)]
+pub enum AnalysisError {
+    /// The bytes are no picture: a true answer about the input.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A model gave no answer.
+    #[error(transparent)]
+    Inference(#[from] InferenceError),
+    /// A model's answer makes no sense.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
+    /// A step on the processor broke off.
+    #[error("a step of the analysis broke off")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+/// Decodes the bytes, finds the faces and makes their vectors.
+pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> Result<Analysis, AnalysisError> {
+    let picture = Arc::new(tokio::task::spawn_blocking(move || decode(&bytes, &limits)).await??);
+    let found = find_faces(engine, &engine.pipeline().detector, &picture).await?;
+    let faces = embed_faces(engine, &picture, found).await?;
+    Ok(Analysis { size: [picture.width, picture.height], faces })
+}
+
+/// The faces that `detector`, the engine's with scores of the caller's choice, finds, best first.
+pub async fn find_faces(
+    engine: &Engine,
+    detector: &Detector,
+    picture: &Arc<Picture>,
+) -> Result<Vec<Detection>, AnalysisError> {
+    let (shown, settings) = (Arc::clone(picture), detector.clone());
+    let [main, small] = tokio::task::spawn_blocking(move || detect::passes(&shown, &settings)).await?;
+    let run = |pass: Pass| async move { Ok::<_, InferenceError>((pass.view, engine.detect(pass.input).await?)) };
+    let (main, small) = tokio::try_join!(run(main), run(small))?;
+    Ok(detect::merge(detector, [(main.0, &main.1), (small.0, &small.1)])?)
+}
+
+/// Quality and vector of each detection. One whose landmarks or vector are degenerate is no face and left out.
+pub async fn embed_faces(
+    engine: &Engine,
+    picture: &Arc<Picture>,
+    detections: Vec<Detection>,
+) -> Result<Vec<AnalysedFace>, AnalysisError> {
+    let (shown, settings) = (Arc::clone(picture), engine.clone());
+    let crops = tokio::task::spawn_blocking(move || {
+        detections.into_iter().filter_map(|d| crop(&settings, &shown, d)).collect::<Vec<_>>()
+    })
+    .await?;
+    let vectors = try_join_all(crops.into_iter().map(|(detection, quality, input)| async move {
+        let values = engine.embed(input).await?;
+        Ok::<_, InferenceError>((detection, quality, Embedding::normalised(values)))
+    }))
+    .await?;
+    Ok(vectors
+        .into_iter()
+        .filter_map(|(detection, quality, vector)| match vector {
+            Ok(embedding) => Some(AnalysedFace { detection, quality, embedding }),
+            Err(error) => {
+                tracing::warn!(%error, "a detection was left out");
+                None
+            }
+        })
+        .collect())
+}
+
+fn crop(engine: &Engine, picture: &Picture, detection: Detection) -> Option<(Detection, Quality, Tensor)> {
+    let pipeline = engine.pipeline();
+    let alignment = &pipeline.alignment;
+    let size = [alignment.width, alignment.height];
+    let crop = aligned_crop(picture, &detection.landmarks, &alignment.points, size)
+        .inspect_err(|error| tracing::debug!(%error, "a detection was left out"))
+        .ok()?;
+    let recognizer = &pipeline.recognizer;
+    let range = Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale };
+    Some((detection, Quality::measure(&detection, &crop), range.tensor(&crop)))
+}

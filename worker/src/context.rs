@@ -1,0 +1,82 @@
+//! All that a job may touch.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use shared::catalogue::Catalogue;
+use shared::config::Config;
+use shared::db::Db;
+use shared::face_index::FaceIndex;
+use shared::finished::FinishedJobs;
+use shared::objects::ObjectStore;
+use shared::queue::JobQueue;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::assets::Assets;
+use crate::inference::{Engine, EngineError, EngineOptions};
+use crate::vision::decode::DecodeLimits;
+
+/// What every job of a worker shares; cheap to clone.
+#[derive(Clone)]
+pub struct WorkerContext {
+    /// Settings.
+    pub config: Arc<Config>,
+    /// The database.
+    pub db: Db,
+    /// Where messages come from.
+    pub queue: Arc<dyn JobQueue>,
+    /// Where pictures lie.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Who is near a vector.
+    pub face_index: Arc<dyn FaceIndex>,
+    /// Whom to tell of ended jobs.
+    pub finished: FinishedJobs,
+    /// The models.
+    pub engines: Arc<Engines>,
+}
+
+impl WorkerContext {
+    /// What a picture may cost at most.
+    pub fn decode_limits(&self) -> DecodeLimits {
+        let vision = &self.config.vision;
+        DecodeLimits {
+            max_bytes: vision.max_image_bytes,
+            max_pixels: vision.max_image_pixels,
+            max_side: vision.max_image_side,
+        }
+    }
+}
+
+/// The engines of the pipelines that jobs asked for, each loaded once.
+pub struct Engines {
+    catalogue: Arc<Catalogue>,
+    assets: Assets,
+    options: EngineOptions,
+    loaded: Mutex<HashMap<String, Arc<OnceCell<Engine>>>>,
+}
+
+impl Engines {
+    /// Loads nothing yet.
+    pub fn new(catalogue: Arc<Catalogue>, assets: Assets, options: EngineOptions) -> Self {
+        Self { catalogue, assets, options, loaded: Mutex::default() }
+    }
+
+    /// The engine of that pipeline, loaded by the first caller while others wait.
+    pub async fn get(&self, name: &str) -> Result<Engine, EnginesError> {
+        let pipeline = self.catalogue.pipeline(name)?;
+        let cell = Arc::clone(self.loaded.lock().await.entry(name.to_owned()).or_default());
+        let engine = cell.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options)).await?;
+        Ok(engine.clone())
+    }
+}
+
+/// Why there is no engine of that name.
+#[derive(Debug, thiserror::Error)]
+pub enum EnginesError {
+    /// The catalogue does not know it.
+    #[error(transparent)]
+    Catalogue(#[from] shared::catalogue::CatalogueError),
+    /// It cannot be loaded.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}

@@ -1,0 +1,87 @@
+//! Enroll: one face of a picture becomes a person's.
+
+use sea_orm::{DatabaseTransaction, DbErr};
+use serde_json::{Value, json};
+use shared::db::entity::job::Model as Job;
+use shared::db::faces::{AssignedBy, NewFace, Origin};
+use shared::db::{faces, images, persons};
+use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
+
+use super::pictures::{analysed, chosen, face_json, new_face};
+use super::{Done, JobError};
+use crate::context::WorkerContext;
+use crate::vision::quality::Gate;
+
+/// A face that is to become a person's.
+#[derive(Debug)]
+pub struct Enrollment {
+    image: ImageRef,
+    size: [u32; 2],
+    person: PersonRef,
+    face: NewFace,
+    detector_revision: String,
+    /// What the answer says of the face.
+    answer: Value,
+}
+
+pub(super) async fn run(
+    ctx: &WorkerContext,
+    job: &Job,
+    image: &ImageRef,
+    person: &PersonRef,
+    face: FaceChoice,
+) -> Result<Done, JobError> {
+    let engine = ctx.engines.get(&job.pipeline).await?;
+    let analysis = analysed(ctx, &engine, image).await?;
+    let gate = Gate::enroll(engine.pipeline().detector.match_score);
+    let face = chosen(&analysis, face, &gate)?;
+    Ok(Done::Enroll(Box::new(Enrollment {
+        image: image.clone(),
+        size: analysis.size,
+        person: person.clone(),
+        face: new_face(&face, engine.pipeline()),
+        detector_revision: engine.pipeline().detector_revision(),
+        answer: face_json(&face, &gate),
+    })))
+}
+
+impl Enrollment {
+    pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Result<Value, Problem>, DbErr> {
+        let collection = job.collection_id;
+        if let PersonRef::Id { id } = self.person
+            && persons::find(txn, collection, id).await?.is_none()
+        {
+            let detail = format!("there is no person {id} in the collection; enroll with an external_id to make one");
+            return Ok(Err(Problem::new("person_not_found", detail)));
+        }
+        let image = images::find_or_create(txn, collection, &self.image, self.size.into()).await?;
+        let origin = Origin {
+            collection,
+            image: image.id,
+            detector_revision: &self.detector_revision,
+            pipeline: &job.pipeline,
+        };
+        // The owner is looked at before the person is made: a refusal must leave nothing behind.
+        let owner = faces::find_at(txn, image.id, &self.face.face_box).await?.and_then(|f| f.person_id.map(|p| (f, p)));
+        if let Some((face, owner)) = &owner
+            && !persons::is(txn, *owner, &self.person).await?
+            && face.assigned_by != Some(AssignedBy::Auto)
+        {
+            let detail = format!("this very face was enrolled for person {owner} before; delete face {} first", face.id);
+            return Ok(Err(Problem::new("face_belongs_to_other_person", detail)));
+        }
+        let Some(person) = persons::find_or_create(txn, collection, &self.person).await? else {
+            return Ok(Err(Problem::new("person_not_found", "the person was deleted while the job ran")));
+        };
+        let face = faces::place(txn, origin, std::slice::from_ref(&self.face)).await?.swap_remove(0);
+        let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);
+        faces::assign(txn, face.id, person.id, AssignedBy::Enrolled).await?;
+        let mut answer = self.answer.clone();
+        answer["person_id"] = json!(person.id);
+        answer["external_id"] = json!(person.external_id);
+        answer["face_id"] = json!(face.id);
+        answer["image_id"] = json!(image.id);
+        answer["already_enrolled"] = json!(already_enrolled);
+        Ok(Ok(answer))
+    }
+}

@@ -1,0 +1,95 @@
+//! Identify: whose faces are these? Stores nothing.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use shared::catalogue::Pipeline;
+use shared::db::collections::CollectionSettings;
+use shared::db::entity::job::Model as Job;
+use shared::db::entity::{collection, person};
+use shared::db::persons;
+use shared::face_index::{Found, Gallery, GallerySize, Hit};
+use shared::ids::PersonId;
+use shared::job::{Decision, ImageRef};
+
+use super::pictures::{analysed, face_json};
+use super::{Done, JobError, settings};
+use crate::analysis::AnalysedFace;
+use crate::context::WorkerContext;
+use crate::thresholds::Thresholds;
+use crate::vision::quality::Gate;
+
+pub(super) async fn run(
+    ctx: &WorkerContext,
+    job: &Job,
+    collection: &collection::Model,
+    image: &ImageRef,
+    max_matches: Option<usize>,
+) -> Result<Done, JobError> {
+    let engine = ctx.engines.get(&job.pipeline).await?;
+    let settings = settings(collection)?;
+    let analysis = analysed(ctx, &engine, image).await?;
+    let k = max_matches.unwrap_or(settings.max_matches);
+    let (faces, size) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, k).await?;
+    Ok(Done::Answer(json!({
+        "faces": faces,
+        "gallery": { "persons": size.persons, "faces": size.faces },
+    })))
+}
+
+/// Each face with the persons nearest to it and a decision. A face that fails the gate is not looked up: it is unknown.
+pub(super) async fn matched(
+    ctx: &WorkerContext,
+    job: &Job,
+    pipeline: &Pipeline,
+    settings: &CollectionSettings,
+    faces: &[AnalysedFace],
+    k: usize,
+) -> Result<(Vec<Value>, GallerySize), JobError> {
+    let gate = Gate::identify(pipeline.detector.match_score);
+    let usable = |f: &&AnalysedFace| f.quality.reasons(&gate).is_empty();
+    let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
+    let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
+    let Found { size, hits } = ctx.face_index.search(&gallery, queries, k).await?;
+    let thresholds = Thresholds::identify(pipeline, settings, size.faces)
+        .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+    let named = names(ctx, job, &hits).await?;
+    let mut hits = hits.into_iter();
+    let answers = faces
+        .iter()
+        .map(|face| {
+            let hits = if usable(&face) { hits.next().unwrap_or_default() } else { Vec::new() };
+            let best = hits.first().map(|h| h.score);
+            let mut answer = face_json(face, &gate);
+            answer["matches"] = hits.iter().map(|h| match_json(h, named.get(&h.person))).collect();
+            answer["decision"] = json!(best.map_or(Decision::Unknown, |score| thresholds.decide(score)));
+            answer["threshold"] = json!(thresholds.match_cosine);
+            answer["threshold_extrapolated"] = json!(thresholds.extrapolated);
+            answer["false_positive_rate"] = json!(best.and_then(|score| thresholds.false_positive_rate(score)));
+            answer
+        })
+        .collect();
+    Ok((answers, size))
+}
+
+async fn names(
+    ctx: &WorkerContext,
+    job: &Job,
+    hits: &[Vec<Hit>],
+) -> Result<HashMap<PersonId, person::Model>, JobError> {
+    let mut ids: Vec<PersonId> = hits.iter().flatten().map(|h| h.person).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let persons = persons::find_many(&ctx.db.read, job.collection_id, &ids).await?;
+    Ok(persons.into_iter().map(|p| (p.id, p)).collect())
+}
+
+fn match_json(hit: &Hit, person: Option<&person::Model>) -> Value {
+    json!({
+        "person_id": hit.person,
+        "external_id": person.and_then(|p| p.external_id.as_deref()),
+        "name": person.and_then(|p| p.name.as_deref()),
+        "face_id": hit.face,
+        "score": hit.score,
+    })
+}

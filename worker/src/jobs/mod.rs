@@ -1,0 +1,115 @@
+//! What each kind of job does: one file a kind, and the steps that they share.
+
+mod enroll;
+mod identify;
+mod index;
+mod pictures;
+mod verify;
+
+use sea_orm::DatabaseTransaction;
+use sea_orm::DbErr;
+use shared::db::entity::collection;
+use shared::db::entity::job::Model as Job;
+use shared::job::{JobArgs, Problem};
+
+use crate::analysis::AnalysisError;
+use crate::context::{EnginesError, WorkerContext};
+
+/// A job that did its work, with what is left to write.
+#[derive(Debug)]
+pub enum Done {
+    /// Stores nothing but its answer.
+    Answer(serde_json::Value),
+    /// Stores a face under a person.
+    Enroll(Box<enroll::Enrollment>),
+    /// Stores the faces of an image.
+    Index(Box<index::Indexing>),
+}
+
+/// Why a job has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// A true negative answer about its input.
+    #[error("rejected: {}", .0.code)]
+    Rejected(Problem),
+    /// It cannot work, now or later.
+    #[error("failed for good: {}", .0.code)]
+    Failed(Problem),
+    /// It may work later.
+    #[error(transparent)]
+    Transient(anyhow::Error),
+}
+
+/// Runs the job up to the point where it has something to record.
+pub async fn run(ctx: &WorkerContext, job: &Job, args: &JobArgs) -> Result<Done, JobError> {
+    let collection = shared::db::collections::find(&ctx.db.read, job.collection_id)
+        .await?
+        .ok_or_else(|| JobError::failed("collection_gone", "the collection was deleted while the job waited"))?;
+    match args {
+        JobArgs::Enroll { image, person, face } => enroll::run(ctx, job, image, person, *face).await,
+        JobArgs::Index { image } => index::run(ctx, job, &collection, image).await,
+        JobArgs::Identify { image, max_matches } => identify::run(ctx, job, &collection, image, *max_matches).await,
+        JobArgs::Verify { image, other, face } => verify::run(ctx, job, &collection, image, other, *face).await,
+    }
+}
+
+impl Done {
+    /// Writes what the job found, inside the transaction that ends it, and gives its result.
+    ///
+    /// # Errors
+    /// The database fails, or its rows have changed since the job ran so that its answer is now a rejection.
+    pub async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Result<serde_json::Value, Problem>, DbErr> {
+        match self {
+            Self::Answer(answer) => Ok(Ok(answer.clone())),
+            Self::Enroll(enrollment) => enrollment.record(txn, job).await,
+            Self::Index(indexing) => indexing.record(txn, job).await.map(Ok),
+        }
+    }
+}
+
+impl JobError {
+    fn rejected(code: &str, detail: impl Into<String>) -> Self {
+        Self::Rejected(Problem::new(code, detail))
+    }
+
+    fn failed(code: &str, detail: impl Into<String>) -> Self {
+        Self::Failed(Problem::new(code, detail))
+    }
+}
+
+impl From<DbErr> for JobError {
+    fn from(error: DbErr) -> Self {
+        Self::Transient(anyhow::Error::new(error).context("the database"))
+    }
+}
+
+impl From<EnginesError> for JobError {
+    /// A missing or refused model may be put right by the operator, so the job is tried again until its attempts end.
+    fn from(error: EnginesError) -> Self {
+        match error {
+            EnginesError::Catalogue(error) => Self::failed("unknown_pipeline", error.to_string()),
+            EnginesError::Engine(error) => Self::Transient(anyhow::Error::new(error).context("load the models")),
+        }
+    }
+}
+
+impl From<AnalysisError> for JobError {
+    fn from(error: AnalysisError) -> Self {
+        match error {
+            AnalysisError::Decode(error) => Self::rejected(error.code(), error.to_string()),
+            AnalysisError::Detect(error) => Self::failed("model_mismatch", error.to_string()),
+            error => Self::Transient(anyhow::Error::new(error).context("analyse the picture")),
+        }
+    }
+}
+
+impl From<shared::face_index::FaceIndexError> for JobError {
+    fn from(error: shared::face_index::FaceIndexError) -> Self {
+        Self::Transient(anyhow::Error::new(error).context("search the faces"))
+    }
+}
+
+/// The collection's own settings; a row that cannot be read is nobody's input error.
+fn settings(collection: &collection::Model) -> Result<shared::db::collections::CollectionSettings, JobError> {
+    Ok(collection.settings()?)
+}

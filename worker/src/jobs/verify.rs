@@ -1,0 +1,82 @@
+//! Verify: is this face the same person's as that one?
+
+use serde_json::{Value, json};
+use shared::db::entity::collection;
+use shared::db::entity::job::Model as Job;
+use shared::db::{faces, persons};
+use shared::ids::{FaceId, PersonId};
+use shared::job::{FaceChoice, ImageRef, VerifyTarget};
+
+use super::pictures::{analysed, chosen, face_json};
+use super::{Done, JobError, settings};
+use crate::analysis::AnalysedFace;
+use crate::context::WorkerContext;
+use crate::inference::Engine;
+use crate::thresholds::Thresholds;
+use crate::vision::quality::Gate;
+
+pub(super) async fn run(
+    ctx: &WorkerContext,
+    job: &Job,
+    collection: &collection::Model,
+    image: &ImageRef,
+    other: &VerifyTarget,
+    face: FaceChoice,
+) -> Result<Done, JobError> {
+    let engine = ctx.engines.get(&job.pipeline).await?;
+    let settings = settings(collection)?;
+    let gate = Gate::identify(engine.pipeline().detector.match_score);
+    let one = face_of(ctx, &engine, image, face, &gate).await?;
+    let (score, compared) = match other {
+        VerifyTarget::Image(image) => {
+            let two = face_of(ctx, &engine, image, face, &gate).await?;
+            (one.embedding.cosine(&two.embedding), face_json(&two, &gate))
+        }
+        VerifyTarget::Person(person) => {
+            let (score, face_id) = nearest_of_person(ctx, job, *person, &one).await?;
+            (score, json!({ "person_id": person, "face_id": face_id }))
+        }
+    };
+    let thresholds = Thresholds::verify(engine.pipeline(), &settings)
+        .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+    let answer: Value = json!({
+        "score": score,
+        "decision": thresholds.decide(score),
+        "threshold": thresholds.match_cosine,
+        "threshold_extrapolated": thresholds.extrapolated,
+        "false_accept_rate": thresholds.false_positive_rate(score),
+        "image": face_json(&one, &gate),
+        "other": compared,
+    });
+    Ok(Done::Answer(answer))
+}
+
+async fn face_of(
+    ctx: &WorkerContext,
+    engine: &Engine,
+    image: &ImageRef,
+    face: FaceChoice,
+    gate: &Gate,
+) -> Result<AnalysedFace, JobError> {
+    chosen(&analysed(ctx, engine, image).await?, face, gate)
+}
+
+/// The best score against the person's enrolled faces, and which face gave it.
+async fn nearest_of_person(
+    ctx: &WorkerContext,
+    job: &Job,
+    person: PersonId,
+    face: &AnalysedFace,
+) -> Result<(f32, FaceId), JobError> {
+    if persons::find(&ctx.db.read, job.collection_id, person).await?.is_none() {
+        return Err(JobError::rejected("person_not_found", format!("there is no person {person} in the collection")));
+    }
+    let enrolled = faces::embeddings_of_person(&ctx.db.read, person, &job.pipeline).await?;
+    enrolled
+        .iter()
+        .map(|(id, embedding)| (face.embedding.cosine(embedding), *id))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .ok_or_else(|| {
+            JobError::rejected("person_has_no_faces", format!("person {person} has no enrolled face; enroll one first"))
+        })
+}

@@ -1,0 +1,55 @@
+//! The worker's tasks, and their common end.
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::WorkerContext;
+use crate::{consumer, dispatcher, reaper, sweeper};
+
+/// Runs all of the worker until `stop`; returns after the jobs that run have ended or were given back.
+///
+/// # Errors
+/// A task ended or panicked by itself; the others were stopped.
+pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut tasks: JoinSet<anyhow::Result<&'static str>> = JoinSet::new();
+    // The watchers outlive the consumer: a job that finishes in the grace period still needs them.
+    let watching = CancellationToken::new();
+    let (consumer_ctx, consumer_stop) = (ctx.clone(), stop.clone());
+    tasks.spawn(async move {
+        consumer::run(consumer_ctx, consumer_stop).await?;
+        Ok("consumer")
+    });
+    let (dispatcher_ctx, dispatcher_stop) = (ctx.clone(), stop.clone());
+    tasks.spawn(async move {
+        dispatcher::run(dispatcher_ctx, dispatcher_stop).await;
+        Ok("dispatcher")
+    });
+    let (reaper_ctx, reaper_stop) = (ctx.clone(), watching.clone());
+    tasks.spawn(async move {
+        reaper::run(reaper_ctx, reaper_stop).await;
+        Ok("reaper")
+    });
+    let (sweeper_ctx, sweeper_stop) = (ctx, watching.clone());
+    tasks.spawn(async move {
+        sweeper::run(sweeper_ctx, sweeper_stop).await;
+        Ok("sweeper")
+    });
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let failure = match ended {
+            Ok(Ok("consumer")) => {
+                watching.cancel();
+                (!stop.is_cancelled()).then(|| anyhow::anyhow!("the worker's consumer ended by itself"))
+            }
+            Ok(Ok(task)) => (!stop.is_cancelled()).then(|| anyhow::anyhow!("the worker's {task} ended by itself")),
+            Ok(Err(error)) => Some(error.context("the worker's consumer failed")),
+            Err(error) => Some(anyhow::Error::new(error).context("a task of the worker panicked")),
+        };
+        if let Some(failure) = failure {
+            stop.cancel();
+            watching.cancel();
+            result = result.and(Err(failure));
+        }
+    }
+    result
+}

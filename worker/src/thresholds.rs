@@ -1,0 +1,120 @@
+//! What a score means in a collection: match, uncertain or unknown.
+
+use shared::catalogue::{Calibration, Pipeline, Threshold};
+use shared::db::collections::CollectionSettings;
+use shared::job::Decision;
+
+/// `uncertain` begins where ten times the allowed rate of false matches would be.
+const UNCERTAIN_RATE: f64 = 10.0;
+/// With a threshold set by hand there is no rate to go by; this much below it is uncertain.
+const UNCERTAIN_COSINE: f32 = 0.05;
+
+/// The thresholds of one search or comparison.
+#[derive(Clone, Debug)]
+pub struct Thresholds<'a> {
+    /// A score at or above is a match.
+    pub match_cosine: f32,
+    /// A score at or above is uncertain.
+    pub uncertain_cosine: f32,
+    /// The match threshold lies beyond what was measured.
+    pub extrapolated: bool,
+    calibration: Option<&'a Calibration>,
+    comparisons: usize,
+}
+
+/// There is nothing to decide by.
+#[derive(Debug, thiserror::Error)]
+#[error("pipeline {0} has no measured thresholds; set match_cosine in the collection's settings")]
+pub struct NoCalibration(String);
+
+impl<'a> Thresholds<'a> {
+    /// For a search through a gallery of `faces` faces.
+    pub fn identify(
+        pipeline: &'a Pipeline,
+        settings: &CollectionSettings,
+        faces: usize,
+    ) -> Result<Self, NoCalibration> {
+        Self::at(pipeline, settings, settings.target_fpir, faces)
+    }
+
+    /// For one comparison.
+    pub fn verify(pipeline: &'a Pipeline, settings: &CollectionSettings) -> Result<Self, NoCalibration> {
+        Self::at(pipeline, settings, settings.verify_far, 1)
+    }
+
+    fn at(
+        pipeline: &'a Pipeline,
+        settings: &CollectionSettings,
+        rate: f64,
+        comparisons: usize,
+    ) -> Result<Self, NoCalibration> {
+        let calibration = pipeline.calibration.as_ref();
+        let (matching, uncertain) = match (settings.match_cosine, calibration) {
+            (Some(cosine), _) => (Threshold { cosine, extrapolated: false }, cosine - UNCERTAIN_COSINE),
+            (None, Some(calibration)) => {
+                let loose = (rate * UNCERTAIN_RATE).min(0.5).max(rate);
+                let uncertain = calibration.threshold_for_gallery(loose, comparisons).cosine;
+                (calibration.threshold_for_gallery(rate, comparisons), uncertain)
+            }
+            (None, None) => return Err(NoCalibration(pipeline.name.clone())),
+        };
+        Ok(Self {
+            match_cosine: matching.cosine,
+            uncertain_cosine: uncertain,
+            extrapolated: matching.extrapolated,
+            calibration,
+            comparisons,
+        })
+    }
+
+    /// What this score says.
+    pub fn decide(&self, score: f32) -> Decision {
+        if score >= self.match_cosine {
+            Decision::Match
+        } else if score >= self.uncertain_cosine {
+            Decision::Uncertain
+        } else {
+            Decision::Unknown
+        }
+    }
+
+    /// How often a stranger scores at least this, in a search of this size; `None` where that was never measured.
+    pub fn false_positive_rate(&self, score: f32) -> Option<f64> {
+        self.calibration.map(|c| c.fpir_at(score, self.comparisons))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::catalogue::Catalogue;
+
+    use super::*;
+
+    #[test]
+    fn a_larger_gallery_is_stricter() {
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let settings = CollectionSettings::default();
+        let small = Thresholds::identify(pipeline, &settings, 10).unwrap();
+        let large = Thresholds::identify(pipeline, &settings, 10_000).unwrap();
+        assert!(small.match_cosine < large.match_cosine);
+        assert!(small.uncertain_cosine < small.match_cosine);
+        let score = small.match_cosine;
+        assert_eq!(small.decide(score), Decision::Match);
+        assert_eq!(small.decide(small.uncertain_cosine), Decision::Uncertain);
+        assert_eq!(small.decide(0.0), Decision::Unknown);
+        assert!((small.false_positive_rate(score).unwrap() - settings.target_fpir).abs() < 1e-3);
+    }
+
+    #[test]
+    fn without_calibration_a_threshold_must_be_set() {
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-sface").unwrap();
+        let refused = Thresholds::verify(pipeline, &CollectionSettings::default()).unwrap_err().to_string();
+        assert!(refused.contains("match_cosine"), "{refused}");
+        let set = CollectionSettings { match_cosine: Some(0.363), ..CollectionSettings::default() };
+        let thresholds = Thresholds::verify(pipeline, &set).unwrap();
+        assert_eq!(thresholds.decide(0.4), Decision::Match);
+        assert_eq!(thresholds.false_positive_rate(0.4), None);
+    }
+}
