@@ -22,6 +22,9 @@ pub struct Config {
     assets_dir: PathBuf,
     /// Downloads; empty for the user's cache folder.
     cache_dir: PathBuf,
+    /// `ORT_DYLIB_PATH`, the name under which ONNX Runtime's users know it.
+    #[serde(skip)]
+    runtime_library: Option<PathBuf>,
     /// The HTTP API.
     pub server: ServerConfig,
     /// The database.
@@ -170,6 +173,7 @@ impl Config {
             std::env::vars().filter(|(name, _)| name.starts_with("FACE_ID_")).collect();
         variables.retain(|name, _| !NOT_SETTINGS.contains(&name.as_str()));
         let mut config = Self::from_sources(file, variables)?;
+        config.runtime_library = std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()).map(PathBuf::from);
         if config.cache_dir.as_os_str().is_empty() {
             config.cache_dir = user_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
         }
@@ -205,12 +209,18 @@ impl Config {
         Some(self.assets_dir.as_path()).filter(|p| !p.as_os_str().is_empty())
     }
 
+    /// The ONNX Runtime library that the environment names.
+    pub fn runtime_library(&self) -> Option<&Path> {
+        self.runtime_library.as_deref()
+    }
+
     /// Where downloads and the ONNX Runtime library are kept.
     pub fn cache_dir(&self) -> &Path {
         &self.cache_dir
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    /// Refuses settings that make no sense, alone or together.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
         let worker = &self.worker;
         if !self.server.bind.ip().is_loopback() {

@@ -100,10 +100,11 @@ fn sample(picture: &Picture, [x, y]: [f32; 2]) -> [u8; 3] {
     if !(x > -1.0 && y > -1.0 && x < width as f32 && y < height as f32) {
         return [0; 3];
     }
-    let (left, top) = (x.floor(), y.floor());
-    let (fx, fy) = (x - left, y - top);
+    // Rounds down without a call to `floor`, for numbers above -1.
+    let (left, top) = ((x + 1.0) as i32 - 1, (y + 1.0) as i32 - 1);
+    let (fx, fy) = (x - left as f32, y - top as f32);
     let weights = [(1.0 - fx) * (1.0 - fy), fx * (1.0 - fy), (1.0 - fx) * fy, fx * fy];
-    if left >= 0.0 && top >= 0.0 && left as usize + 1 < width && top as usize + 1 < height {
+    if left >= 0 && top >= 0 && left as usize + 1 < width && top as usize + 1 < height {
         let at = (top as usize * width + left as usize) * 3;
         let upper: &[u8] = &picture.rgb[at..at + 6];
         let lower: &[u8] = &picture.rgb[at + width * 3..at + width * 3 + 6];
@@ -115,11 +116,11 @@ fn sample(picture: &Picture, [x, y]: [f32; 2]) -> [u8; 3] {
             (value + 0.5) as u8
         });
     }
-    sample_at_edge(picture, [left as i64, top as i64], weights)
+    sample_at_edge(picture, [left, top], weights)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a weighted mean of bytes is a byte")]
-fn sample_at_edge(picture: &Picture, [left, top]: [i64; 2], weights: [f32; 4]) -> [u8; 3] {
+fn sample_at_edge(picture: &Picture, [left, top]: [i32; 2], weights: [f32; 4]) -> [u8; 3] {
     let mut sum = [0.5; 3];
     for ((dx, dy), weight) in [(0, 0), (1, 0), (0, 1), (1, 1)].into_iter().zip(weights) {
         let (Ok(x), Ok(y)) = (u32::try_from(left + dx), u32::try_from(top + dy)) else {

@@ -4,7 +4,7 @@
 //! the first pass cannot take them in. Both answers are mapped back to upright original pixels and merged.
 
 use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{Filter, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use shared::catalogue::{Detector, DetectorFamily};
 
 use crate::vision::tensor::{Range, Tensor};
@@ -150,7 +150,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// `picture` with `side` as its longer side. Averages over all pixels it drops: skipping them moves landmarks.
+/// `picture` with `side` as its longer side.
 fn resized(picture: &Picture, side: u32) -> Picture {
     let longest = picture.width.max(picture.height);
     if longest == side {
@@ -158,13 +158,24 @@ fn resized(picture: &Picture, side: u32) -> Picture {
     }
     let scale = f64::from(side) / f64::from(longest);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most `side`")]
-    let shrink = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
-    let (width, height) = (shrink(picture.width), shrink(picture.height));
+    let fit = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
+    let (width, height) = (fit(picture.width), fit(picture.height));
     let mut target = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(kernel()));
     ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
         .map_err(|cause| cause.to_string())
         .and_then(|source| Resizer::new().resize(&source, &mut target, &options).map_err(|cause| cause.to_string()))
-        .expect("resize RGB pixels of a checked size; this is a bug: a picture holds width x height x 3 bytes");
+        .expect("resize RGB pixels; this is a bug: a picture holds width x height x 3 bytes");
     Picture { width, height, rgb: target.into_vec() }
+}
+
+/// Each pixel is the mean of those it replaces, weighted by a triangle of this radius in target pixels: plain
+/// interpolation would skip most pixels of a large photograph and shift landmarks with it. The detectors learned from
+/// such aliased, sharp pictures, though, so the triangle is narrower than the usual radius of 1: of the reference's
+/// embeddings on group pictures, 0.6 keeps a median cosine of 0.983 and 1.0 one of 0.973.
+const KERNEL_RADIUS: f64 = 0.6;
+
+fn kernel() -> FilterType {
+    Filter::new("triangle", |distance| (1.0 - distance.abs() / KERNEL_RADIUS).max(0.0), KERNEL_RADIUS)
+        .map_or(FilterType::Bilinear, FilterType::Custom)
 }

@@ -43,20 +43,24 @@ impl Range {
         let (width, height) = (picture.width as usize, picture.height as usize);
         let columns = width.next_multiple_of(step as usize);
         let rows = height.next_multiple_of(step as usize);
+        let black = [0, 1, 2].map(|plane| -self.mean[plane] * self.scale[plane]);
         let mut data = Vec::with_capacity(3 * rows * columns);
-        for plane in 0..3 {
-            let channel = match self.channels {
-                Channels::Rgb => plane,
-                Channels::Bgr => 2 - plane,
-            };
-            let (mean, scale) = (self.mean[plane], self.scale[plane]);
-            let black = -mean * scale;
-            for row in picture.rgb.chunks_exact(width * 3) {
-                let (pixels, _) = row.as_chunks::<3>();
-                data.extend(pixels.iter().map(|pixel| (f32::from(pixel[channel]) - mean) * scale));
-                data.resize(data.len() + columns - width, black);
-            }
+        for (plane, &black) in black.iter().enumerate() {
             data.resize((plane + 1) * rows * columns, black);
+        }
+        let (first, rest) = data.split_at_mut(rows * columns);
+        let (second, third) = rest.split_at_mut(rows * columns);
+        let order = match self.channels {
+            Channels::Rgb => [0, 1, 2],
+            Channels::Bgr => [2, 1, 0],
+        };
+        for (y, row) in picture.rgb.chunks_exact(width * 3).enumerate() {
+            let at = y * columns..y * columns + width;
+            let planes = first[at.clone()].iter_mut().zip(&mut second[at.clone()]).zip(&mut third[at]);
+            for (pixel, ((one, two), three)) in row.as_chunks::<3>().0.iter().zip(planes) {
+                let value = |plane: usize| (f32::from(pixel[order[plane]]) - self.mean[plane]) * self.scale[plane];
+                (*one, *two, *three) = (value(0), value(1), value(2));
+            }
         }
         Tensor {
             shape: vec![1, 3, rows as i64, columns as i64],

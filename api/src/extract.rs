@@ -1,0 +1,158 @@
+//! Reading requests: every failure is a problem with a code.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::header;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+use shared::db::collections;
+use shared::db::entity::collection;
+use uuid::Uuid;
+
+use crate::error::{ApiError, ApiResult};
+use crate::state::AppState;
+
+/// A JSON body.
+#[derive(Debug)]
+pub struct Json<T>(pub T);
+
+/// A body of whatever bytes.
+#[derive(Debug)]
+pub struct Body(pub Bytes);
+
+/// Query parameters.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+/// Path parameters.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let essence = media_type.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") {
+            let detail = "send the header Content-Type: application/json";
+            return Err(ApiError::unsupported_media_type("unsupported_media_type", detail));
+        }
+        let Body(bytes) = Body::from_request(request, state).await?;
+        if bytes.is_empty() {
+            return Err(ApiError::bad_request("empty_body", "the body is empty; send a JSON object"));
+        }
+        parse(&bytes).map(Json)
+    }
+}
+
+impl FromRequest<AppState> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let server = &state.config.server;
+        let read = axum::body::to_bytes(request.into_body(), server.max_body_bytes);
+        match tokio::time::timeout(Duration::from_secs(server.body_timeout_s), read).await {
+            Err(_) => Err(ApiError::body_timeout(server.body_timeout_s)),
+            Ok(Ok(bytes)) => Ok(Self(bytes)),
+            Ok(Err(error)) if is_too_long(&error) => Err(ApiError::body_too_large(server.max_body_bytes)),
+            Ok(Err(_)) => Err(ApiError::bad_request("body_broken_off", "the body broke off; send it again")),
+        }
+    }
+}
+
+/// Whether reading ended at the limit: that error has a type of its own, somewhere among the causes.
+fn is_too_long(error: &axum::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.to_string().contains("length limit exceeded") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let pointer = pointer(error.path());
+        let inner = error.into_inner();
+        if inner.is_data() {
+            ApiError::invalid(pointer, format!("is wrong: {inner}"))
+        } else {
+            ApiError::bad_request("malformed_json", format!("the body is no JSON: {inner}"))
+        }
+    })?;
+    reader.end().map_err(|e| ApiError::bad_request("malformed_json", format!("the body is no JSON: {e}")))?;
+    Ok(parsed)
+}
+
+/// The path as a JSON pointer in the form of a URI fragment (RFC 6901, section 6).
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter().fold("#".to_owned(), |pointer, segment| match segment {
+        Segment::Seq { index } => format!("{pointer}/{index}"),
+        Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Enum { variant } => format!("{pointer}/{variant}"),
+        Segment::Unknown => pointer,
+    })
+}
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let axum::extract::Query(query) = axum::extract::Query::from_request_parts(parts, state)
+            .await
+            .map_err(|e| ApiError::invalid("query", format!("is wrong: {}", e.body_text())))?;
+        Ok(Self(query))
+    }
+}
+
+impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let axum::extract::Path(path) = axum::extract::Path::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ApiError::not_found("not_found", "an id in the path is no UUID, so nothing can have it"))?;
+        Ok(Self(path))
+    }
+}
+
+/// The collection that a path names by its id or its name.
+pub async fn collection(state: &AppState, named: &str) -> ApiResult<collection::Model> {
+    let found = match named.parse::<Uuid>() {
+        Ok(id) => collections::find(&state.db.read, shared::ids::CollectionId(id)).await?,
+        Err(_) => collections::find_by_name(&state.db.read, named).await?,
+    };
+    found.ok_or_else(|| {
+        ApiError::not_found("collection_not_found", "there is no such collection; make one with POST /v1/collections")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only errors are looked at")]
+    struct Wanted {
+        faces: Vec<u32>,
+    }
+
+    #[test]
+    fn a_wrong_field_is_pointed_at() {
+        let error = format!("{:?}", parse::<Wanted>(br#"{"faces":[1,"x"]}"#).unwrap_err());
+        assert!(error.contains("#/faces/1"), "{error}");
+        for malformed in [&br#"{"faces":"#[..], br#"{"faces":[]} x"#] {
+            let error = format!("{:?}", parse::<Wanted>(malformed).unwrap_err());
+            assert!(error.contains("malformed_json"), "{error}");
+        }
+    }
+}

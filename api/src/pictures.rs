@@ -1,0 +1,142 @@
+//! Taking in pictures: what they are by their first bytes, where they are put, which one a request means.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use shared::db::uploads::{self, NewUpload};
+use shared::ids::{CollectionId, UploadId};
+use shared::job::ImageRef;
+use utoipa::ToSchema;
+
+use crate::error::{ApiError, ApiResult};
+use crate::state::AppState;
+
+/// Base64 with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Which picture a request means.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageInput {
+    /// An upload of the same collection.
+    pub upload_id: Option<UploadId>,
+    /// The picture's bytes in base64, instead of an upload.
+    pub base64: Option<String>,
+}
+
+/// A picture of a request that is not stored yet, or an upload that is.
+#[derive(Debug)]
+pub enum Picture {
+    /// Stored before.
+    Uploaded(ImageRef),
+    /// To be stored once the request is known to be new.
+    Inline(InlinePicture),
+}
+
+/// A picture that came inside the request.
+#[derive(Debug)]
+pub struct InlinePicture {
+    bytes: Bytes,
+    sha256: String,
+    content_type: &'static str,
+}
+
+impl Picture {
+    /// SHA-256 of the bytes, lower-case hex.
+    pub fn sha256(&self) -> &str {
+        match self {
+            Self::Uploaded(image) => &image.sha256,
+            Self::Inline(picture) => &picture.sha256,
+        }
+    }
+}
+
+impl InlinePicture {
+    /// Refuses what is no picture by its first bytes.
+    pub fn new(bytes: Bytes) -> ApiResult<Self> {
+        if bytes.is_empty() {
+            return Err(ApiError::bad_request("empty_body", "there is no picture in the request; send its bytes"));
+        }
+        let Some(content_type) = content_type(&bytes) else {
+            let detail = "the bytes are neither a jpeg, a png nor a webp picture; convert it to one of these";
+            return Err(ApiError::unsupported_media_type("image_unsupported_format", detail));
+        };
+        let sha256 = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        Ok(Self { bytes, sha256, content_type })
+    }
+
+    /// Puts the bytes into the object store; the row is the caller's.
+    pub async fn store(self, state: &AppState, collection: CollectionId, inline: bool) -> ApiResult<NewUpload> {
+        let id = UploadId::new();
+        let object_key = format!("collections/{collection}/uploads/{id}");
+        state.objects.put(&object_key, &self.bytes).await?;
+        Ok(NewUpload {
+            id,
+            collection,
+            object_key,
+            sha256: self.sha256,
+            size_bytes: i64::try_from(self.bytes.len()).unwrap_or(i64::MAX),
+            content_type: self.content_type.to_owned(),
+            inline,
+            keep: Duration::from_secs(u64::from(state.config.retention.upload_hours) * 3600),
+        })
+    }
+}
+
+/// What the picture says of itself in its first bytes; the client's own word on it is not asked.
+fn content_type(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xd8, 0xff, ..] => Some("image/jpeg"),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("image/png"),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some("image/webp"),
+        _ => None,
+    }
+}
+
+/// The picture that a request means; `pointer` says where in its body.
+pub async fn resolve(
+    state: &AppState,
+    collection: CollectionId,
+    input: &ImageInput,
+    pointer: &str,
+) -> ApiResult<Picture> {
+    match (input.upload_id, &input.base64) {
+        (Some(id), None) => {
+            let found = uploads::find(&state.db.read, collection, id).await?.ok_or_else(|| {
+                let detail = format!("there is no upload {id} in this collection (uploads expire); send the picture again");
+                ApiError::not_found("upload_not_found", detail)
+            })?;
+            Ok(Picture::Uploaded(ImageRef { upload_id: id, object_key: found.object_key, sha256: found.sha256 }))
+        }
+        (None, Some(text)) => {
+            let bytes = BASE64
+                .decode(text.trim_ascii())
+                .map_err(|e| ApiError::invalid(format!("{pointer}/base64"), format!("is no base64: {e}")))?;
+            InlinePicture::new(bytes.into()).map(Picture::Inline)
+        }
+        _ => Err(ApiError::invalid(pointer, "needs exactly one of upload_id and base64")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_known_by_their_first_bytes() {
+        assert_eq!(content_type(b"\xff\xd8\xff\xe0rest"), Some("image/jpeg"));
+        assert_eq!(content_type(b"\x89PNG\r\n\x1a\nrest"), Some("image/png"));
+        assert_eq!(content_type(b"RIFF\0\0\0\0WEBPVP8 "), Some("image/webp"));
+        for other in [&b""[..], b"GIF89a", b"<html>", b"\xff\xd8", b"RIFF\0\0\0\0WAVE"] {
+            assert_eq!(content_type(other), None, "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Collections.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use serde::{Deserialize, Serialize};
+use shared::db::collections::{self, CollectionSettings};
+use shared::db::entity::collection;
+use shared::ids::CollectionId;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::instant;
+use crate::cursor::{Page, PageQuery};
+use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::extract::{self, Json, Path, Query};
+use crate::state::AppState;
+
+/// A collection to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewCollection {
+    /// 1 to 64 letters, digits, `.`, `_` or `-`; no UUID.
+    name: String,
+    /// A pipeline of the catalogue; the server's default where absent.
+    pipeline: Option<String>,
+    /// How it decides.
+    #[serde(default)]
+    settings: CollectionSettings,
+}
+
+/// Changes to a collection.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CollectionChanges {
+    /// Replaces all settings; those left out take their defaults.
+    settings: CollectionSettings,
+}
+
+/// A gallery of persons and their images.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CollectionView {
+    id: CollectionId,
+    name: String,
+    pipeline: String,
+    settings: CollectionSettings,
+    persons: i64,
+    faces: i64,
+    images: i64,
+    created_at: String,
+}
+
+async fn view(state: &AppState, row: collection::Model) -> ApiResult<CollectionView> {
+    let counts = collections::counts(&state.db, row.id).await?;
+    Ok(CollectionView {
+        id: row.id,
+        settings: row.settings()?,
+        name: row.name,
+        pipeline: row.pipeline,
+        persons: counts.persons,
+        faces: counts.faces,
+        images: counts.images,
+        created_at: instant(row.created_at),
+    })
+}
+
+fn check_settings(settings: &CollectionSettings) -> ApiResult<()> {
+    settings.check().map_err(|(field, why)| ApiError::invalid(format!("#/settings/{field}"), why))
+}
+
+fn check_name(name: &str) -> ApiResult<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=64).contains(&name.len()) && name.chars().all(plain) && name.parse::<Uuid>().is_err() {
+        return Ok(());
+    }
+    Err(ApiError::invalid("#/name", "must be 1 to 64 letters, digits, '.', '_' or '-', and no UUID"))
+}
+
+/// Makes a collection.
+#[utoipa::path(post, path = "/v1/collections", tag = "collections", request_body = NewCollection, responses(
+    (status = 201, body = CollectionView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn create(State(state): State<AppState>, Json(new): Json<NewCollection>) -> ApiResult<impl IntoResponse> {
+    check_name(&new.name)?;
+    check_settings(&new.settings)?;
+    let pipeline = new.pipeline.unwrap_or_else(|| state.config.models.default_pipeline.clone());
+    let entry = state.catalogue.pipeline(&pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
+    if !entry.restricted_files().is_empty() && !state.config.models.accepted_licences.contains(&pipeline) {
+        let detail = format!("{pipeline} has weights for non-commercial use only, and this server's operator has not accepted that");
+        return Err(ApiError::unprocessable("licence_not_accepted", detail));
+    }
+    let made = collections::create(&state.db, &new.name, &pipeline, &new.settings).await?;
+    let row = made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;
+    let location = [(header::LOCATION, format!("/v1/collections/{}", row.id))];
+    Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
+}
+
+/// Lists collections.
+#[utoipa::path(get, path = "/v1/collections", tag = "collections", params(PageQuery), responses(
+    (status = 200, body = Page<CollectionView>),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn list(
+    State(state): State<AppState>,
+    Query(page): Query<PageQuery>,
+) -> ApiResult<axum::Json<Page<CollectionView>>> {
+    let limit = page.limit()?;
+    let rows = collections::list(&state.db, page.after()?.map(CollectionId), limit + 1).await?;
+    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.id.0, |r| r);
+    let mut views = Vec::with_capacity(items.len());
+    for row in items {
+        views.push(view(&state, row).await?);
+    }
+    Ok(axum::Json(Page { items: views, next_cursor }))
+}
+
+/// Shows a collection.
+#[utoipa::path(get, path = "/v1/collections/{collection}", tag = "collections",
+    params(("collection" = String, Path, description = "Its id or name")), responses(
+    (status = 200, body = CollectionView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn get(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+) -> ApiResult<axum::Json<CollectionView>> {
+    let row = extract::collection(&state, &collection).await?;
+    Ok(axum::Json(view(&state, row).await?))
+}
+
+/// Changes a collection's settings.
+#[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", request_body = CollectionChanges,
+    params(("collection" = String, Path, description = "Its id or name")), responses(
+    (status = 200, body = CollectionView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn update(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    Json(changes): Json<CollectionChanges>,
+) -> ApiResult<axum::Json<CollectionView>> {
+    check_settings(&changes.settings)?;
+    let row = extract::collection(&state, &collection).await?;
+    collections::update_settings(&state.db, row.id, &changes.settings).await?;
+    let row = extract::collection(&state, &row.id.to_string()).await?;
+    Ok(axum::Json(view(&state, row).await?))
+}
+
+/// Deletes a collection with all persons, images, faces, vectors, uploads and jobs.
+#[utoipa::path(delete, path = "/v1/collections/{collection}", tag = "collections",
+    params(("collection" = String, Path, description = "Its id or name")), responses(
+    (status = 204),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn delete(State(state): State<AppState>, Path(collection): Path<String>) -> ApiResult<StatusCode> {
+    let row = extract::collection(&state, &collection).await?;
+    collections::delete(&state.db, row.id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,199 @@
+//! Jobs: read, wait for, list, cancel.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use shared::db::entity::job;
+use shared::db::jobs::read::{self, JobFilter, JobWithAnswer};
+use shared::db::jobs::settle::{self, Cancel};
+use shared::ids::{CollectionId, JobId};
+use shared::job::{JobKind, JobState, Problem};
+use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
+
+use super::instant;
+use crate::cursor::{Page, PageQuery};
+use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::extract::{self, Path, Query};
+use crate::state::AppState;
+
+/// How often a waiting request looks for itself, whatever it is told.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A job.
+#[derive(Debug, Serialize, ToSchema)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct JobView {
+    pub id: JobId,
+    collection_id: CollectionId,
+    kind: JobKind,
+    state: JobState,
+    /// Attempts begun so far.
+    attempt: i32,
+    pipeline: String,
+    tag: Option<String>,
+    cancel_requested: bool,
+    created_at: String,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    /// Of a job that succeeded; its form depends on the kind.
+    result: Option<serde_json::Value>,
+    /// Why it was rejected or failed, or why the last attempt of a queued job did.
+    problem: Option<Problem>,
+}
+
+impl From<JobWithAnswer> for JobView {
+    fn from(JobWithAnswer { job, result, problem }: JobWithAnswer) -> Self {
+        Self {
+            id: job.id,
+            collection_id: job.collection_id,
+            kind: job.kind,
+            state: job.state,
+            attempt: job.attempt,
+            pipeline: job.pipeline,
+            tag: job.tag,
+            cancel_requested: job.cancel_requested,
+            created_at: instant(job.created_at),
+            started_at: job.started_at.map(instant),
+            finished_at: job.finished_at.map(instant),
+            result,
+            problem,
+        }
+    }
+}
+
+/// A job that was just made.
+pub(super) fn fresh_view(job: job::Model) -> JobView {
+    JobWithAnswer { job, result: None, problem: None }.into()
+}
+
+/// Which jobs to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct JobQuery {
+    /// Of this collection, by id or name.
+    collection: Option<String>,
+    /// Of this kind.
+    kind: Option<JobKind>,
+    /// In this state.
+    state: Option<JobState>,
+    /// Rows of the page, 1 to 500; 50 where absent.
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// The job of that id.
+pub(super) async fn load(state: &AppState, id: JobId) -> ApiResult<JobView> {
+    let found = read::find(&state.db, id).await?;
+    found.map(Into::into).ok_or_else(|| ApiError::not_found("job_not_found", format!("there is no job {id}")))
+}
+
+/// Lists jobs, newest first.
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(JobQuery), responses(
+    (status = 200, body = Page<JobView>),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn list(State(state): State<AppState>, Query(query): Query<JobQuery>) -> ApiResult<axum::Json<Page<JobView>>> {
+    let page: PageQuery = PageQuery::new(query.limit, query.cursor);
+    let limit = page.limit()?;
+    let collection = match &query.collection {
+        Some(named) => Some(extract::collection(&state, named).await?.id),
+        None => None,
+    };
+    let filter = JobFilter { collection, kind: query.kind, state: query.state };
+    let rows = read::list(&state.db, filter, page.after()?.map(JobId), limit + 1).await?;
+    Ok(axum::Json(Page::of(rows, limit, |r| r.job.id.0, JobView::from)))
+}
+
+/// Shows a job. With `Prefer: wait=N` the answer comes when the job ends, or after N seconds.
+#[utoipa::path(get, path = "/v1/jobs/{job}", tag = "jobs",
+    params(("job" = JobId, Path), ("Prefer" = Option<String>, Header, description = "wait=N, in seconds (RFC 7240)")),
+    responses((status = 200, body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>, headers: HeaderMap) -> ApiResult<Response> {
+    let wait = preferred_wait(&headers).map(|w| w.min(Duration::from_secs(state.config.server.max_wait_s)));
+    let view = match wait {
+        Some(wait) => wait_for(&state, id, wait).await?,
+        None => load(&state, id).await?,
+    };
+    let mut answer = HeaderMap::new();
+    if let Some(wait) = wait
+        && let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs()))
+    {
+        answer.insert(HeaderName::from_static("preference-applied"), value);
+    }
+    if !view.state.is_terminal() {
+        answer.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    Ok((answer, axum::Json(view)).into_response())
+}
+
+/// Cancels a job: at once while it waits, else as soon as its worker hears of it.
+#[utoipa::path(delete, path = "/v1/jobs/{job}", tag = "jobs", params(("job" = JobId, Path)), responses(
+    (status = 200, body = JobView, description = "It is cancelled"),
+    (status = 202, body = JobView, description = "It runs; its worker has been told"),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn cancel(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<Response> {
+    load(&state, id).await?;
+    let status = match settle::cancel(&state.db, id).await? {
+        Cancel::Done => {
+            state.finished.announce(id);
+            StatusCode::OK
+        }
+        Cancel::Requested => StatusCode::ACCEPTED,
+        Cancel::AlreadyFinished => {
+            return Err(ApiError::conflict("job_already_finished", "the job has ended; there is nothing to cancel"));
+        }
+    };
+    Ok((status, axum::Json(load(&state, id).await?)).into_response())
+}
+
+/// The job when it has ended, or as it is after `wait`.
+async fn wait_for(state: &AppState, id: JobId, wait: Duration) -> ApiResult<JobView> {
+    let deadline = Instant::now() + wait;
+    let mut listener = state.finished.listen();
+    loop {
+        let view = load(state, id).await?;
+        if view.state.is_terminal() || Instant::now() >= deadline || state.stop.is_cancelled() {
+            return Ok(view);
+        }
+        tokio::select! {
+            () = listener.wait_for(id) => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep_until(deadline) => {}
+            () = state.stop.cancelled() => {}
+        }
+    }
+}
+
+/// N of a `Prefer: wait=N` among other preferences; one that makes no sense is ignored, as RFC 7240 wants it.
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    let preferences = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    preferences
+        .filter_map(|p| p.split(';').next()?.trim().split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))
+        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse().ok())
+        .map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_is_found_among_preferences() {
+        let wait = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("prefer", HeaderValue::from_static(value));
+            preferred_wait(&headers).map(|d| d.as_secs())
+        };
+        assert_eq!(wait("wait=20"), Some(20));
+        assert_eq!(wait("respond-async, wait=5"), Some(5));
+        assert_eq!(wait("Wait = \"7\"; x=y"), Some(7));
+        assert_eq!(wait("wait=soon"), None);
+        assert_eq!(wait("return=minimal"), None);
+    }
+}

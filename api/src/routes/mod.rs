@@ -1,0 +1,25 @@
+//! One file a noun: its wire types and its handlers.
+
+pub mod collections;
+pub mod faces;
+pub mod health;
+pub mod jobs;
+pub mod persons;
+pub mod submit;
+pub mod uploads;
+
+use std::time::{Duration, UNIX_EPOCH};
+
+/// A stored instant (microseconds since the epoch) as RFC 3339 in UTC.
+fn instant(micros: i64) -> String {
+    let since = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+    humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn instants_are_rfc_3339() {
+        assert_eq!(super::instant(1_700_000_000_123_456), "2023-11-14T22:13:20.123456Z");
+    }
+}

@@ -1,0 +1,344 @@
+//! The POSTs that make jobs: check, store, enqueue, answer 202.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use shared::db::entity::collection;
+use shared::db::jobs::outbox::DueJob;
+use shared::db::jobs::submit::{Idempotency, NewJob, Submitted, find_repeated, submit};
+use shared::db::persons;
+use shared::db::uploads::NewUpload;
+use shared::dispatch::dispatch;
+use shared::ids::PersonId;
+use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, VerifyTarget};
+use utoipa::ToSchema;
+
+use super::jobs::{JobView, fresh_view};
+use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::extract::{self, Json, Path};
+use crate::pictures::{self, ImageInput, Picture};
+use crate::state::AppState;
+
+/// Longest external id, name or tag in bytes.
+const MAX_TEXT: usize = 256;
+/// Longest `Idempotency-Key` in bytes.
+const MAX_KEY: usize = 255;
+
+/// Store one face of a picture under a person.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnrollRequest {
+    /// The picture.
+    image: ImageInput,
+    /// Whose face it is.
+    person: PersonRef,
+    /// Which face is meant when there are several.
+    #[serde(default)]
+    face: FaceChoice,
+    /// Given back with the job.
+    tag: Option<String>,
+}
+
+/// Store every good face of a picture.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IndexRequest {
+    /// The picture.
+    image: ImageInput,
+    /// Given back with the job.
+    tag: Option<String>,
+}
+
+/// Find the persons on a picture.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IdentifyRequest {
+    /// The picture.
+    image: ImageInput,
+    /// Persons named a face at most, 1 to 100; the collection's setting where absent.
+    max_matches: Option<usize>,
+    /// Given back with the job.
+    tag: Option<String>,
+}
+
+/// Compare a face with another picture's or with a person's.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyRequest {
+    /// The picture.
+    image: ImageInput,
+    /// What it is compared with.
+    other: VerifyOther,
+    /// Which face is meant when there are several, on either picture.
+    #[serde(default)]
+    face: FaceChoice,
+    /// Given back with the job.
+    tag: Option<String>,
+}
+
+/// One of the two.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyOther {
+    /// Another picture.
+    image: Option<ImageInput>,
+    /// A person of the collection.
+    person_id: Option<PersonId>,
+}
+
+/// A request that passed its checks, its pictures not yet stored.
+struct Checked {
+    kind: JobKind,
+    pictures: Vec<Picture>,
+    /// What else tells two requests apart, as JSON.
+    rest: serde_json::Value,
+    tag: Option<String>,
+}
+
+/// Enrolls a face.
+#[utoipa::path(post, path = "/v1/collections/{collection}/enroll", tag = "jobs", request_body = EnrollRequest,
+    params(("collection" = String, Path, description = "Its id or name"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
+    responses((status = 202, body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn enroll(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<EnrollRequest>,
+) -> ApiResult<Response> {
+    let collection = extract::collection(&state, &collection).await?;
+    check_person(&state, &collection, &request.person).await?;
+    check_choice(request.face)?;
+    let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
+    let checked = Checked {
+        kind: JobKind::Enroll,
+        pictures: vec![picture],
+        rest: serde_json::json!([&request.person, request.face]),
+        tag: request.tag,
+    };
+    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Enroll {
+        image: images.remove(0),
+        person: request.person,
+        face: request.face,
+    })
+    .await
+}
+
+/// Indexes a picture.
+#[utoipa::path(post, path = "/v1/collections/{collection}/index", tag = "jobs", request_body = IndexRequest,
+    params(("collection" = String, Path, description = "Its id or name"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
+    responses((status = 202, body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn index(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<IndexRequest>,
+) -> ApiResult<Response> {
+    let collection = extract::collection(&state, &collection).await?;
+    let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
+    let rest = serde_json::Value::Null;
+    let checked = Checked { kind: JobKind::Index, pictures: vec![picture], rest, tag: request.tag };
+    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Index { image: images.remove(0) }).await
+}
+
+/// Identifies the faces of a picture.
+#[utoipa::path(post, path = "/v1/collections/{collection}/identify", tag = "jobs", request_body = IdentifyRequest,
+    params(("collection" = String, Path, description = "Its id or name"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
+    responses((status = 202, body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn identify(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<IdentifyRequest>,
+) -> ApiResult<Response> {
+    let collection = extract::collection(&state, &collection).await?;
+    if request.max_matches.is_some_and(|k| !(1..=100).contains(&k)) {
+        return Err(ApiError::invalid("#/max_matches", "must lie between 1 and 100"));
+    }
+    let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
+    let checked = Checked {
+        kind: JobKind::Identify,
+        pictures: vec![picture],
+        rest: serde_json::json!(request.max_matches),
+        tag: request.tag,
+    };
+    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Identify {
+        image: images.remove(0),
+        max_matches: request.max_matches,
+    })
+    .await
+}
+
+/// Verifies a face.
+#[utoipa::path(post, path = "/v1/collections/{collection}/verify", tag = "jobs", request_body = VerifyRequest,
+    params(("collection" = String, Path, description = "Its id or name"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
+    responses((status = 202, body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn verify(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<VerifyRequest>,
+) -> ApiResult<Response> {
+    let collection = extract::collection(&state, &collection).await?;
+    check_choice(request.face)?;
+    let mut found = vec![pictures::resolve(&state, collection.id, &request.image, "#/image").await?];
+    match (&request.other.image, request.other.person_id) {
+        (Some(image), None) => found.push(pictures::resolve(&state, collection.id, image, "#/other/image").await?),
+        (None, Some(id)) => check_person(&state, &collection, &PersonRef::Id { id }).await?,
+        _ => return Err(ApiError::invalid("#/other", "needs exactly one of image and person_id")),
+    }
+    let checked = Checked {
+        kind: JobKind::Verify,
+        pictures: found,
+        rest: serde_json::json!([request.other.person_id, request.face]),
+        tag: request.tag,
+    };
+    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Verify {
+        image: images.remove(0),
+        other: match request.other.person_id {
+            Some(id) => VerifyTarget::Person(id),
+            None => VerifyTarget::Image(images.remove(0)),
+        },
+        face: request.face,
+    })
+    .await
+}
+
+async fn check_person(state: &AppState, collection: &collection::Model, person: &PersonRef) -> ApiResult<()> {
+    match person {
+        PersonRef::Id { id } => {
+            let found = persons::find(&state.db.read, collection.id, *id).await?;
+            found.map(|_| ()).ok_or_else(|| {
+                let detail = format!("there is no person {id} in this collection");
+                ApiError::not_found("person_not_found", detail)
+            })
+        }
+        PersonRef::External { external_id, name } => {
+            if external_id.trim().is_empty() {
+                return Err(ApiError::invalid("#/person/external_id", "must not be empty"));
+            }
+            check_text("#/person/external_id", external_id)?;
+            name.as_ref().map_or(Ok(()), |name| check_text("#/person/name", name))
+        }
+    }
+}
+
+fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
+    if text.len() > MAX_TEXT || text.contains('\0') {
+        return Err(ApiError::invalid(pointer, format!("must be at most {MAX_TEXT} bytes without NUL")));
+    }
+    Ok(())
+}
+
+fn check_choice(face: FaceChoice) -> ApiResult<()> {
+    let FaceChoice::Box(b) = face else { return Ok(()) };
+    let finite = [b.x, b.y, b.width, b.height].iter().all(|v| v.is_finite());
+    if finite && b.width > 0.0 && b.height > 0.0 {
+        return Ok(());
+    }
+    Err(ApiError::invalid("#/face/box", "must have finite numbers, and a width and height above zero"))
+}
+
+/// Stores the pictures and the job, announces it, answers 202.
+async fn accept(
+    state: &AppState,
+    collection: &collection::Model,
+    headers: &HeaderMap,
+    checked: Checked,
+    args: impl FnOnce(Vec<ImageRef>) -> JobArgs,
+) -> ApiResult<Response> {
+    if let Some(tag) = &checked.tag {
+        check_text("#/tag", tag)?;
+    }
+    let idempotency = idempotency(state, collection, headers, &checked)?;
+    if let Some(idempotency) = &idempotency
+        && let Some(repeated) = find_repeated(&state.db, idempotency).await?
+    {
+        return answer(state, repeated).await;
+    }
+    let mut inline_uploads: Vec<NewUpload> = Vec::new();
+    let mut images = Vec::new();
+    for picture in checked.pictures {
+        images.push(match picture {
+            Picture::Uploaded(image) => image,
+            Picture::Inline(picture) => {
+                let stored = picture.store(state, collection.id, true).await?;
+                let image = ImageRef {
+                    upload_id: stored.id,
+                    object_key: stored.object_key.clone(),
+                    sha256: stored.sha256.clone(),
+                };
+                inline_uploads.push(stored);
+                image
+            }
+        });
+    }
+    let keys: Vec<String> = inline_uploads.iter().map(|u| u.object_key.clone()).collect();
+    let new = NewJob {
+        collection: collection.id,
+        pipeline: collection.pipeline.clone(),
+        args: args(images),
+        tag: checked.tag,
+        idempotency,
+        inline_uploads,
+    };
+    let submitted = submit(&state.db, new).await;
+    if !matches!(submitted, Ok(Submitted::New(_))) {
+        // No row names these objects.
+        for key in keys {
+            state.objects.delete(&key).await?;
+        }
+    }
+    answer(state, submitted?).await
+}
+
+fn idempotency(
+    state: &AppState,
+    collection: &collection::Model,
+    headers: &HeaderMap,
+    checked: &Checked,
+) -> ApiResult<Option<Idempotency>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().filter(|k| (1..=MAX_KEY).contains(&k.len())).ok_or_else(|| {
+        ApiError::bad_request("bad_idempotency_key", format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters"))
+    })?;
+    let pictures: Vec<&str> = checked.pictures.iter().map(Picture::sha256).collect();
+    let text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
+    Ok(Some(Idempotency {
+        route: format!("{}/{}", collection.id, checked.kind.as_str()),
+        key: key.to_owned(),
+        fingerprint: Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect(),
+        keep: Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600),
+    }))
+}
+
+async fn answer(state: &AppState, submitted: Submitted) -> ApiResult<Response> {
+    let job = match submitted {
+        Submitted::New(job) => {
+            // A job that could not be announced is found by the dispatcher.
+            if let Err(error) = dispatch(&state.db, &*state.queue, &[DueJob::from(&job)]).await {
+                tracing::warn!(%error, job.id = %job.id, "announce a job");
+            }
+            tracing::info!(job.id = %job.id, job.kind = job.kind.as_str(), collection.id = %job.collection_id, "job accepted");
+            fresh_view(job)
+        }
+        Submitted::Existing(job) => super::jobs::load(state, job.id).await?,
+        Submitted::KeyReused => {
+            let detail = "this Idempotency-Key was sent with another request; use a new key for a new request";
+            return Err(ApiError::unprocessable("idempotency_key_reused", detail));
+        }
+    };
+    let headers = [(header::LOCATION, format!("/v1/jobs/{}", job.id)), (header::RETRY_AFTER, "1".to_owned())];
+    Ok((StatusCode::ACCEPTED, headers, axum::Json(job)).into_response())
+}

@@ -1,0 +1,187 @@
+//! `face-id serve`: API and worker in one process, on SQLite, a folder and the embedded queue.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use api::state::{AppState, Check};
+use migrations::{Migrator, MigratorTrait};
+use shared::catalogue::Catalogue;
+use shared::config::Config;
+use shared::db::Db;
+use shared::db::jobs::recovery::recover_all;
+use shared::face_index::ExactFaceIndex;
+use shared::finished::FinishedJobs;
+use shared::objects::FolderStore;
+use shared::queue::{EmbeddedQueue, JobQueue};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use worker::context::{Engines, WorkerContext};
+use worker::inference::EngineOptions;
+
+use crate::paths;
+
+#[derive(clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<std::net::SocketAddr>,
+    /// Where the database and the pictures live.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// How long requests that are under way at the stop may take.
+const REQUESTS_GRACE: Duration = Duration::from_secs(10);
+
+/// Serves until SIGTERM or Ctrl-C.
+pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<()> {
+    config.server.bind = args.bind.unwrap_or(config.server.bind);
+    config.data_dir = args.data_dir.unwrap_or(config.data_dir);
+    config.check()?;
+    shared::telemetry::init(&config.log).map_err(|e| anyhow::anyhow!("set up logging: {e}"))?;
+    let config = Arc::new(config);
+    let stop = CancellationToken::new();
+    let signals = tokio::spawn(cancel_on_signal(stop.clone()));
+
+    let _lock = lock(&config.data_dir)?;
+    let db = open_database(&config).await?;
+    let (state, context) = assemble(Arc::clone(&config), &db, &stop).await?;
+    let listener =
+        TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
+    announce(&listener)?;
+    let served = serve_both(listener, state, context, &stop).await;
+    signals.abort();
+    db.close().await.context("close the database")?;
+    served
+}
+
+/// Runs both halves; when one ends, the other is stopped too.
+async fn serve_both(
+    listener: TcpListener,
+    state: AppState,
+    context: WorkerContext,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let queue = Arc::clone(&context.queue);
+    let api = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            let serving = api::serve(listener, state);
+            let too_long = async {
+                stop.cancelled().await;
+                tokio::time::sleep(REQUESTS_GRACE).await;
+            };
+            let served = tokio::select! {
+                served = serving => served.context("serve HTTP"),
+                () = too_long => {
+                    tracing::warn!("requests were still under way after the grace period");
+                    Ok(())
+                }
+            };
+            stop.cancel();
+            served
+        }
+    });
+    let worked = worker::run(context, stop.clone()).await;
+    stop.cancel();
+    queue.close().await;
+    let served = api.await.context("the HTTP server panicked")?;
+    worked.and(served)
+}
+
+/// Builds everything that both halves share, and loads the default pipeline so that a missing file shows at once.
+async fn assemble(
+    config: Arc<Config>,
+    db: &Db,
+    stop: &CancellationToken,
+) -> anyhow::Result<(AppState, WorkerContext)> {
+    let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
+    let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
+    let queue = Arc::new(EmbeddedQueue::new(config.queue.capacity));
+    let finished = FinishedJobs::new();
+    let options = EngineOptions::for_cpu(config.worker.sessions());
+    let engines = Arc::new(Engines::new(Arc::clone(&catalogue), paths::assets(&config), options));
+    let pipeline = config.models.default_pipeline.clone();
+    engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
+    let context = WorkerContext {
+        config: Arc::clone(&config),
+        db: db.clone(),
+        queue: queue.clone(),
+        objects: objects.clone(),
+        face_index: Arc::new(ExactFaceIndex::new(db.clone())),
+        finished: finished.clone(),
+        engines: Arc::clone(&engines),
+    };
+    let check = Check {
+        name: "inference",
+        run: Arc::new(move || {
+            let (engines, pipeline) = (Arc::clone(&engines), pipeline.clone());
+            Box::pin(async move {
+                let engine = engines.get(&pipeline).await.map_err(|e| e.to_string())?;
+                engine.probe().await.map_err(|e| e.to_string())
+            })
+        }),
+    };
+    let state = AppState {
+        config,
+        catalogue,
+        db: db.clone(),
+        queue,
+        objects,
+        finished,
+        checks: vec![check],
+        stop: stop.clone(),
+    };
+    Ok((state, context))
+}
+
+/// Holds the data folder: whoever does knows that every earlier server on it is gone.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(data_dir).with_context(|| format!("make the data folder {}", data_dir.display()))?;
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    file.try_lock().map_err(|e| match e {
+        std::fs::TryLockError::WouldBlock => anyhow::anyhow!(
+            "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
+            data_dir.display()
+        ),
+        std::fs::TryLockError::Error(e) => anyhow::Error::new(e).context(format!("lock {}", path.display())),
+    })?;
+    Ok(file)
+}
+
+async fn open_database(config: &Config) -> anyhow::Result<Db> {
+    let path = config.data_dir.join("face-id.sqlite");
+    let db = Db::open_sqlite(&path, &config.database)
+        .await
+        .with_context(|| format!("open the database {}", path.display()))?;
+    Migrator::up(&db.write, None).await.context("migrate the database")?;
+    let recovered = recover_all(&db).await.context("recover the jobs of an earlier run")?;
+    if recovered.requeued.len() + recovered.ended.len() > 0 {
+        let (requeued, ended) = (recovered.requeued.len(), recovered.ended.len());
+        tracing::warn!(requeued, ended, "an earlier run was interrupted; its jobs were recovered");
+    }
+    Ok(db)
+}
+
+async fn cancel_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    tracing::info!("stopping: running jobs are finished or given back");
+    stop.cancel();
+}
+
+#[expect(clippy::print_stdout, reason = "whoever started the server reads its address here")]
+fn announce(listener: &TcpListener) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    println!("listening on http://{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    Ok(())
+}
