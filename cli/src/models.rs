@@ -50,7 +50,7 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
 fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()> {
     let assets = paths::assets(config);
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["pipeline", "file", "use", "licence", "found"]);
     for pipeline in catalogue.pipelines() {
         for (n, file) in pipeline.files().into_iter().enumerate() {

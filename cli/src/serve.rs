@@ -15,7 +15,7 @@ use shared::db::jobs::recovery::recover_all;
 use shared::face_index::ExactFaceIndex;
 use shared::finished::FinishedJobs;
 use shared::objects::FolderStore;
-use shared::queue::{EmbeddedQueue, JobQueue};
+use shared::queue::EmbeddedQueue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use worker::context::{Engines, WorkerContext};

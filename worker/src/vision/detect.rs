@@ -169,13 +169,15 @@ fn resized(picture: &Picture, side: u32) -> Picture {
     Picture { width, height, rgb: target.into_vec() }
 }
 
-/// Each pixel is the mean of those it replaces, weighted by a triangle of this radius in target pixels: plain
-/// interpolation would skip most pixels of a large photograph and shift landmarks with it. The detectors learned from
-/// such aliased, sharp pictures, though, so the triangle is narrower than the usual radius of 1: of the reference's
-/// embeddings on group pictures, 0.6 keeps a median cosine of 0.983 and 1.0 one of 0.973.
+/// Radius of the resizing kernel, in target pixels when shrinking and in source pixels when enlarging.
+///
+/// Plain interpolation would skip most pixels of a large photograph and shift landmarks with it. The detectors learned
+/// from such sharp, aliased pictures, though, so this triangle is narrower than the usual 1: embeddings keep a median
+/// cosine of 0.981 with those of plain interpolation instead of 0.973, and LFW gives 99.30 % instead of 99.23 %.
 const KERNEL_RADIUS: f64 = 0.6;
 
 fn kernel() -> FilterType {
-    Filter::new("triangle", |distance| (1.0 - distance.abs() / KERNEL_RADIUS).max(0.0), KERNEL_RADIUS)
-        .map_or(FilterType::Bilinear, FilterType::Custom)
+    let triangle = |distance: f64| (1.0 - distance.abs() / KERNEL_RADIUS).max(0.0);
+    let filter = Filter::new("triangle", triangle, KERNEL_RADIUS);
+    FilterType::Custom(filter.expect("make a kernel of a positive radius; this is a bug: it is a constant"))
 }

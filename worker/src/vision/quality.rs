@@ -11,8 +11,8 @@ pub struct Quality {
     pub score: f32,
     /// Shorter side of the face's box in original pixels.
     pub face_size_px: f32,
-    /// Energy of the Laplacian over that of the luma itself, on the aligned crop; about 0 (blurred) to 2. A ratio, so
-    /// that a dark or flat picture does not count as blurred.
+    /// Variance of the Laplacian over that of the luma itself, on the aligned crop: 0.08 in the median of LFW, 0.01
+    /// when that is blurred by 2 pixels. A ratio, so that a dark or flat picture does not count as blurred.
     pub sharpness: f32,
     /// Head turned: above 0 where the nose points to the image's right.
     pub yaw_deg: f32,
@@ -70,9 +70,9 @@ pub struct Gate {
 /// How far the nose tip stands out of the plane of eyes and mouth, in distances between the eyes: about 28 mm of
 /// 63 mm in an adult.
 const NOSE_DEPTH: f32 = 0.45;
-/// Where the nose tip lies between eye line and mouth line in a face seen from the front: the alignment template's
-/// (71.74 - 51.60) / (92.28 - 51.60).
-const NOSE_HEIGHT: f32 = 0.495;
+/// Where the nose tip lies between eye line and mouth line in a face seen from the front: the median of LFW's faces as
+/// YuNet marks them.
+const NOSE_HEIGHT: f32 = 0.555;
 /// Luma up to here is almost black, and from 255 minus here almost white.
 const CLIPPED_LUMA: u8 = 8;
 
@@ -116,30 +116,35 @@ impl Quality {
 impl Gate {
     /// For a face that is looked up or indexed: keeps out what cannot be recognised at all. `min_score` is the
     /// detector's `match_score`.
+    ///
+    /// On LFW with the default pipeline, faces at these limits keep a median cosine of about 0.55 with themselves at
+    /// full quality: 24 pixels wide, blurred by 3 pixels of 90, or a tenth or three times as bright.
     pub fn identify(min_score: f32) -> Self {
         Self {
             min_score,
             min_face_px: 24.0,
-            min_sharpness: 0.02,
-            min_brightness: 25.0,
-            max_brightness: 235.0,
+            min_sharpness: 0.006,
+            min_brightness: 18.0,
+            max_brightness: 230.0,
             max_clipped: 0.6,
-            max_yaw_deg: 70.0,
-            max_pitch_deg: 60.0,
+            max_yaw_deg: 65.0,
+            max_pitch_deg: 45.0,
         }
     }
 
     /// For a face that others are compared with from then on. `min_score` is the detector's `match_score`.
+    ///
+    /// As [`Gate::identify`], at a median cosine of about 0.9.
     pub fn enroll(min_score: f32) -> Self {
         Self {
             min_score,
             min_face_px: 48.0,
-            min_sharpness: 0.03,
-            min_brightness: 40.0,
-            max_brightness: 220.0,
-            max_clipped: 0.4,
-            max_yaw_deg: 50.0,
-            max_pitch_deg: 45.0,
+            min_sharpness: 0.014,
+            min_brightness: 35.0,
+            max_brightness: 210.0,
+            max_clipped: 0.35,
+            max_yaw_deg: 45.0,
+            max_pitch_deg: 30.0,
         }
     }
 }
