@@ -18,6 +18,8 @@ mod retry;
 mod run;
 pub mod runner;
 pub mod sweeper;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod thresholds;
 pub mod vision;
 

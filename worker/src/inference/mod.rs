@@ -164,3 +164,6 @@ fn load(
         pipeline,
     })))
 }
+
+#[cfg(test)]
+mod tests;

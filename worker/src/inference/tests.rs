@@ -1,0 +1,160 @@
+//! The tiny pipeline through the engine, and the real one where its weights are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::{join_all, try_join_all};
+use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder};
+use shared::catalogue::Channels;
+use shared::embedding::Embedding;
+
+use super::*;
+use crate::analysis::{AnalysedFace, analyse};
+use crate::testing;
+use crate::vision::decode::DecodeLimits;
+use crate::vision::quality::Gate;
+use crate::vision::tensor::Range;
+
+async fn tiny(options: EngineOptions) -> Engine {
+    Engine::load(&testing::tiny_pipeline(), &testing::tiny_assets(), options).await.unwrap()
+}
+
+async fn faces(engine: &Engine, photo: Vec<u8>) -> Vec<AnalysedFace> {
+    let limits = DecodeLimits { max_bytes: 1 << 24, max_pixels: 1 << 24, max_side: 1 << 13 };
+    analyse(engine, photo, limits).await.unwrap().faces
+}
+
+fn jpeg(people: &[u32], width: u32, height: u32, quality: u8) -> Vec<u8> {
+    let picture = testing::synthetic_picture(people, width, height);
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, quality)
+        .write_image(&picture.rgb, width, height, ExtendedColorType::Rgb8)
+        .unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn finds_every_square_once_and_where_it_is() {
+    let engine = tiny(EngineOptions::for_cpu(1)).await;
+    for (count, width, height) in
+        [(1u32, 160, 120), (1, 480, 360), (2, 640, 480), (5, 800, 600), (12, 1200, 900), (1, 3000, 2000), (3, 300, 900)]
+    {
+        let people: Vec<u32> = (0..count).collect();
+        let found = faces(&engine, testing::synthetic_photo(&people, width, height)).await;
+        assert_eq!(found.len(), people.len(), "{count} people on {width}x{height}");
+        for square in testing::synthetic_squares(people.len(), width, height) {
+            let iou = found.iter().map(|f| f.detection.bounding_box.iou(&square)).fold(0.0, f32::max);
+            assert!(iou > 0.9, "{count} people on {width}x{height}: {iou}");
+        }
+        for face in found {
+            assert!(face.detection.score > engine.pipeline().detector.match_score);
+            if face.detection.bounding_box.width >= 60.0 {
+                assert_eq!(face.quality.reasons(&Gate::enroll(0.8)), [], "{:?}", face.quality);
+            }
+        }
+    }
+    assert!(faces(&engine, testing::synthetic_photo(&[], 640, 480)).await.is_empty());
+}
+
+#[tokio::test]
+async fn tells_fifty_people_apart() {
+    let engine = tiny(EngineOptions::for_cpu(1)).await;
+    let mut vectors: Vec<[Embedding; 2]> = Vec::new();
+    for seed in 0..50 {
+        let mut one = faces(&engine, testing::synthetic_photo(&[seed], 320, 320)).await;
+        let mut other = faces(&engine, jpeg(&[seed], 500, 410, 80)).await;
+        assert_eq!((one.len(), other.len()), (1, 1));
+        vectors.push([one.remove(0).embedding, other.remove(0).embedding]);
+    }
+    for (a, one) in vectors.iter().enumerate() {
+        for (b, other) in vectors.iter().enumerate() {
+            let cosine = one[0].cosine(&other[1]);
+            assert!(if a == b { cosine > 0.9 } else { cosine < 0.55 }, "{a} and {b}: {cosine}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn batches_and_single_runs_agree() {
+    let single = tiny(EngineOptions::for_cpu(2)).await;
+    let batched = tiny(EngineOptions { sessions: 1, intra_threads: 1, max_batch: 8 }).await;
+    let range = Range { channels: Channels::Rgb, mean: [127.5; 3], scale: [1.0 / 128.0; 3] };
+    let inputs: Vec<_> = (0..40).map(|seed| range.tensor(&testing::synthetic_picture(&[seed], 112, 112))).collect();
+    let alone = try_join_all(inputs.iter().cloned().map(|i| single.embed(i))).await.unwrap();
+    let joined = try_join_all(inputs.into_iter().map(|i| batched.embed(i))).await.unwrap();
+    for (one, other) in alone.iter().zip(&joined) {
+        assert_eq!(one.len(), 64);
+        assert!(one.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+    assert_ne!(alone[0], alone[1]);
+}
+
+#[tokio::test]
+async fn an_input_that_the_model_refuses_is_an_error_and_no_end() {
+    let engine = tiny(EngineOptions::for_cpu(1)).await;
+    let refused = engine.embed(black(64, 64)).await.unwrap_err();
+    assert!(matches!(refused, InferenceError::Run(_)), "{refused}");
+    engine.probe().await.unwrap();
+}
+
+#[tokio::test]
+async fn callers_that_go_away_leave_the_line_usable() {
+    let engine = tiny(EngineOptions::for_cpu(1)).await;
+    let answered = Arc::new(AtomicUsize::new(0));
+    let impatient = (0..64).map(|_| {
+        let (engine, answered) = (engine.clone(), Arc::clone(&answered));
+        async move {
+            let gone = tokio::time::timeout(Duration::from_micros(200), engine.detect(black(640, 640))).await;
+            answered.fetch_add(usize::from(gone.is_ok()), Ordering::Relaxed);
+        }
+    });
+    join_all(impatient).await;
+    assert!(answered.load(Ordering::Relaxed) < 64);
+    tokio::time::timeout(Duration::from_secs(10), engine.probe()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_what_the_entry_says_is_named() {
+    let mut longer = testing::tiny_pipeline();
+    longer.recognizer.dimension = 128;
+    let mut swapped = testing::tiny_pipeline();
+    swapped.detector.file = swapped.recognizer.file.clone();
+    let mut other_family = testing::tiny_pipeline();
+    other_family.detector.family = DetectorFamily::Scrfd;
+    for (pipeline, parts) in [
+        (longer, ["tiny_recognizer.onnx", "128 components", "64"]),
+        (swapped, ["tiny_recognizer.onnx", "12 outputs", "112"]),
+        (other_family, ["tiny_detector.onnx", "9 outputs", "12 outputs"]),
+    ] {
+        let refused =
+            Engine::load(&pipeline, &testing::tiny_assets(), EngineOptions::for_cpu(1)).await.unwrap_err().to_string();
+        for part in parts {
+            assert!(refused.contains(part), "{refused} lacks {part}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_model_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    std::fs::write(models.join("tiny_detector.onnx"), "no model").unwrap();
+    let mut pipeline = testing::tiny_pipeline();
+    pipeline.detector.file.sha256 = crate::assets::sha256_of(&models.join("tiny_detector.onnx")).unwrap();
+    let recognizer = testing::repository().join("models/tiny/tiny_recognizer.onnx");
+    std::fs::copy(recognizer, models.join("tiny_recognizer.onnx")).unwrap();
+    let assets = Assets { assets_dir: Some(folder.path().to_owned()), ..testing::tiny_assets() };
+    let refused = Engine::load(&pipeline, &assets, EngineOptions::for_cpu(1)).await.unwrap_err().to_string();
+    assert!(refused.contains("tiny_detector.onnx") && refused.contains("models verify"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_default_pipeline_loads_and_runs() {
+    let Some(assets) = testing::real_assets() else { return };
+    let catalogue = testing::catalogue();
+    let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+    let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await.unwrap();
+    assert_eq!(engine.detect(black(96, 160)).await.unwrap().len(), 12);
+    assert_eq!(engine.embed(black(112, 112)).await.unwrap().len(), 128);
+}

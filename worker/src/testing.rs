@@ -1,0 +1,155 @@
+//! Fixtures for tests: the tiny pipeline (`models/tiny`), pictures of the synthetic faces that it knows, and where a
+//! test finds real weights.
+
+use std::path::{Path, PathBuf};
+
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use shared::catalogue::{Catalogue, Pipeline};
+use shared::config::Config;
+
+use crate::assets::Assets;
+use crate::vision::{BoundingBox, Picture};
+
+/// Blocks along each side of a face's pattern.
+const BLOCKS: u32 = 8;
+/// A pattern's two values.
+const LEVELS: [u8; 2] = [40, 220];
+/// Blue of a face and of everything else.
+const BLUE: [u8; 2] = [60, 255];
+/// A square's side as a share of the cell that it has to itself.
+const SHARE: f32 = 0.45;
+
+/// The folder that holds `models/`, and in it the tiny weights.
+pub fn repository() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    folder.parent().map_or_else(|| folder.to_owned(), Path::to_owned)
+}
+
+/// The catalogue with the entry `tiny`.
+///
+/// # Panics
+/// `models/tiny` cannot be read.
+pub fn catalogue() -> Catalogue {
+    Catalogue::load(Some(&repository().join("models/tiny"))).expect("read models/tiny")
+}
+
+/// The entry `tiny`.
+///
+/// # Panics
+/// `models/tiny` cannot be read.
+pub fn tiny_pipeline() -> Pipeline {
+    catalogue().pipeline("tiny").expect("models/tiny has its entry").clone()
+}
+
+/// Finds the tiny weights in the repository, and ONNX Runtime where the environment says.
+///
+/// # Panics
+/// The environment's settings cannot be read.
+pub fn tiny_assets() -> Assets {
+    assets_below(Some(repository()))
+}
+
+/// Finds real weights where the environment says; `None`, with a line that says so, where it says nothing.
+///
+/// # Panics
+/// With `FACE_ID_REQUIRE_ASSETS=1` in place of `None`, and where the environment's settings cannot be read.
+pub fn real_assets() -> Option<Assets> {
+    let config = environment();
+    if let Some(folder) = config.assets_dir() {
+        return Some(assets_below(Some(folder.to_owned())));
+    }
+    assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but FACE_ID_ASSETS_DIR is not set");
+    eprintln!("skipped: FACE_ID_ASSETS_DIR is not set, so there are no real weights");
+    None
+}
+
+/// Whether a test that lacks its files fails in place of being skipped.
+#[expect(clippy::disallowed_methods, reason = "a switch of the tests, no setting")]
+pub fn assets_required() -> bool {
+    std::env::var_os("FACE_ID_REQUIRE_ASSETS").is_some_and(|v| v == "1")
+}
+
+/// A PNG of these people's synthetic faces, in rows from the top left, on a shaded ground. Nobody: a picture without a
+/// face. The same seed is the same person in every picture; `models/tiny/README.md` describes the pattern.
+///
+/// # Panics
+/// A side is zero.
+pub fn synthetic_photo(people: &[u32], width: u32, height: u32) -> Vec<u8> {
+    let picture = synthetic_picture(people, width, height);
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png)
+        .write_image(&picture.rgb, width, height, ExtendedColorType::Rgb8)
+        .expect("encode a picture into memory");
+    png
+}
+
+/// The pixels of [`synthetic_photo`].
+pub fn synthetic_picture(people: &[u32], width: u32, height: u32) -> Picture {
+    let squares = synthetic_squares(people.len(), width, height);
+    let rgb = (0..width * height)
+        .flat_map(|n| {
+            let (x, y) = (n % width, n / width);
+            people.iter().zip(&squares).find_map(|(seed, square)| face_pixel(*seed, square, x, y)).unwrap_or_else(|| {
+                // Different wherever the face is, so that no two crops share an edge by chance.
+                let shade = u8::try_from(80 + (x * 3 + y * 5) / 16 % 64).unwrap_or_default();
+                [shade, shade, BLUE[0]]
+            })
+        })
+        .collect();
+    Picture { width, height, rgb }
+}
+
+/// Where [`synthetic_photo`] puts `count` faces, in whole pixels.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
+pub fn synthetic_squares(count: usize, width: u32, height: u32) -> Vec<BoundingBox> {
+    let (wide, high) = (width as f32, height as f32);
+    let columns = ((count as f32 * wide / high).sqrt().round() as usize).clamp(1, count.max(1));
+    let rows = count.div_ceil(columns).max(1);
+    let cell = [wide / columns as f32, high / rows as f32];
+    let side = (cell[0].min(cell[1]) * SHARE).floor().max(1.0);
+    (0..count)
+        .map(|n| {
+            let place = |at: usize, cell: f32| (at as f32 * cell + (cell - side) / 2.0).floor();
+            BoundingBox { x: place(n % columns, cell[0]), y: place(n / columns, cell[1]), width: side, height: side }
+        })
+        .collect()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small positive numbers")]
+fn face_pixel(seed: u32, square: &BoundingBox, x: u32, y: u32) -> Option<[u8; 3]> {
+    let block = |at: u32, from: f32, side: f32| {
+        let inside = (at as f32 - from) / side;
+        (0.0..1.0).contains(&inside).then(|| (inside * BLOCKS as f32) as u32)
+    };
+    let column = block(x, square.x, square.width)?;
+    let row = block(y, square.y, square.height)?;
+    let [red, green] = pattern(seed).map(|bits| LEVELS[usize::from(bits >> (row * BLOCKS + column) & 1 == 1)]);
+    Some([red, green, BLUE[1]])
+}
+
+/// One bit a block, row by row from the lowest, for red and for green: two outputs of splitmix64 (Steele, Lea, Flood
+/// 2014) that starts at the seed.
+fn pattern(seed: u32) -> [u64; 2] {
+    let mut state = u64::from(seed);
+    [(); 2].map(|()| {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    })
+}
+
+fn assets_below(assets_dir: Option<PathBuf>) -> Assets {
+    let config = environment();
+    Assets {
+        assets_dir,
+        cache_dir: config.cache_dir().to_owned(),
+        runtime_library: config.runtime_library().map(Path::to_owned),
+        allow_download: false,
+        accepted_licences: Vec::new(),
+    }
+}
+
+fn environment() -> Config {
+    Config::load(None).expect("read the settings of the environment")
+}
