@@ -91,12 +91,15 @@ def look(g, moments, inside, x, y, side):
         # A filled square of side s has variance s * s / 12; one that the window cuts, or two of them, have another.
         variance = g.op("Mul", g.op("Sub", square, g.product(middle, middle)), 12.0)
         errors.append(g.op("Abs", g.op("Sub", g.op("Div", variance, area), 1.0)))
+    # A square that reaches out of the window goes on in the ring of cells around it.
+    ring = g.op("Sub", g.slice(window_sums(g, moments, side + 2), 1, 0, 1), area)
+    whole = g.op("Clip", g.op("Sub", 1.5, g.op("Mul", g.op("Div", ring, g.op("Sqrt", area)), 5.0)), 0.0, 1.0)
     fit = g.op("Clip", g.op("Sub", 1.25, g.op("Mul", g.op("Add", *errors), 5.0)), 0.0, 1.0)
     off_x, off_y = g.op("Sub", x, middle_x), g.op("Sub", y, middle_y)
     distance = g.op("Div", g.op("Add", g.product(off_x, off_x), g.product(off_y, off_y)), area)
     near = g.op("Clip", g.op("Sub", 1.0, g.op("Mul", distance, 0.8)), 0.0, 1.0)
     large = g.op("Clip", g.op("Sub", area, 4.0), 0.0, 1.0)
-    return g.product(fit, near, large, inside), middle_x, middle_y, area
+    return g.product(fit, whole, near, large, inside), middle_x, middle_y, area
 
 
 def best(g, answers):

@@ -89,11 +89,13 @@ pub fn synthetic_picture(people: &[u32], width: u32, height: u32) -> Picture {
     let rgb = (0..width * height)
         .flat_map(|n| {
             let (x, y) = (n % width, n / width);
-            people.iter().zip(&squares).find_map(|(seed, square)| face_pixel(*seed, square, x, y)).unwrap_or_else(|| {
-                // Different wherever the face is, so that no two crops share an edge by chance.
-                let shade = u8::try_from(80 + (x * 3 + y * 5) / 16 % 64).unwrap_or_default();
-                [shade, shade, BLUE[0]]
-            })
+            people.iter().zip(&squares).find_map(|(seed, square)| face_pixel(*seed, square, x, y)).unwrap_or_else(
+                || {
+                    // Different wherever the face is, so that no two crops share an edge by chance.
+                    let shade = u8::try_from(80 + (x * 3 + y * 5) / 16 % 64).unwrap_or_default();
+                    [shade, shade, BLUE[0]]
+                },
+            )
         })
         .collect();
     Picture { width, height, rgb }

@@ -1,4 +1,125 @@
-//! stub
+//! `face-id demo`: the main job on photographs, over HTTP, against a server of its own.
+
+mod client;
+mod photos;
+mod report;
+mod server;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use shared::config::Config;
+
+use self::client::Client;
+use self::photos::Photos;
+use self::report::{Report, Row, Verdict};
+use self::server::Server;
+
 #[derive(clap::Args)]
-pub(crate) struct DemoArgs {}
-pub(crate) async fn run(_: &shared::config::Config, _: DemoArgs) -> anyhow::Result<()> { Ok(()) }
+pub(crate) struct DemoArgs {
+    /// Your own photographs: DIR/<person>/* are enrolled, DIR/_probes/* identified. A probe whose name begins with a
+    /// person's folder name is expected to show that person.
+    #[arg(long, value_name = "DIR")]
+    photos: Option<PathBuf>,
+}
+
+/// Runs the demo; an error when an answer was wrong.
+pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
+    let photos = match &args.photos {
+        Some(folder) => Photos::of_folder(folder)?,
+        None => Photos::samples(config).await?,
+    };
+    let began = Instant::now();
+    let server = Server::start().await?;
+    let client = Client::new(&server.address)?;
+    let played = tokio::select! {
+        played = play(&client, &photos) => played,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    let stopped = server.stop().await;
+    let report = played?;
+    stopped?;
+    report.print(&photos, began.elapsed());
+    report.check(args.photos.is_none())
+}
+
+async fn play(client: &Client, photos: &Photos) -> anyhow::Result<Report> {
+    client.make_collection().await?;
+    let mut report = Report::default();
+    for photo in &photos.enroll {
+        let job = client.enroll(&photo.path, &photo.person).await?;
+        let row = match job["state"].as_str() {
+            Some("succeeded") => {
+                report.enrolled += 1;
+                let size = job["result"]["quality"]["face_size_px"].as_f64().unwrap_or_default();
+                Row::new(&photo.path, "enroll", format!("{}: face of {size:.0} pixels", photo.person), Verdict::Right)
+            }
+            _ => Row::new(&photo.path, "enroll", problem(&job), Verdict::Wrong),
+        };
+        report.rows.push(row);
+    }
+    let blank = tempfile::Builder::new().prefix("no-face-").suffix(".png").tempfile()?;
+    image::RgbImage::from_fn(320, 240, |x, y| image::Rgb([(x / 2) as u8, y as u8, 128]))
+        .save(blank.path())
+        .context("draw a picture without a face")?;
+    let job = client.enroll(blank.path(), "nobody").await?;
+    let is_no_face = job["state"] == "rejected" && job["problem"]["code"] == "no_face";
+    report.rejected += usize::from(is_no_face);
+    let verdict = if is_no_face { Verdict::Right } else { Verdict::Wrong };
+    report.rows.push(Row::named("a drawn gradient", "enroll", problem(&job), verdict));
+    for probe in &photos.probes {
+        let job = client.identify(&probe.path).await?;
+        anyhow::ensure!(job["state"] == "succeeded", "identify {}: {}", probe.path.display(), problem(&job));
+        judge(&mut report, probe, &job["result"]);
+    }
+    Ok(report)
+}
+
+/// Holds the answer against what the photograph shows, where that is known.
+fn judge(report: &mut Report, probe: &photos::Probe, result: &serde_json::Value) {
+    let faces = result["faces"].as_array().cloned().unwrap_or_default();
+    let mut named = BTreeSet::new();
+    let mut texts = Vec::new();
+    let mut unknown = 0;
+    for face in &faces {
+        let best = &face["matches"][0];
+        let person = best["external_id"].as_str().unwrap_or_default();
+        let score = best["score"].as_f64().unwrap_or_default();
+        if face["decision"] == "match" {
+            named.insert(person.to_owned());
+            texts.push(format!("{person} ({score:.2})"));
+        } else {
+            unknown += 1;
+        }
+    }
+    if unknown > 0 {
+        texts.push(format!("{unknown} unknown"));
+    }
+    let threshold = faces.first().and_then(|f| f["threshold"].as_f64()).unwrap_or_default();
+    let text = if texts.is_empty() { "no face".to_owned() } else { format!("{}; needs {threshold:.2}", texts.join(", ")) };
+    let verdict = match &probe.shows {
+        None => Verdict::Unjudged,
+        Some(shown) => {
+            let shown: BTreeSet<_> = shown.iter().cloned().collect();
+            let missed = shown.difference(&named).count();
+            let wrong = named.difference(&shown).count();
+            report.identified_right += named.intersection(&shown).count();
+            report.identified_wrong += wrong;
+            report.identified_missed += missed;
+            report.unknown_right += usize::saturating_sub(unknown, missed);
+            match (wrong, missed) {
+                (0, 0) => Verdict::Right,
+                (0, _) => Verdict::Missed,
+                _ => Verdict::Wrong,
+            }
+        }
+    };
+    report.rows.push(Row::new(&probe.path, "identify", text, verdict));
+}
+
+fn problem(job: &serde_json::Value) -> String {
+    let state = job["state"].as_str().unwrap_or("in an unknown state");
+    job["problem"]["code"].as_str().map_or_else(|| state.to_owned(), |code| format!("{state}: {code}"))
+}

@@ -135,3 +135,89 @@ fn sample_at_edge(picture: &Picture, [left, top]: [i32; 2], weights: [f32; 4]) -
     }
     sum.map(|value: f32| value as u8)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POINTS: [[f32; 2]; 5] =
+        [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]];
+    const FACE: Landmarks = Landmarks([[20.0, 60.0], [70.5, 52.0], [48.0, 85.25], [30.0, 112.0], [74.0, 105.5]]);
+
+    fn ramp() -> Picture {
+        let rgb = (0..160u32).flat_map(|y| (0..200u32).flat_map(move |x| [x + 20, y + 60, (x * 7 + y * 3) / 8]));
+        Picture { width: 200, height: 160, rgb: rgb.map(|v| u8::try_from(v).unwrap()).collect() }
+    }
+
+    #[test]
+    fn the_warp_agrees_with_opencv() {
+        let crop = aligned_crop(&ramp(), &FACE, &POINTS, [112, 112]).unwrap();
+        // cv2.warpAffine, INTER_LINEAR, BORDER_CONSTANT, of the same picture.
+        let golden = [
+            ([56, 56], [66, 121, 63]),
+            ([38, 52], [40, 119, 39]),
+            ([73, 51], [88, 111, 78]),
+            ([111, 111], [151, 186, 161]),
+            ([100, 10], [0; 3]),
+            ([0, 56], [0; 3]),
+            ([5, 111], [0; 3]),
+        ];
+        for ([x, y], wanted) in golden {
+            let at = (y * 112 + x) * 3;
+            let found: [u8; 3] = crop.rgb[at..at + 3].try_into().unwrap();
+            assert!(found.iter().zip(wanted).all(|(a, b): (&u8, u8)| a.abs_diff(b) <= 1), "{x},{y}: {found:?}");
+        }
+        let black = crop.rgb.chunks_exact(3).filter(|pixel| *pixel == [0; 3]).count();
+        assert!(black.abs_diff(3606) <= 20, "{black} pixels lie outside the picture");
+    }
+
+    #[test]
+    fn a_crop_at_the_template_itself_is_the_picture() {
+        let crop = aligned_crop(&ramp(), &Landmarks(POINTS), &POINTS, [112, 112]).unwrap();
+        let picture = ramp();
+        let same = (0..112).all(|y| {
+            let (a, b) = (&crop.rgb[y * 336..][..336], &picture.rgb[y * 600..][..336]);
+            a.iter().zip(b).all(|(a, b)| a.abs_diff(*b) <= 1)
+        });
+        assert!(same);
+    }
+
+    #[test]
+    fn landmarks_without_extent_are_refused() {
+        for points in [[[5.0, 5.0]; 5], [[f32::NAN, 0.0]; 5], [[f32::INFINITY, 1.0]; 5]] {
+            assert_eq!(aligned_crop(&ramp(), &Landmarks(points), &POINTS, [112, 112]).unwrap_err(), AlignError);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_similarity_is_recovered_and_undone(
+            angle in -3.1f32..3.1,
+            scale in 0.05f32..20.0,
+            shift in prop::array::uniform2(-500f32..500.0),
+        ) {
+            let (a, b) = (scale * angle.cos(), scale * angle.sin());
+            let truth = Similarity { a, b, tx: shift[0], ty: shift[1] };
+            let found = Similarity::between(&POINTS, &POINTS.map(|point| truth.apply(point))).unwrap();
+            for point in POINTS {
+                let (moved, wanted) = (found.apply(point), truth.apply(point));
+                let back = found.inverse().apply(moved);
+                for axis in 0..2 {
+                    prop_assert!((moved[axis] - wanted[axis]).abs() < 0.05);
+                    prop_assert!((back[axis] - point[axis]).abs() < 0.05);
+                }
+            }
+        }
+
+        #[test]
+        fn any_landmarks_give_a_crop_or_an_error(
+            points in prop::array::uniform5(prop::array::uniform2(-1e4f32..1e4)),
+        ) {
+            if let Ok(crop) = aligned_crop(&ramp(), &Landmarks(points), &POINTS, [112, 96]) {
+                prop_assert_eq!(crop.rgb.len(), 112 * 96 * 3);
+            }
+        }
+    }
+}

@@ -181,3 +181,121 @@ fn kernel() -> FilterType {
     let filter = Filter::new("triangle", triangle, KERNEL_RADIUS);
     FilterType::Custom(filter.expect("make a kernel of a positive radius; this is a bug: it is a constant"))
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::catalogue::Catalogue;
+
+    use super::*;
+
+    fn detector(family: DetectorFamily) -> Detector {
+        let pipeline = Catalogue::load(None).unwrap().pipeline("yunet-mobilefacenet").unwrap().clone();
+        Detector { family, ..pipeline.detector }
+    }
+
+    fn grey(width: u32, height: u32) -> Picture {
+        Picture { width, height, rgb: vec![128; (width * height * 3) as usize] }
+    }
+
+    /// Outputs of `counts` tensors with `columns` numbers a row, for an input of `size`, all zero.
+    fn outputs(size: [u32; 2], columns: &[i64], anchors: u32, batch: &[i64]) -> Vec<Tensor> {
+        let level = |&columns: &i64, stride: &u32| {
+            let rows = i64::from(size[0] / stride * (size[1] / stride) * anchors);
+            let shape = [batch, &[rows, columns]].concat();
+            Tensor { data: vec![0.0; usize::try_from(rows * columns).unwrap()], shape }
+        };
+        columns.iter().flat_map(|columns| STRIDES.iter().map(move |stride| level(columns, stride))).collect()
+    }
+
+    #[test]
+    fn a_picture_is_shown_at_its_own_size_within_the_limits() {
+        let cases = [
+            ((250, 250), [384, 384], [192, 192]),
+            ((500, 250), [512, 256], [192, 96]),
+            ((3000, 2171), [640, 480], [192, 160]),
+            ((480, 640), [480, 640], [160, 192]),
+            ((10_000, 1), [640, 32], [192, 32]),
+            ((1, 1), [384, 384], [192, 192]),
+        ];
+        for ((width, height), main, small) in cases {
+            let passes = passes(&grey(width, height), &detector(DetectorFamily::Yunet));
+            for (pass, size) in passes.iter().zip([main, small]) {
+                assert_eq!(pass.view.size, size, "{width}x{height}");
+                assert_eq!(pass.input.shape, [1, 3, i64::from(size[1]), i64::from(size[0])]);
+                assert!(pass.input.data.iter().all(|value| [0.0, 128.0].contains(value)), "{width}x{height}");
+            }
+        }
+    }
+
+    #[test]
+    fn yunet_rows_become_faces_in_picture_pixels() {
+        let view = View { size: [64, 32], to_picture: [2.0, 3.0] };
+        let mut main = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
+        // Stride 16: cell (2, 1) of 4 x 2.
+        (main[1].data[6], main[4].data[6]) = (0.81, 1.2);
+        main[7].data[24..28].copy_from_slice(&[0.5, 0.25, 0.0, 2f32.ln()]);
+        main[10].data[60..62].copy_from_slice(&[0.5, -0.25]);
+        let small = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
+        let faces = merge(&detector(DetectorFamily::Yunet), [(view, &main), (view, &small)]).unwrap();
+        assert_eq!(faces.len(), 1);
+        assert!((faces[0].score - 0.9).abs() < 1e-6);
+        let found = faces[0].bounding_box;
+        let wanted = [(40.0 - 8.0) * 2.0, (20.0 - 16.0) * 3.0, 16.0 * 2.0, 32.0 * 3.0];
+        for (found, wanted) in [found.x, found.y, found.width, found.height].into_iter().zip(wanted) {
+            assert!((found - wanted).abs() < 1e-4, "{faces:?}");
+        }
+        assert_eq!(faces[0].landmarks.0[0], [40.0 * 2.0, 12.0 * 3.0]);
+        assert_eq!(faces[0].landmarks.0[1], [32.0 * 2.0, 16.0 * 3.0]);
+    }
+
+    #[test]
+    fn scrfd_rows_become_faces_with_or_without_a_batch_axis() {
+        let view = View { size: [64, 32], to_picture: [1.0, 1.0] };
+        for batch in [&[][..], &[1]] {
+            let mut main = outputs(view.size, &[1, 4, 10], 2, batch);
+            // Stride 32: second anchor of cell (1, 0) of 2 x 1.
+            main[2].data[3] = 0.75;
+            main[5].data[12..16].copy_from_slice(&[0.5, 0.25, 1.0, 0.5]);
+            main[8].data[30..32].copy_from_slice(&[0.25, 0.125]);
+            let small = outputs(view.size, &[1, 4, 10], 2, batch);
+            let faces = merge(&detector(DetectorFamily::Scrfd), [(view, &main), (view, &small)]).unwrap();
+            assert_eq!(faces.len(), 1);
+            let wanted = crate::vision::BoundingBox { x: 16.0, y: -8.0, width: 48.0, height: 24.0 };
+            assert_eq!(faces[0].bounding_box, wanted);
+            assert_eq!(faces[0].landmarks.0[0], [40.0, 4.0]);
+        }
+    }
+
+    #[test]
+    fn each_face_is_told_by_the_pass_that_takes_it_in_better() {
+        let (main, small) = (View { size: [640, 640], to_picture: [1.0; 2] }, View { size: [192, 192], to_picture: [3.2; 2] });
+        // One face of `side` picture pixels around (320, 320), seen by both passes with these scores.
+        let seen = |view: View, side: f32, score: f32| {
+            let mut head = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
+            let columns = view.size[0] / 32;
+            let cell = (columns / 2 * columns + columns / 2) as usize;
+            (head[2].data[cell], head[5].data[cell]) = (score, score);
+            let length = (side / view.to_picture[0] / 32.0).ln();
+            head[8].data[cell * 4 + 2..cell * 4 + 4].copy_from_slice(&[length; 2]);
+            head
+        };
+        for (side, wanted) in [(300.0, 0.75), (600.0, 0.95)] {
+            let answers = [seen(main, side, 0.75), seen(small, side, 0.95)];
+            let faces =
+                merge(&detector(DetectorFamily::Yunet), [(main, &answers[0]), (small, &answers[1])]).unwrap();
+            assert_eq!(faces.iter().map(|face| face.score).collect::<Vec<_>>(), [wanted]);
+        }
+    }
+
+    #[test]
+    fn outputs_of_another_family_are_refused() {
+        let view = View { size: [64, 32], to_picture: [1.0; 2] };
+        let right = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
+        let other_family = outputs(view.size, &[1, 4, 10], 2, &[]);
+        let other_size = outputs([64, 64], &[1, 1, 4, 10], 1, &[1]);
+        for wrong in [&other_family, &other_size, &right[..11].to_vec()] {
+            let error = merge(&detector(DetectorFamily::Yunet), [(view, &right), (view, wrong)]).unwrap_err();
+            assert!(error.to_string().contains("64x32"), "{error}");
+        }
+    }
+}

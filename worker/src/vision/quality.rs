@@ -258,3 +258,98 @@ impl Spread {
         (self.squares as f32 / count - mean * mean).max(0.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vision::BoundingBox;
+
+    const FRONT: [[f32; 2]; 5] = [[38.3, 51.6], [73.5, 51.6], [55.9, 74.2], [41.5, 92.3], [70.3, 92.3]];
+
+    fn detection(landmarks: [[f32; 2]; 5]) -> Detection {
+        let bounding_box = BoundingBox { x: 0.0, y: 0.0, width: 90.0, height: 110.0 };
+        Detection { bounding_box, landmarks: Landmarks(landmarks), score: 0.93 }
+    }
+
+    fn crop(value: impl Fn(usize, usize) -> u8) -> Picture {
+        let rgb = (0..112).flat_map(|y| (0..112).map(move |x| (x, y))).flat_map(|(x, y)| [value(x, y); 3]).collect();
+        Picture { width: 112, height: 112, rgb }
+    }
+
+    /// Blotches about `period` pixels wide around `mean`.
+    fn textured(mean: f32, period: f32) -> Picture {
+        let wave = |at: usize| (at as f32 * std::f32::consts::TAU / period).sin();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, as light does")]
+        crop(|x, y| (mean * (1.0 + 0.5 * wave(x) * wave(y))) as u8)
+    }
+
+    fn enroll_reasons(landmarks: [[f32; 2]; 5], crop: &Picture) -> Vec<QualityReason> {
+        Quality::measure(&detection(landmarks), crop).reasons(&Gate::enroll(0.8))
+    }
+
+    #[test]
+    fn each_fault_is_named_alone() {
+        assert_eq!(enroll_reasons(FRONT, &textured(120.0, 16.0)), []);
+        assert_eq!(enroll_reasons(FRONT, &textured(120.0, 60.0)), [QualityReason::TooBlurred]);
+        assert_eq!(enroll_reasons(FRONT, &textured(20.0, 16.0)), [QualityReason::TooDark]);
+        assert_eq!(enroll_reasons(FRONT, &textured(400.0, 16.0)), [QualityReason::TooBright]);
+        let mut aside = FRONT;
+        aside[2][0] += 20.0;
+        assert_eq!(enroll_reasons(aside, &textured(120.0, 16.0)), [QualityReason::ExtremePose]);
+        let measured = Quality::measure(&detection(FRONT), &textured(120.0, 16.0));
+        let small = Quality { face_size_px: 30.0, score: 0.75, ..measured };
+        assert_eq!(small.reasons(&Gate::enroll(0.8)), [QualityReason::LowScore, QualityReason::TooSmall]);
+        assert_eq!(small.reasons(&Gate::identify(0.7)), []);
+    }
+
+    #[test]
+    fn exposure_does_not_change_sharpness() {
+        let sharpness = |mean| Quality::measure(&detection(FRONT), &textured(mean, 16.0)).sharpness;
+        assert!((sharpness(40.0) / sharpness(150.0) - 1.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn a_flat_crop_is_blurred_and_finite() {
+        let quality = Quality::measure(&detection(FRONT), &crop(|_, _| 128));
+        assert!(quality.sharpness.abs() < f32::EPSILON && (quality.brightness - 128.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn angles_have_their_signs_and_ignore_one_another() {
+        let turned = |degrees: f32| {
+            let (sin, cos) = degrees.to_radians().sin_cos();
+            FRONT.map(|[x, y]| [x * cos - y * sin, x * sin + y * cos])
+        };
+        for roll in [-40.0, 0.0, 25.0] {
+            let pose = Pose::estimate(&Landmarks(turned(roll)));
+            assert!((pose.roll_deg - roll).abs() < 0.5 && pose.yaw_deg.abs() < 1.0 && pose.pitch_deg.abs() < 1.0);
+        }
+        let nose = |dx: f32, dy: f32| {
+            let mut points = FRONT;
+            points[2] = [points[2][0] + dx, points[2][1] + dy];
+            Pose::estimate(&Landmarks(points))
+        };
+        assert!(nose(8.0, 0.0).yaw_deg > 20.0 && nose(-8.0, 0.0).yaw_deg < -20.0);
+        assert!(nose(0.0, 8.0).pitch_deg > 15.0 && nose(0.0, -8.0).pitch_deg < -15.0);
+    }
+
+    #[test]
+    fn degenerate_landmarks_give_finite_angles() {
+        let pose = Pose::estimate(&Landmarks([[3.0; 2]; 5]));
+        assert!([pose.yaw_deg, pose.pitch_deg, pose.roll_deg].iter().all(|angle| angle.is_finite()));
+    }
+
+    #[test]
+    fn codes_are_stable() {
+        let all = [
+            QualityReason::LowScore,
+            QualityReason::TooSmall,
+            QualityReason::TooBlurred,
+            QualityReason::TooDark,
+            QualityReason::TooBright,
+            QualityReason::ExtremePose,
+        ];
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(text, r#"["low_score","too_small","too_blurred","too_dark","too_bright","extreme_pose"]"#);
+    }
+}

@@ -68,3 +68,27 @@ impl Range {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_follow_the_channel_order_and_the_padding_is_black() {
+        let picture = Picture { width: 3, height: 1, rgb: vec![10, 20, 30, 11, 21, 31, 12, 22, 32] };
+        let range = Range { channels: Channels::Bgr, mean: [30.0, 20.0, 10.0], scale: [1.0, 2.0, 3.0] };
+        let plain = range.tensor(&picture);
+        assert_eq!(plain.shape, [1, 3, 1, 3]);
+        assert_eq!(plain.data, [0.0, 1.0, 2.0, 0.0, 2.0, 4.0, 0.0, 3.0, 6.0]);
+        let padded = range.padded_tensor(&picture, 4);
+        assert_eq!(padded.shape, [1, 3, 4, 4]);
+        assert_eq!(padded.data[..5], [0.0, 1.0, 2.0, -30.0, -30.0]);
+        assert_eq!(padded.data[16..20], [0.0, 2.0, 4.0, -40.0]);
+        assert_eq!(padded.data[44..], [-30.0; 4]);
+    }
+
+    #[test]
+    fn debug_shows_no_number() {
+        assert_eq!(format!("{:?}", Tensor { shape: vec![1, 2], data: vec![0.5; 2] }), "Tensor([1, 2])");
+    }
+}
