@@ -46,22 +46,14 @@ impl Similarity {
 
     /// Where a point goes.
     pub fn apply(&self, [x, y]: [f32; 2]) -> [f32; 2] {
-        [
-            self.a * x - self.b * y + self.tx,
-            self.b * x + self.a * y + self.ty,
-        ]
+        [self.a * x - self.b * y + self.tx, self.b * x + self.a * y + self.ty]
     }
 
     /// The similarity that undoes this one.
     pub fn inverse(&self) -> Self {
         let scale = self.a * self.a + self.b * self.b;
         let (a, b) = (self.a / scale, -self.b / scale);
-        Self {
-            a,
-            b,
-            tx: -(a * self.tx - b * self.ty),
-            ty: -(b * self.tx + a * self.ty),
-        }
+        Self { a, b, tx: -(a * self.tx - b * self.ty), ty: -(b * self.tx + a * self.ty) }
     }
 }
 

@@ -66,21 +66,14 @@ pub fn choose_face(faces: &[Detection], choice: FaceChoice, [width, height]: [u3
         FaceChoice::Box(wanted) => {
             let wanted = BoundingBox::from(wanted);
             let best = best_by(&|face| face.iou(&wanted))?;
-            if faces[best].bounding_box.iou(&wanted) > MIN_BOX_IOU {
-                Ok(best)
-            } else {
-                Err(ChooseError::NoSuchFace)
-            }
+            if faces[best].bounding_box.iou(&wanted) > MIN_BOX_IOU { Ok(best) } else { Err(ChooseError::NoSuchFace) }
         }
     }
 }
 
 fn similar_to(largest: &BoundingBox, faces: &[Detection]) -> Vec<BoundingBox> {
-    let mut boxes: Vec<BoundingBox> = faces
-        .iter()
-        .map(|face| face.bounding_box)
-        .filter(|face| face.area() > largest.area() * RIVAL_AREA)
-        .collect();
+    let mut boxes: Vec<BoundingBox> =
+        faces.iter().map(|face| face.bounding_box).filter(|face| face.area() > largest.area() * RIVAL_AREA).collect();
     boxes.sort_by(|a, b| b.area().total_cmp(&a.area()));
     boxes
 }

@@ -71,11 +71,7 @@ pub enum DetectError {
 
 /// The inputs to run for `picture`: the main pass, then the small one.
 pub fn passes(picture: &Picture, detector: &Detector) -> [Pass; 2] {
-    let range = Range {
-        channels: detector.channels,
-        mean: detector.mean,
-        scale: detector.scale,
-    };
+    let range = Range { channels: detector.channels, mean: detector.mean, scale: detector.scale };
     let longest = picture.width.max(picture.height);
     let main = resized(picture, longest.clamp(MIN_SIDE, detector.input_side.max(MIN_SIDE)));
     // The smaller of the two has all that the small pass can show and is read faster.
@@ -84,10 +80,7 @@ pub fn passes(picture: &Picture, detector: &Detector) -> [Pass; 2] {
     [main, small].map(|shown| Pass {
         view: View {
             size: [shown.width, shown.height].map(|side| side.next_multiple_of(SIDE_STEP)),
-            to_picture: [
-                picture.width as f32 / shown.width as f32,
-                picture.height as f32 / shown.height as f32,
-            ],
+            to_picture: [picture.width as f32 / shown.width as f32, picture.height as f32 / shown.height as f32],
         },
         input: range.padded_tensor(&shown, SIDE_STEP),
     })
@@ -268,7 +261,8 @@ mod tests {
 
     #[test]
     fn each_face_is_told_by_the_pass_that_takes_it_in_better() {
-        let (main, small) = (View { size: [640, 640], to_picture: [1.0; 2] }, View { size: [192, 192], to_picture: [3.2; 2] });
+        let (main, small) =
+            (View { size: [640, 640], to_picture: [1.0; 2] }, View { size: [192, 192], to_picture: [3.2; 2] });
         // One face of `side` picture pixels around (320, 320), seen by both passes with these scores.
         let seen = |view: View, side: f32, score: f32| {
             let mut head = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
@@ -281,8 +275,7 @@ mod tests {
         };
         for (side, wanted) in [(300.0, 0.75), (600.0, 0.95)] {
             let answers = [seen(main, side, 0.75), seen(small, side, 0.95)];
-            let faces =
-                merge(&detector(DetectorFamily::Yunet), [(main, &answers[0]), (small, &answers[1])]).unwrap();
+            let faces = merge(&detector(DetectorFamily::Yunet), [(main, &answers[0]), (small, &answers[1])]).unwrap();
             assert_eq!(faces.iter().map(|face| face.score).collect::<Vec<_>>(), [wanted]);
         }
     }

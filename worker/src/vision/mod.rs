@@ -14,6 +14,9 @@ mod scrfd;
 pub mod tensor;
 mod yunet;
 
+#[cfg(test)]
+mod tests;
+
 /// Pixels as a viewer shows them: upright, 8 bits a channel, R G B interleaved, rows from the top, no padding.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
@@ -78,11 +81,7 @@ impl BoundingBox {
         let height = (self.y + self.height).min(other.y + other.height) - self.y.max(other.y);
         let intersection = width.max(0.0) * height.max(0.0);
         let union = self.area() + other.area() - intersection;
-        if union > 0.0 {
-            intersection / union
-        } else {
-            0.0
-        }
+        if union > 0.0 { intersection / union } else { 0.0 }
     }
 }
 

@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn exposure_does_not_change_sharpness() {
         let sharpness = |mean| Quality::measure(&detection(FRONT), &textured(mean, 16.0)).sharpness;
-        assert!((sharpness(40.0) / sharpness(150.0) - 1.0).abs() < 0.1);
+        assert!((sharpness(75.0) / sharpness(150.0) - 1.0).abs() < 0.1);
     }
 
     #[test]

@@ -62,10 +62,7 @@ impl Range {
                 (*one, *two, *three) = (value(0), value(1), value(2));
             }
         }
-        Tensor {
-            shape: vec![1, 3, rows as i64, columns as i64],
-            data,
-        }
+        Tensor { shape: vec![1, 3, rows as i64, columns as i64], data }
     }
 }
 

@@ -89,19 +89,12 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeErro
         return Err(DecodeError::Empty);
     }
     if bytes.len() > limits.max_bytes {
-        return Err(DecodeError::TooManyBytes {
-            size_bytes: bytes.len(),
-            max_bytes: limits.max_bytes,
-        });
+        return Err(DecodeError::TooManyBytes { size_bytes: bytes.len(), max_bytes: limits.max_bytes });
     }
     let format = Format::guess(bytes).ok_or(DecodeError::UnsupportedFormat)?;
     // The decoders are young and their input hostile; a panic of theirs is that picture's problem, not the process'.
-    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits))).unwrap_or(Err(
-        DecodeError::Unreadable {
-            format: format.name(),
-            source: None,
-        },
-    ))
+    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits)))
+        .unwrap_or(Err(DecodeError::Unreadable { format: format.name(), source: None }))
 }
 
 #[derive(Clone, Copy)]
@@ -130,29 +123,18 @@ impl Format {
     }
 
     fn truncated(self) -> DecodeError {
-        DecodeError::Truncated {
-            format: self.name(),
-        }
+        DecodeError::Truncated { format: self.name() }
     }
 
     fn refused(self, error: ImageError) -> DecodeError {
         match error {
-            ImageError::IoError(cause) if cause.kind() == ErrorKind::UnexpectedEof => {
-                self.truncated()
-            }
-            source => DecodeError::Unreadable {
-                format: self.name(),
-                source: Some(source),
-            },
+            ImageError::IoError(cause) if cause.kind() == ErrorKind::UnexpectedEof => self.truncated(),
+            source => DecodeError::Unreadable { format: self.name(), source: Some(source) },
         }
     }
 }
 
-fn decode_as(
-    format: Format,
-    bytes: &[u8],
-    limits: &DecodeLimits,
-) -> Result<Picture, DecodeError> {
+fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
     match format {
         Format::Jpeg => {
             let outline = JpegOutline::read(bytes);
@@ -168,8 +150,8 @@ fn decode_as(
         Format::Png => {
             let (width, height) = png_size(bytes).ok_or_else(|| format.truncated())?;
             limits.check(width, height)?;
-            let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits.allocation())
-                .map_err(|e| format.refused(e))?;
+            let decoder =
+                PngDecoder::with_limits(Cursor::new(bytes), limits.allocation()).map_err(|e| format.refused(e))?;
             read_upright(format, decoder, limits)
         }
         Format::WebP => {
@@ -182,20 +164,12 @@ fn decode_as(
     }
 }
 
-fn read_upright(
-    format: Format,
-    mut decoder: impl ImageDecoder,
-    limits: &DecodeLimits,
-) -> Result<Picture, DecodeError> {
+fn read_upright(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Picture, DecodeError> {
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
-    decoder
-        .set_limits(limits.allocation())
-        .map_err(|e| format.refused(e))?;
+    decoder.set_limits(limits.allocation()).map_err(|e| format.refused(e))?;
     // A broken EXIF block says nothing about the pixels.
-    let orientation = decoder
-        .orientation()
-        .unwrap_or(image::metadata::Orientation::NoTransforms);
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| format.refused(e))?;
     image = DynamicImage::ImageRgb8(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
@@ -203,11 +177,7 @@ fn read_upright(
         other => other.into_rgb8(),
     });
     image.apply_orientation(orientation);
-    Ok(Picture {
-        width: image.width(),
-        height: image.height(),
-        rgb: image.into_rgb8().into_raw(),
-    })
+    Ok(Picture { width: image.width(), height: image.height(), rgb: image.into_rgb8().into_raw() })
 }
 
 fn on_white(rgba: &image::RgbaImage) -> image::RgbImage {
@@ -229,12 +199,7 @@ impl DecodeLimits {
         if width.max(height) <= self.max_side && pixels <= self.max_pixels {
             return Ok(());
         }
-        Err(DecodeError::TooManyPixels {
-            width,
-            height,
-            max_pixels: self.max_pixels,
-            max_side: self.max_side,
-        })
+        Err(DecodeError::TooManyPixels { width, height, max_pixels: self.max_pixels, max_side: self.max_side })
     }
 
     /// What a decoder itself may take: the largest pixel here has 8 bytes (16-bit RGBA); the rest is its working room.
@@ -304,4 +269,4 @@ impl JpegOutline {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -39,7 +39,7 @@ fn webp(image: &RgbImage) -> Vec<u8> {
 }
 
 /// The jpeg with an APP1 segment that holds one EXIF entry, the orientation, behind its SOI.
-fn oriented(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+pub(in crate::vision) fn oriented(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let mut tiff = b"Exif\0\0MM\0\x2A\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
     tiff.extend([orientation, 0, 0, 0, 0, 0, 0]);
     let length = u16::try_from(tiff.len() + 2).unwrap().to_be_bytes();
