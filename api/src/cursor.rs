@@ -52,7 +52,9 @@ impl PageQuery {
     pub fn after(&self) -> ApiResult<Option<Uuid>> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
         let bytes = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|b| Uuid::from_slice(&b).ok());
-        bytes.map(Some).ok_or_else(|| ApiError::invalid("cursor", "is none that a list gave; leave it out to begin anew"))
+        bytes
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid("cursor", "is none that a list gave; leave it out to begin anew"))
     }
 }
 

@@ -123,7 +123,9 @@ impl ApiError {
     /// The problem for a status that the router itself answered.
     pub(crate) fn of_status(status: StatusCode) -> Self {
         match status {
-            StatusCode::NOT_FOUND => Self::new(status, "no_such_route", "there is no such path; /openapi.json lists all"),
+            StatusCode::NOT_FOUND => {
+                Self::new(status, "no_such_route", "there is no such path; /openapi.json lists all")
+            }
             StatusCode::METHOD_NOT_ALLOWED => {
                 Self::new(status, "method_not_allowed", "this path has other methods; the Allow header lists them")
             }

@@ -7,8 +7,8 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use shared::db::uploads::{self, NewUpload};
+use shared::digest::sha256_hex;
 use shared::ids::{CollectionId, UploadId};
 use shared::job::ImageRef;
 use utoipa::ToSchema;
@@ -69,7 +69,7 @@ impl InlinePicture {
             let detail = "the bytes are neither a jpeg, a png nor a webp picture; convert it to one of these";
             return Err(ApiError::unsupported_media_type("image_unsupported_format", detail));
         };
-        let sha256 = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = sha256_hex(&bytes);
         Ok(Self { bytes, sha256, content_type })
     }
 
@@ -111,7 +111,8 @@ pub async fn resolve(
     match (input.upload_id, &input.base64) {
         (Some(id), None) => {
             let found = uploads::find(&state.db.read, collection, id).await?.ok_or_else(|| {
-                let detail = format!("there is no upload {id} in this collection (uploads expire); send the picture again");
+                let detail =
+                    format!("there is no upload {id} in this collection (uploads expire); send the picture again");
                 ApiError::not_found("upload_not_found", detail)
             })?;
             Ok(Picture::Uploaded(ImageRef { upload_id: id, object_key: found.object_key, sha256: found.sha256 }))

@@ -1,5 +1,7 @@
 //! `face-id models`: which pipelines there are, and their weights.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
 use shared::catalogue::{Catalogue, Pipeline};
@@ -51,15 +53,20 @@ fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()> {
     let assets = paths::assets(config);
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["pipeline", "file", "use", "licence", "found"]);
+    table.set_header(["pipeline", "file", "use", "found"]);
     for pipeline in catalogue.pipelines() {
         for (n, file) in pipeline.files().into_iter().enumerate() {
             let found = assets.find(file)?.map_or_else(|| "missing".to_owned(), |p| p.display().to_string());
             let name = if n == 0 { pipeline.name.as_str() } else { "" };
-            table.add_row([name, &file.name, &file.allowed_use.to_string(), &file.licence, &found]);
+            table.add_row([name, &file.name, &file.allowed_use.to_string(), &found]);
         }
     }
     println!("{table}");
+    let licences: BTreeMap<_, _> =
+        catalogue.pipelines().flat_map(Pipeline::files).map(|f| (&f.name, &f.licence)).collect();
+    for (file, licence) in licences {
+        println!("licence of {file}: {licence}");
+    }
     println!("default pipeline: {}", config.models.default_pipeline);
     Ok(())
 }

@@ -13,8 +13,7 @@ use crate::queue::{JobQueue, Message, QueueError};
 pub async fn dispatch(db: &Db, queue: &dyn JobQueue, jobs: &[DueJob]) -> Result<usize, DbErr> {
     let mut taken = 0;
     for job in jobs {
-        let message =
-            Message { lane: job.lane, pipeline: job.pipeline.clone(), jobs: vec![job.id], alone: job.alone };
+        let message = Message { lane: job.lane, pipeline: job.pipeline.clone(), jobs: vec![job.id], alone: job.alone };
         match queue.publish(message).await {
             Ok(()) => taken += 1,
             Err(QueueError::Full(lane)) => {

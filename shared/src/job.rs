@@ -208,9 +208,11 @@ impl JobArgs {
     /// The pictures the job reads.
     pub fn images(&self) -> Vec<&ImageRef> {
         match self {
-            Self::Enroll { image, .. } | Self::Index { image } | Self::Identify { image, .. } => vec![image],
             Self::Verify { image, other: VerifyTarget::Image(other), .. } => vec![image, other],
-            Self::Verify { image, other: VerifyTarget::Person(_), .. } => vec![image],
+            Self::Enroll { image, .. }
+            | Self::Index { image }
+            | Self::Identify { image, .. }
+            | Self::Verify { image, other: VerifyTarget::Person(_), .. } => vec![image],
         }
     }
 }

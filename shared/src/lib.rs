@@ -6,11 +6,12 @@
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
-//! - [`finished`]: who waits for a job hears that it is done
+//! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text
 
 pub mod catalogue;
 pub mod config;
 pub mod db;
+pub mod digest;
 pub mod dispatch;
 pub mod embedding;
 pub mod face_index;

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use shared::catalogue::{ModelFile, Pipeline};
+use shared::digest::hex;
 use tokio::io::AsyncWriteExt;
 
 /// Longest time one file may take to download.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// Longest time to reach a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Folders inside folders that are looked through; a link that leads back up ends here.
+const MAX_DEPTH: usize = 8;
 
 /// Where to look and what is allowed.
 #[derive(Clone, Debug)]
@@ -47,7 +50,9 @@ pub enum AssetError {
         downloads: String,
     },
     /// It is there, but not the right one.
-    #[error("{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Delete it and run `face-id models pull {pipeline}`")]
+    #[error(
+        "{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Delete it and run `face-id models pull {pipeline}`"
+    )]
     Checksum {
         /// The pipeline that needs it.
         pipeline: String,
@@ -72,7 +77,9 @@ pub enum AssetError {
         licence: String,
     },
     /// There is no ONNX Runtime.
-    #[error("ONNX Runtime's library was not found; looked at {looked}. Run `make setup`, or point ORT_DYLIB_PATH at libonnxruntime.so")]
+    #[error(
+        "ONNX Runtime's library was not found; looked at {looked}. Run `make setup`, or point ORT_DYLIB_PATH at libonnxruntime.so"
+    )]
     RuntimeMissing {
         /// Every place that was looked at.
         looked: String,
@@ -113,7 +120,7 @@ impl Assets {
             for url in &file.urls {
                 match self.download(url, file).await {
                     Ok(path) => return verified(pipeline, file, path),
-                    Err(why) => downloads.push_str(&format!("; {url} failed: {why}")),
+                    Err(why) => downloads.extend(["; ", url, " failed: ", &why.to_string()]),
                 }
             }
             if file.urls.is_empty() {
@@ -129,7 +136,7 @@ impl Assets {
     /// Where a file of weights lies, without a look at its checksum.
     pub fn find(&self, file: &ModelFile) -> Result<Option<PathBuf>, AssetError> {
         for place in self.places() {
-            if let Some(path) = find_below(&place, &file.name)? {
+            if let Some(path) = find_below(&place, &file.name, MAX_DEPTH)? {
                 return Ok(Some(path));
             }
         }
@@ -156,34 +163,46 @@ impl Assets {
         self.assets_dir.iter().chain([&self.cache_dir]).map(|p| p.join("models")).collect()
     }
 
-    /// Fetches to a temporary name, so that a file that is there is whole.
-    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, Box<dyn std::error::Error + Send + Sync>> {
+    /// Fetches under a temporary name, so that a file that is there is whole.
+    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, DownloadError> {
         tracing::info!(file = file.name, size_bytes = file.size_bytes, "downloading weights");
         let folder = self.cache_dir.join("models");
         tokio::fs::create_dir_all(&folder).await?;
-        let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build()?;
-        let mut response = client.get(url).send().await?.error_for_status()?;
-        let unfinished = folder.join(format!(".{}.{}", file.name, std::process::id()));
-        let mut target = tokio::fs::File::create(&unfinished).await?;
-        let mut size_bytes = 0;
-        while let Some(chunk) = response.chunk().await? {
-            size_bytes += chunk.len() as u64;
-            if size_bytes > file.size_bytes {
-                tokio::fs::remove_file(&unfinished).await?;
-                return Err(format!("it is longer than the {} bytes of the catalogue", file.size_bytes).into());
-            }
-            target.write_all(&chunk).await?;
-        }
-        target.sync_all().await?;
-        let found = sha256_of(&unfinished)?;
-        if found != file.sha256 {
-            tokio::fs::remove_file(&unfinished).await?;
-            return Err(format!("its sha256 is {found}, the catalogue says {}", file.sha256).into());
-        }
+        let unfinished = folder.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4()));
         let path = folder.join(&file.name);
-        tokio::fs::rename(&unfinished, &path).await?;
+        match fetch(url, file, &unfinished).await {
+            Ok(()) => tokio::fs::rename(&unfinished, &path).await?,
+            Err(error) => {
+                // It may not have come into being.
+                let _ = tokio::fs::remove_file(&unfinished).await;
+                return Err(error);
+            }
+        }
         Ok(path)
     }
+}
+
+type DownloadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Writes what the address gives, no longer than the catalogue says and with its checksum.
+async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), DownloadError> {
+    let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build()?;
+    let mut response = client.get(url).send().await?.error_for_status()?;
+    let mut written = tokio::fs::File::create(target).await?;
+    let mut size_bytes = 0;
+    while let Some(chunk) = response.chunk().await? {
+        size_bytes += chunk.len() as u64;
+        if size_bytes > file.size_bytes {
+            return Err(format!("it is longer than the {} bytes of the catalogue", file.size_bytes).into());
+        }
+        written.write_all(&chunk).await?;
+    }
+    written.sync_all().await?;
+    let found = sha256_of(target)?;
+    if found != file.sha256 {
+        return Err(format!("its sha256 is {found}, the catalogue says {}", file.sha256).into());
+    }
+    Ok(())
 }
 
 fn verified(pipeline: &Pipeline, file: &ModelFile, path: PathBuf) -> Result<PathBuf, AssetError> {
@@ -203,21 +222,21 @@ pub fn sha256_of(path: &Path) -> Result<String, AssetError> {
     loop {
         let count = file.read(&mut buffer).map_err(failed)?;
         if count == 0 {
-            return Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect());
+            return Ok(hex(&digest.finalize()));
         }
         digest.update(&buffer[..count]);
     }
 }
 
-/// The first file of that name at any depth, in the order of names.
-fn find_below(folder: &Path, name: &str) -> Result<Option<PathBuf>, AssetError> {
+/// The first file of that name down to `depth` folders below, in the order of names.
+fn find_below(folder: &Path, name: &str, depth: usize) -> Result<Option<PathBuf>, AssetError> {
     let mut inside = entries(folder)?;
     inside.sort();
     if let Some(path) = inside.iter().find(|p| p.is_file() && p.file_name().is_some_and(|n| n == name)) {
         return Ok(Some(path.clone()));
     }
-    for path in inside.into_iter().filter(|p| p.is_dir()) {
-        if let Some(found) = find_below(&path, name)? {
+    for path in inside.into_iter().filter(|p| depth > 0 && p.is_dir()) {
+        if let Some(found) = find_below(&path, name, depth - 1)? {
             return Ok(Some(found));
         }
     }
@@ -251,7 +270,7 @@ mod tests {
     }
 
     fn tiny_file(content: &[u8]) -> ModelFile {
-        let sha256 = Sha256::digest(content).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = shared::digest::sha256_hex(content);
         let catalogue = Catalogue::load(None).unwrap();
         let file = catalogue.pipeline("yunet-mobilefacenet").unwrap().detector.file.clone();
         ModelFile { name: "x.onnx".to_owned(), sha256, ..file }
@@ -278,6 +297,46 @@ mod tests {
         std::fs::write(deep.join("x.onnx"), b"others").unwrap();
         let wrong = assets.weights(pipeline, &file).await.unwrap_err().to_string();
         assert!(wrong.contains("a/b/x.onnx") && wrong.contains(&file.sha256), "{wrong}");
+    }
+
+    /// Answers each connection with the next of these, then ends; on a free port of this machine.
+    async fn serve(answers: Vec<&'static str>) -> (String, tokio::task::JoinHandle<()>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/x.onnx", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            for body in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                assert!(tokio::io::AsyncReadExt::read(&mut stream, &mut request).await.unwrap() > 0);
+                let status = if body.is_empty() { "404 Not Found" } else { "200 OK" };
+                let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+            }
+        });
+        (url, server)
+    }
+
+    #[tokio::test]
+    async fn downloads_are_bounded_checked_and_tried_in_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = Assets { allow_download: true, ..assets(folder.path()) };
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let (url, server) = serve(vec!["", "too long a file", "badness", "", "too long a file", "weights"]).await;
+        let file = ModelFile { urls: vec![url; 3], size_bytes: 7, ..tiny_file(b"weights") };
+
+        let missing = assets.weights(pipeline, &file).await.unwrap_err().to_string();
+        for part in ["404", "longer than the 7 bytes", "its sha256 is", "models pull"] {
+            assert!(missing.contains(part), "{missing} lacks {part}");
+        }
+        let models = folder.path().join("cache/models");
+        assert_eq!(std::fs::read_dir(&models).unwrap().count(), 0);
+
+        assert_eq!(assets.weights(pipeline, &file).await.unwrap(), models.join("x.onnx"));
+        assert_eq!(std::fs::read(models.join("x.onnx")).unwrap(), b"weights");
+        assert_eq!(std::fs::read_dir(&models).unwrap().count(), 1);
+        server.await.unwrap();
+        assert!(assets.weights(pipeline, &file).await.is_ok());
     }
 
     #[test]

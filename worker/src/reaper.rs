@@ -28,11 +28,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
         if last_seen.elapsed() > lease {
             not_before = Instant::now() + lease;
         }
-        let round = if Instant::now() < not_before {
-            ctx.db.ping().await
-        } else {
-            round(&ctx).await
-        };
+        let round = if Instant::now() < not_before { ctx.db.ping().await } else { round(&ctx).await };
         match round {
             Ok(()) => last_seen = Instant::now(),
             Err(error) => tracing::warn!(%error, "look for lost claims"),

@@ -86,11 +86,14 @@ pub async fn create(State(state): State<AppState>, Json(new): Json<NewCollection
     let pipeline = new.pipeline.unwrap_or_else(|| state.config.models.default_pipeline.clone());
     let entry = state.catalogue.pipeline(&pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
     if !entry.restricted_files().is_empty() && !state.config.models.accepted_licences.contains(&pipeline) {
-        let detail = format!("{pipeline} has weights for non-commercial use only, and this server's operator has not accepted that");
+        let detail = format!(
+            "{pipeline} has weights for non-commercial use only, and this server's operator has not accepted that"
+        );
         return Err(ApiError::unprocessable("licence_not_accepted", detail));
     }
     let made = collections::create(&state.db, &new.name, &pipeline, &new.settings).await?;
-    let row = made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;
+    let row =
+        made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;
     let location = [(header::LOCATION, format!("/v1/collections/{}", row.id))];
     Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
 }

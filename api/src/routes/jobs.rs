@@ -96,7 +96,10 @@ pub(super) async fn load(state: &AppState, id: JobId) -> ApiResult<JobView> {
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(JobQuery), responses(
     (status = 200, body = Page<JobView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn list(State(state): State<AppState>, Query(query): Query<JobQuery>) -> ApiResult<axum::Json<Page<JobView>>> {
+pub async fn list(
+    State(state): State<AppState>,
+    Query(query): Query<JobQuery>,
+) -> ApiResult<axum::Json<Page<JobView>>> {
     let page: PageQuery = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     let collection = match &query.collection {

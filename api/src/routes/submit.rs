@@ -6,12 +6,12 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use shared::db::entity::collection;
 use shared::db::jobs::outbox::DueJob;
 use shared::db::jobs::submit::{Idempotency, NewJob, Submitted, find_repeated, submit};
 use shared::db::persons;
 use shared::db::uploads::NewUpload;
+use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::ids::PersonId;
 use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, VerifyTarget};
@@ -311,14 +311,17 @@ fn idempotency(
 ) -> ApiResult<Option<Idempotency>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().ok().filter(|k| (1..=MAX_KEY).contains(&k.len())).ok_or_else(|| {
-        ApiError::bad_request("bad_idempotency_key", format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters"))
+        ApiError::bad_request(
+            "bad_idempotency_key",
+            format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters"),
+        )
     })?;
     let pictures: Vec<&str> = checked.pictures.iter().map(Picture::sha256).collect();
     let text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
     Ok(Some(Idempotency {
         route: format!("{}/{}", collection.id, checked.kind.as_str()),
         key: key.to_owned(),
-        fingerprint: Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect(),
+        fingerprint: sha256_hex(text),
         keep: Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600),
     }))
 }

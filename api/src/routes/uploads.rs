@@ -73,7 +73,10 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
         if e.status() == StatusCode::PAYLOAD_TOO_LARGE {
             ApiError::body_too_large(server.max_body_bytes)
         } else {
-            ApiError::bad_request("malformed_multipart", format!("the multipart body cannot be read: {}", e.body_text()))
+            ApiError::bad_request(
+                "malformed_multipart",
+                format!("the multipart body cannot be read: {}", e.body_text()),
+            )
         }
     };
     let read = async {

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use shared::config::Config;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::client::Client;
 use self::photos::Photos;
@@ -36,13 +37,22 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
     let client = Client::new(&server.address)?;
     let played = tokio::select! {
         played = play(&client, &photos) => played,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     let stopped = server.stop().await;
     let report = played?;
     stopped?;
-    report.print(&photos, began.elapsed());
+    report.print(&photos, began.elapsed())?;
     report.check(args.photos.is_none())
+}
+
+/// Ends when the user or a service manager wants the demo to stop.
+async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
 }
 
 async fn play(client: &Client, photos: &Photos) -> anyhow::Result<Report> {
@@ -82,7 +92,7 @@ fn judge(report: &mut Report, probe: &photos::Probe, result: &serde_json::Value)
     let faces = result["faces"].as_array().cloned().unwrap_or_default();
     let mut named = BTreeSet::new();
     let mut texts = Vec::new();
-    let mut unknown = 0;
+    let (mut unknown, mut unusable) = (0, 0);
     for face in &faces {
         let best = &face["matches"][0];
         let person = best["external_id"].as_str().unwrap_or_default();
@@ -90,13 +100,14 @@ fn judge(report: &mut Report, probe: &photos::Probe, result: &serde_json::Value)
         if face["decision"] == "match" {
             named.insert(person.to_owned());
             texts.push(format!("{person} ({score:.2})"));
-        } else {
+        } else if face["quality"]["usable"] == true {
             unknown += 1;
+        } else {
+            unusable += 1;
         }
     }
-    if unknown > 0 {
-        texts.push(format!("{unknown} unknown"));
-    }
+    let others = [(unknown, "unknown"), (unusable, "not clear enough to compare")];
+    texts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     let threshold = faces.first().and_then(|f| f["threshold"].as_f64()).unwrap_or_default();
     let text = if texts.is_empty() { "no face".to_owned() } else { format!("{}; needs {threshold:.2}", texts.join(", ")) };
     let verdict = match &probe.shows {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use shared::config::Config;
+use shared::digest::sha256_hex;
 
 const SAMPLES: &str = include_str!("photos.toml");
 /// No sample is nearly as long.
@@ -109,7 +109,7 @@ async fn find(config: &Config, sample: &Sample) -> anyhow::Result<PathBuf> {
     let cached = config.cache_dir().join("photos").join(&sample.file);
     let operators = config.assets_dir().map(|d| d.join("data/faces").join(&sample.file));
     for path in operators.iter().chain([&cached]).filter(|p| p.is_file()) {
-        let found = digest(&std::fs::read(path).with_context(|| format!("read {}", path.display()))?);
+        let found = sha256_hex(std::fs::read(path).with_context(|| format!("read {}", path.display()))?);
         anyhow::ensure!(found == sample.sha256, "{} is not the expected photograph (sha256 {found})", path.display());
         return Ok(path.clone());
     }
@@ -133,16 +133,12 @@ async fn download(sample: &Sample, target: &Path) -> anyhow::Result<()> {
         bytes.extend_from_slice(&chunk);
         anyhow::ensure!(bytes.len() <= MAX_BYTES, "it is longer than {MAX_BYTES} bytes");
     }
-    let found = digest(&bytes);
+    let found = sha256_hex(&bytes);
     anyhow::ensure!(found == sample.sha256, "{} gave another file (sha256 {found})", sample.url);
     std::fs::create_dir_all(target.parent().unwrap_or(Path::new(".")))?;
     let unfinished = target.with_extension("part");
     std::fs::write(&unfinished, bytes)?;
     Ok(std::fs::rename(unfinished, target)?)
-}
-
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

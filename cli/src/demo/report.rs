@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
-use serde_json::json;
+use serde::Serialize;
 
 use super::photos::Photos;
 
@@ -35,6 +35,18 @@ pub(super) enum Verdict {
     Unjudged,
 }
 
+/// The last line, for programs. Enrolled and rejected are pictures; the others are faces.
+#[derive(Serialize)]
+struct Counts {
+    enrolled: usize,
+    identified_right: usize,
+    identified_wrong: usize,
+    identified_missed: usize,
+    unknown_right: usize,
+    rejected: usize,
+    seconds: f64,
+}
+
 impl Row {
     pub(super) fn new(picture: &Path, asked: &'static str, answer: String, verdict: Verdict) -> Self {
         Self::named(&picture.file_name().unwrap_or_default().to_string_lossy(), asked, answer, verdict)
@@ -48,7 +60,7 @@ impl Row {
 impl Report {
     /// The table, the rights, and as the last line one JSON object.
     #[expect(clippy::print_stdout, reason = "this is the command's output")]
-    pub(super) fn print(&self, photos: &Photos, took: Duration) {
+    pub(super) fn print(&self, photos: &Photos, took: Duration) -> anyhow::Result<()> {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
         table.set_header(["picture", "asked", "answer", ""]);
@@ -65,19 +77,20 @@ impl Report {
         for (file, rights) in &photos.rights {
             println!("rights of {file}: {rights}");
         }
-        let seconds = (took.as_secs_f64() * 100.0).round() / 100.0;
-        println!(
-            "{}",
-            json!({
-                "enrolled": self.enrolled,
-                "identified_right": self.identified_right,
-                "identified_wrong": self.identified_wrong,
-                "identified_missed": self.identified_missed,
-                "unknown_right": self.unknown_right,
-                "rejected": self.rejected,
-                "seconds": seconds,
-            })
-        );
+        println!("{}", serde_json::to_string(&self.counts(took))?);
+        Ok(())
+    }
+
+    fn counts(&self, took: Duration) -> Counts {
+        Counts {
+            enrolled: self.enrolled,
+            identified_right: self.identified_right,
+            identified_wrong: self.identified_wrong,
+            identified_missed: self.identified_missed,
+            unknown_right: self.unknown_right,
+            rejected: self.rejected,
+            seconds: (took.as_secs_f64() * 100.0).round() / 100.0,
+        }
     }
 
     /// An error when an answer was wrong; on a user's own pictures a missed person is no error.

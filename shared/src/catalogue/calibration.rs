@@ -82,7 +82,13 @@ mod tests {
 
     #[test]
     fn interpolates_in_the_logarithm() {
-        let cases = [(1e-1, 0.1, false), (1e-2, 0.2, false), (10f64.powf(-2.5), 0.3, false), (1e-4, 0.6, true), (0.5, 0.03, true)];
+        let cases = [
+            (1e-1, 0.1, false),
+            (1e-2, 0.2, false),
+            (10f64.powf(-2.5), 0.3, false),
+            (1e-4, 0.6, true),
+            (0.5, 0.03, true),
+        ];
         for (far, cosine, extrapolated) in cases {
             let threshold = calibration().threshold_at(far);
             assert!((threshold.cosine - cosine).abs() < 1e-3, "{far}: {threshold:?}");

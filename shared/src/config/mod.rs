@@ -289,10 +289,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn user_cache_dir(
-    xdg: Option<std::ffi::OsString>,
-    home: Option<std::ffi::OsString>,
-) -> Result<PathBuf, ConfigError> {
+fn user_cache_dir(xdg: Option<std::ffi::OsString>, home: Option<std::ffi::OsString>) -> Result<PathBuf, ConfigError> {
     let base = xdg.filter(|v| !v.is_empty()).map(PathBuf::from).or_else(|| home.map(|h| Path::new(&h).join(".cache")));
     base.map(|b| b.join("face-id")).ok_or_else(|| ConfigError::Invalid {
         setting: "cache_dir",

@@ -9,11 +9,7 @@ use crate::ids::{CollectionId, ImageId};
 use crate::job::ImageRef;
 
 /// The image of that id in that collection.
-pub async fn find(
-    conn: &impl ConnectionTrait,
-    collection: CollectionId,
-    id: ImageId,
-) -> Result<Option<Model>, DbErr> {
+pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: ImageId) -> Result<Option<Model>, DbErr> {
     Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
 }
 
@@ -63,11 +59,7 @@ pub async fn record_analysis(
 }
 
 /// Whether a detector revision has analysed the image.
-pub async fn is_analysed(
-    conn: &impl ConnectionTrait,
-    image: ImageId,
-    detector_revision: &str,
-) -> Result<bool, DbErr> {
+pub async fn is_analysed(conn: &impl ConnectionTrait, image: ImageId, detector_revision: &str) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM image_analyses WHERE image_id = $1 AND detector_revision = $2";
     Ok(count(conn, sql, [image.into(), detector_revision.into()]).await? > 0)
 }

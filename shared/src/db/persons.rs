@@ -9,11 +9,7 @@ use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
 /// The person of that id in that collection.
-pub async fn find(
-    conn: &impl ConnectionTrait,
-    collection: CollectionId,
-    id: PersonId,
-) -> Result<Option<Model>, DbErr> {
+pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: PersonId) -> Result<Option<Model>, DbErr> {
     Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
 }
 
@@ -44,14 +40,8 @@ pub async fn find_by_external_id(
 }
 
 /// Up to `limit` persons whose id comes after `after`, in the order of their ids.
-pub async fn list(
-    db: &Db,
-    collection: CollectionId,
-    after: Option<PersonId>,
-    limit: u64,
-) -> Result<Vec<Model>, DbErr> {
-    let mut query =
-        Entity::find().filter(Column::CollectionId.eq(collection)).order_by_asc(Column::Id).limit(limit);
+pub async fn list(db: &Db, collection: CollectionId, after: Option<PersonId>, limit: u64) -> Result<Vec<Model>, DbErr> {
+    let mut query = Entity::find().filter(Column::CollectionId.eq(collection)).order_by_asc(Column::Id).limit(limit);
     if let Some(after) = after {
         query = query.filter(Column::Id.gt(after));
     }

@@ -43,11 +43,7 @@ pub async fn create(conn: &impl ConnectionTrait, new: NewUpload) -> Result<Model
 }
 
 /// The upload of that id in that collection.
-pub async fn find(
-    conn: &impl ConnectionTrait,
-    collection: CollectionId,
-    id: UploadId,
-) -> Result<Option<Model>, DbErr> {
+pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: UploadId) -> Result<Option<Model>, DbErr> {
     Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
 }
 

@@ -16,6 +16,7 @@ struct DotRows<'a> {
 impl WithSimd for DotRows<'_> {
     type Output = ();
 
+    #[expect(clippy::inline_always, reason = "the dispatched copy must be compiled for its instruction set")]
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (query, query_tail) = S::as_simd_f32s(self.query);

@@ -23,9 +23,11 @@ impl FolderStore {
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self, ObjectError> {
         let root = root.into();
         let unfinished = root.join(UNFINISHED);
-        tokio::fs::create_dir_all(&unfinished)
-            .await
-            .map_err(|source| ObjectError::Store { action: "make", key: unfinished.display().to_string(), source })?;
+        tokio::fs::create_dir_all(&unfinished).await.map_err(|source| ObjectError::Store {
+            action: "make",
+            key: unfinished.display().to_string(),
+            source,
+        })?;
         Ok(Self { root })
     }
 
@@ -42,9 +44,7 @@ impl FolderStore {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(e)) if e.kind() == ErrorKind::NotFound => Err(ObjectError::NotFound(key.to_owned())),
             Ok(Err(source)) => Err(ObjectError::Store { action, key: key.to_owned(), source }),
-            Err(panic) => {
-                Err(ObjectError::Store { action, key: key.to_owned(), source: std::io::Error::other(panic) })
-            }
+            Err(panic) => Err(ObjectError::Store { action, key: key.to_owned(), source: std::io::Error::other(panic) }),
         }
     }
 }
@@ -80,7 +80,7 @@ impl ObjectStore for FolderStore {
 
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
         check_key(key)?;
-        let deleted = self.blocking("delete", key, |root, key| delete(root, key)).await;
+        let deleted = self.blocking("delete", key, delete).await;
         match deleted {
             Err(ObjectError::NotFound(_)) => Ok(()),
             other => other,

@@ -10,8 +10,8 @@ use std::time::Duration;
 use shared::catalogue::{DetectorFamily, Pipeline};
 
 use self::batcher::Batcher;
-use self::session::{Model, Wanted};
 pub use self::session::SessionError;
+use self::session::{Model, Wanted};
 use crate::assets::{AssetError, Assets};
 use crate::vision::tensor::Tensor;
 

@@ -17,7 +17,9 @@ static ENVIRONMENT: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The library is there but cannot be loaded.
-    #[error("load ONNX Runtime from {path}; run `make setup`, or point ORT_DYLIB_PATH at libonnxruntime.so 1.22 or later")]
+    #[error(
+        "load ONNX Runtime from {path}; run `make setup`, or point ORT_DYLIB_PATH at libonnxruntime.so 1.22 or later"
+    )]
     Library {
         /// Where it was.
         path: PathBuf,
@@ -103,9 +105,8 @@ impl Model {
     }
 
     fn check(&self, wanted: &Wanted) -> Result<(), SessionError> {
-        let refuse = |wanted: String, found: String| {
-            Err(SessionError::Shape { file: self.file.clone(), wanted, found })
-        };
+        let refuse =
+            |wanted: String, found: String| Err(SessionError::Shape { file: self.file.clone(), wanted, found });
         let inputs = self.session.inputs();
         let shape: Option<Vec<i64>> =
             inputs.first().and_then(|i| i.dtype().tensor_shape()).map(|s| s.iter().copied().collect());
@@ -115,7 +116,8 @@ impl Model {
         let fits = |wanted: [i64; 4]| {
             input_shape.len() == 4 && input_shape.iter().zip(wanted).all(|(has, w)| *has < 0 || w < 0 || *has == w)
         };
-        let found = format!("{} inputs, the first {input_shape:?}, and {} outputs", inputs.len(), self.session.outputs().len());
+        let found =
+            format!("{} inputs, the first {input_shape:?}, and {} outputs", inputs.len(), self.session.outputs().len());
         match wanted {
             Wanted::Detector { outputs } => {
                 let free = input_shape.len() == 4 && input_shape[2] < 0 && input_shape[3] < 0;

@@ -55,19 +55,16 @@ impl Enrollment {
             return Ok(Err(Problem::new("person_not_found", detail)));
         }
         let image = images::find_or_create(txn, collection, &self.image, self.size.into()).await?;
-        let origin = Origin {
-            collection,
-            image: image.id,
-            detector_revision: &self.detector_revision,
-            pipeline: &job.pipeline,
-        };
+        let origin =
+            Origin { collection, image: image.id, detector_revision: &self.detector_revision, pipeline: &job.pipeline };
         // The owner is looked at before the person is made: a refusal must leave nothing behind.
         let owner = faces::find_at(txn, image.id, &self.face.face_box).await?.and_then(|f| f.person_id.map(|p| (f, p)));
         if let Some((face, owner)) = &owner
             && !persons::is(txn, *owner, &self.person).await?
             && face.assigned_by != Some(AssignedBy::Auto)
         {
-            let detail = format!("this very face was enrolled for person {owner} before; delete face {} first", face.id);
+            let detail =
+                format!("this very face was enrolled for person {owner} before; delete face {} first", face.id);
             return Ok(Err(Problem::new("face_belongs_to_other_person", detail)));
         }
         let Some(person) = persons::find_or_create(txn, collection, &self.person).await? else {

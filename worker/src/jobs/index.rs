@@ -40,8 +40,7 @@ pub(super) async fn run(
     }
     let settings = settings(collection)?;
     let analysis = analysed(ctx, &engine, image).await?;
-    let (answers, _) =
-        matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, settings.max_matches).await?;
+    let (answers, _) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, settings.max_matches).await?;
     Ok(Done::Index(Box::new(Indexing {
         image: image.clone(),
         size: analysis.size,
@@ -66,12 +65,8 @@ impl Indexing {
         let collection = job.collection_id;
         let image = images::find_or_create(txn, collection, &self.image, self.size.into()).await?;
         let first = images::record_analysis(txn, image.id, &self.detector_revision, self.faces.len()).await?;
-        let origin = Origin {
-            collection,
-            image: image.id,
-            detector_revision: &self.detector_revision,
-            pipeline: &job.pipeline,
-        };
+        let origin =
+            Origin { collection, image: image.id, detector_revision: &self.detector_revision, pipeline: &job.pipeline };
         // `place` finds the faces that another job of the same picture stored in the meantime.
         let placed = faces::place(txn, origin, &self.faces).await?;
         let mut answers = self.answers.clone();

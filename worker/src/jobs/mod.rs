@@ -58,7 +58,11 @@ impl Done {
     ///
     /// # Errors
     /// The database fails, or its rows have changed since the job ran so that its answer is now a rejection.
-    pub async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Result<serde_json::Value, Problem>, DbErr> {
+    pub async fn record(
+        &self,
+        txn: &DatabaseTransaction,
+        job: &Job,
+    ) -> Result<Result<serde_json::Value, Problem>, DbErr> {
         match self {
             Self::Answer(answer) => Ok(Ok(answer.clone())),
             Self::Enroll(enrollment) => enrollment.record(txn, job).await,

@@ -19,7 +19,10 @@ pub(super) async fn analysed(ctx: &WorkerContext, engine: &Engine, image: &Image
     let bytes = match ctx.objects.get(&image.object_key, ctx.config.vision.max_image_bytes).await {
         Ok(bytes) => bytes,
         Err(ObjectError::NotFound(_)) => {
-            return Err(JobError::rejected("source_gone", "the picture is no longer in the object store; send it again"));
+            return Err(JobError::rejected(
+                "source_gone",
+                "the picture is no longer in the object store; send it again",
+            ));
         }
         Err(error @ ObjectError::TooLarge { .. }) => {
             return Err(JobError::rejected("image_too_large", error.to_string()));

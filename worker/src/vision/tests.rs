@@ -114,19 +114,22 @@ async fn scrfd_finds_the_same_faces() {
     else {
         return;
     };
+    // Mean distance of the five points over the face's width. The detectors disagree by up to 0.11 on a tilted face
+    // (single points by more); a cell or an anchor read wrongly would shift every face of this size by 0.16.
+    let mut distances = Vec::new();
     for (name, wanted) in [("astronaut.png", 1), ("insightface_t1.jpg", 6), ("obama_and_biden.jpg", 3)] {
         let picture = yunet.picture(&format!("faces/{name}"));
         let found = scrfd.faces(&picture).await;
         assert_eq!(found.len(), wanted, "{name}");
-        let same = |a: &Detection, b: &Detection| {
-            let points = a.landmarks.0.iter().zip(&b.landmarks.0);
-            let apart = points.map(|(p, q)| (p[0] - q[0]).hypot(p[1] - q[1])).fold(0.0, f32::max);
-            a.bounding_box.iou(&b.bounding_box) > 0.6 && apart < a.bounding_box.width * 0.15
-        };
         for face in yunet.faces(&picture).await.iter().filter(|face| face.score >= 0.8) {
-            assert!(found.iter().any(|other| same(face, other)), "{name}: {face:?}");
+            let other = found.iter().find(|other| other.bounding_box.iou(&face.bounding_box) > 0.75).expect(name);
+            let points = face.landmarks.0.iter().zip(&other.landmarks.0);
+            let apart = points.map(|(p, q)| (p[0] - q[0]).hypot(p[1] - q[1])).sum::<f32>() / 5.0;
+            distances.push(apart / face.bounding_box.width);
         }
     }
+    let mean = distances.iter().sum::<f32>() / distances.len() as f32;
+    assert!(distances.iter().all(|apart| *apart < 0.13) && mean < 0.08, "mean {mean} of {distances:?}");
 }
 
 #[tokio::test]

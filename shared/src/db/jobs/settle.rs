@@ -62,12 +62,7 @@ pub async fn fence(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId) -> Re
 }
 
 /// Ends the job; false (and nothing written) when the claim was taken away.
-pub async fn finish(
-    txn: &impl ConnectionTrait,
-    claim: ClaimId,
-    job: JobId,
-    outcome: &Outcome,
-) -> Result<bool, DbErr> {
+pub async fn finish(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId, outcome: &Outcome) -> Result<bool, DbErr> {
     let (state, result, problem) = match outcome {
         Outcome::Succeeded(result) => (JobState::Succeeded, Some(result.to_string()), None),
         Outcome::Rejected(problem) => (JobState::Rejected, None, Some(problem)),
@@ -86,13 +81,7 @@ pub async fn finish(
 
 /// Puts the job back for another attempt after `delay`, with the reason of this one's failure. False when it was
 /// cancelled or taken away meanwhile.
-pub async fn retry(
-    db: &Db,
-    claim: ClaimId,
-    job: JobId,
-    delay: Duration,
-    problem: &Problem,
-) -> Result<bool, DbErr> {
+pub async fn retry(db: &Db, claim: ClaimId, job: JobId, delay: Duration, problem: &Problem) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     let moved = !transition(&txn, &[job], Move::Retry(claim, delay)).await?.is_empty();
     if moved {

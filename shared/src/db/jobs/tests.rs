@@ -183,14 +183,19 @@ impl World {
         let delivered: Vec<usize> = (0..JOBS).filter(|j| bits & (1 << j) != 0).collect();
         let ids: Vec<JobId> = delivered.iter().map(|j| self.ids[*j]).collect();
         let claimed = claims::claim(&self.db, "test", &ids, LEASE).await.unwrap();
-        let free: Vec<usize> =
-            delivered.into_iter().filter(|j| self.jobs[*j].state == JobState::Queued).collect();
+        let free: Vec<usize> = delivered.into_iter().filter(|j| self.jobs[*j].state == JobState::Queued).collect();
         let got: Vec<JobId> = claimed.iter().flat_map(|c| c.jobs.iter().map(|j| j.job.id)).collect();
         assert_eq!(got, free.iter().map(|j| self.ids[*j]).collect::<Vec<_>>(), "a claim takes what is queued");
         let Some(claimed) = claimed else { return };
         for job in free {
             let job = &mut self.jobs[job];
-            *job = Job { state: JobState::Running, attempt: job.attempt + 1, claim: Some(claimed.id), dispatched: false, ..*job };
+            *job = Job {
+                state: JobState::Running,
+                attempt: job.attempt + 1,
+                claim: Some(claimed.id),
+                dispatched: false,
+                ..*job
+            };
         }
         self.claims.push(claimed.id);
     }

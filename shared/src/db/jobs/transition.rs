@@ -29,11 +29,7 @@ pub(super) enum Move {
 }
 
 /// Moves those of `jobs` whose row allows it and returns them; a job that somebody else moved first is left alone.
-pub(super) async fn transition(
-    txn: &impl ConnectionTrait,
-    jobs: &[JobId],
-    step: Move,
-) -> Result<Vec<JobId>, DbErr> {
+pub(super) async fn transition(txn: &impl ConnectionTrait, jobs: &[JobId], step: Move) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Moved {
         id: JobId,
@@ -76,11 +72,9 @@ fn parts(step: Move) -> (&'static str, &'static str, Vec<Value>) {
             REQUEUE,
             vec![claim.into(), micros(after).into()],
         ),
-        Move::Release(claim) => (
-            "state = 'queued', claim_id = NULL, attempt = attempt - 1, run_at = {now}",
-            REQUEUE,
-            vec![claim.into()],
-        ),
+        Move::Release(claim) => {
+            ("state = 'queued', claim_id = NULL, attempt = attempt - 1, run_at = {now}", REQUEUE, vec![claim.into()])
+        }
         Move::LoseLease(claim, after) => (
             "state = 'queued', claim_id = NULL, alone = alone + 1, run_at = {now} + $2",
             "state = 'running' AND claim_id = $1 AND NOT cancel_requested AND alone < 2",
