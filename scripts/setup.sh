@@ -46,7 +46,8 @@ if [ ! -f "$library" ]; then
   # --target keeps out of the system's Python, which Debian manages itself.
   "$python" -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --no-warn-script-location \
     --root-user-action=ignore --target "$work" "onnxruntime==$version"
-  mv "$work/onnxruntime/capi/libonnxruntime.so.$version" "$library.part"
-  mv "$library.part" "$library"
+  "$python" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$work/onnxruntime/capi/libonnxruntime.so.$version"
+  # One rename within a file system, so that a library that is there is whole.
+  mv "$work/onnxruntime/capi/libonnxruntime.so.$version" "$library"
 fi
 say "ready"

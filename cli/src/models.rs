@@ -1,15 +1,19 @@
 //! `face-id models`: which pipelines there are, and their weights.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
+use indicatif::ProgressBar;
 use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
 use worker::assets::sha256_of;
 use worker::inference::{Engine, EngineOptions};
 
 use crate::paths;
+
+const SPINNER_TICK: Duration = Duration::from_millis(100);
 
 #[derive(clap::Subcommand)]
 pub(crate) enum ModelsCommand {
@@ -36,7 +40,11 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
         ModelsCommand::Verify { name: None } => {
             let mut checked = 0;
             for pipeline in catalogue.pipelines() {
-                let there = pipeline.files().into_iter().map(|f| paths::assets(config).find(f)).collect::<Result<Vec<_>, _>>()?;
+                let there = pipeline
+                    .files()
+                    .into_iter()
+                    .map(|f| paths::assets(config).find(f))
+                    .collect::<Result<Vec<_>, _>>()?;
                 if there.iter().all(Option::is_some) && paths::assets(config).check_licence(pipeline).is_ok() {
                     verify(config, pipeline).await?;
                     checked += 1;
@@ -76,8 +84,11 @@ async fn pull(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
     let mut assets = paths::assets(config);
     assets.allow_download = true;
     for file in pipeline.files() {
-        let path = assets.weights(pipeline, file).await?;
-        println!("{}  {}  {}", file.sha256, path.display(), file.licence);
+        let spinner = ProgressBar::new_spinner().with_message(format!("{} ({} bytes)", file.name, file.size_bytes));
+        spinner.enable_steady_tick(SPINNER_TICK);
+        let found = assets.weights(pipeline, file).await;
+        spinner.finish_and_clear();
+        println!("{}  {}  {}", file.sha256, found?.display(), file.licence);
     }
     Ok(())
 }
@@ -86,9 +97,16 @@ async fn pull(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
 async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
     let assets = paths::assets(config);
     for file in pipeline.files() {
-        let path = assets.find(file)?.with_context(|| format!("{} is missing; run `face-id models pull {}`", file.name, pipeline.name))?;
+        let path = assets
+            .find(file)?
+            .with_context(|| format!("{} is missing; run `face-id models pull {}`", file.name, pipeline.name))?;
         let found = sha256_of(&path)?;
-        anyhow::ensure!(found == file.sha256, "{} has sha256 {found}, the catalogue says {}", path.display(), file.sha256);
+        anyhow::ensure!(
+            found == file.sha256,
+            "{} has sha256 {found}, the catalogue says {}",
+            path.display(),
+            file.sha256
+        );
         println!("{found}  {}", path.display());
     }
     Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await?;

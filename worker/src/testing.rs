@@ -64,7 +64,6 @@ pub fn real_assets() -> Option<Assets> {
 }
 
 /// Whether a test that lacks its files fails in place of being skipped.
-#[expect(clippy::disallowed_methods, reason = "a switch of the tests, no setting")]
 pub fn assets_required() -> bool {
     std::env::var_os("FACE_ID_REQUIRE_ASSETS").is_some_and(|v| v == "1")
 }
@@ -121,7 +120,7 @@ pub fn synthetic_squares(count: usize, width: u32, height: u32) -> Vec<BoundingB
 fn face_pixel(seed: u32, square: &BoundingBox, x: u32, y: u32) -> Option<[u8; 3]> {
     let block = |at: u32, from: f32, side: f32| {
         let inside = (at as f32 - from) / side;
-        (0.0..1.0).contains(&inside).then(|| (inside * BLOCKS as f32) as u32)
+        (0.0..1.0).contains(&inside).then_some((inside * BLOCKS as f32) as u32)
     };
     let column = block(x, square.x, square.width)?;
     let row = block(y, square.y, square.height)?;

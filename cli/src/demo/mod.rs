@@ -66,7 +66,7 @@ async fn play(client: &Client, photos: &Photos) -> anyhow::Result<Report> {
                 let size = job["result"]["quality"]["face_size_px"].as_f64().unwrap_or_default();
                 Row::new(&photo.path, "enroll", format!("{}: face of {size:.0} pixels", photo.person), Verdict::Right)
             }
-            _ => Row::new(&photo.path, "enroll", problem(&job), Verdict::Wrong),
+            _ => Row::new(&photo.path, "enroll", problem(&job), Verdict::Missed),
         };
         report.rows.push(row);
     }
@@ -109,7 +109,8 @@ fn judge(report: &mut Report, probe: &photos::Probe, result: &serde_json::Value)
     let others = [(unknown, "unknown"), (unusable, "not clear enough to compare")];
     texts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     let threshold = faces.first().and_then(|f| f["threshold"].as_f64()).unwrap_or_default();
-    let text = if texts.is_empty() { "no face".to_owned() } else { format!("{}; needs {threshold:.2}", texts.join(", ")) };
+    let text =
+        if texts.is_empty() { "no face".to_owned() } else { format!("{}; needs {threshold:.2}", texts.join(", ")) };
     let verdict = match &probe.shows {
         None => Verdict::Unjudged,
         Some(shown) => {

@@ -148,7 +148,9 @@ mod tests {
     #[test]
     fn a_folder_of_ones_own_is_read() {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["ann/1.jpg", "anna/1.PNG", "_probes/anna2.jpg", "_probes/Ann3.jpg", "_probes/party.webp", "_probes/x.txt"] {
+        for file in
+            ["ann/1.jpg", "anna/1.PNG", "_probes/anna2.jpg", "_probes/Ann3.jpg", "_probes/party.webp", "_probes/x.txt"]
+        {
             let path = folder.path().join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, b"").unwrap();

@@ -97,8 +97,11 @@ impl Report {
     pub(super) fn check(&self, are_samples: bool) -> anyhow::Result<()> {
         let wrong = self.rows.iter().filter(|r| r.verdict == Verdict::Wrong).count();
         let missed = self.rows.iter().filter(|r| r.verdict == Verdict::Missed).count();
-        anyhow::ensure!(wrong == 0, "{wrong} answers were wrong");
-        anyhow::ensure!(!are_samples || missed == 0, "{missed} pictures have a person that was not found");
+        anyhow::ensure!(wrong == 0, "answers that were wrong: {wrong}");
+        anyhow::ensure!(
+            !are_samples || missed == 0,
+            "pictures with a person that was not enrolled or not found: {missed}"
+        );
         Ok(())
     }
 }

@@ -25,6 +25,8 @@ impl Server {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", "--bind", "127.0.0.1:0", "--data-dir"])
             .arg(folder.path().join("data"))
+            // Its log goes into a file, and from there into an error message.
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -41,7 +43,8 @@ impl Server {
             Some(address) => Ok(Self { address: address.to_owned(), child, folder }),
             None => {
                 let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-                let last = log.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+                let last =
+                    log.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
                 anyhow::bail!("the server did not start:\n{last}")
             }
         }
@@ -49,7 +52,8 @@ impl Server {
 
     /// Asks the server to stop, as a service manager would.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw)
+        {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         }
         let ended = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await;

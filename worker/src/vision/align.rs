@@ -31,7 +31,7 @@ impl Similarity {
             spread += px * px + py * py;
         }
         let (a, b) = (dot / spread, cross / spread);
-        // Below a thousandth the warp would blow single source pixels up to the whole crop's neighbourhood.
+        // Smaller than this is rounding noise, and its inverse overflows.
         if !(a.is_finite() && b.is_finite()) || spread < 1e-6 || a.hypot(b) < 1e-6 {
             return Err(AlignError);
         }
@@ -50,6 +50,7 @@ impl Similarity {
     }
 
     /// The similarity that undoes this one.
+    #[must_use]
     pub fn inverse(&self) -> Self {
         let scale = self.a * self.a + self.b * self.b;
         let (a, b) = (self.a / scale, -self.b / scale);

@@ -6,7 +6,7 @@ use crate::vision::{BoundingBox, Detection};
 
 /// A second face with more than this share of the largest one's area makes `only` ambiguous.
 const RIVAL_AREA: f32 = 1.0 / 3.0;
-/// A box picks a face that overlaps it by more than this IoU.
+/// A box picks a face that overlaps it by more than this `IoU`.
 const MIN_BOX_IOU: f32 = 0.3;
 
 /// Why no face was chosen.

@@ -2,8 +2,8 @@
 
 use crate::vision::Detection;
 
-/// IoU from which two boxes are the same face; the value of both detector families' reference code is 0.3 (YuNet) and
-/// 0.4 (SCRFD), and faces side by side in a crowd stay well below either.
+/// Overlap (intersection over union) from which two boxes are the same face: the reference code of YuNet uses 0.3, that
+/// of SCRFD 0.4.
 pub(crate) const SAME_FACE_IOU: f32 = 0.3;
 
 /// Sorts by score, the highest first.

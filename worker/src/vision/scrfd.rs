@@ -1,4 +1,4 @@
-//! The SCRFD output head (InsightFace `det_500m`, `det_2.5g`, `det_10g` with landmarks).
+//! The SCRFD output head (`InsightFace` `det_500m`, `det_2.5g`, `det_10g` with landmarks).
 //!
 //! Nine tensors: score (sigmoid applied), box and landmarks, each for strides 8, 16 and 32, in that order; two anchors
 //! a cell, one row an anchor.

@@ -235,6 +235,7 @@ async fn embeddings_agree_with_the_reference() {
     assert!(given.len() >= 45 && own.len() >= 60, "{} and {} faces compared", given.len(), own.len());
     own.sort_by(f32::total_cmp);
     let median = own[own.len() / 2];
+    eprintln!("given landmarks: {} faces, own: {} faces, median {median}, least {}", given.len(), own.len(), own[0]);
     assert!(median >= 0.98, "end to end: median cosine {median}");
 }
 
@@ -249,15 +250,17 @@ async fn the_gates_pass_lfw() {
     for (gate, most) in [(Gate::identify(min_score), 0.01), (Gate::enroll(min_score), 0.05)] {
         let fails = |quality: &&Option<Quality>| quality.is_none_or(|q| !q.reasons(&gate).is_empty());
         let refused = qualities.iter().filter(fails).count() as f32 / files.len() as f32;
+        eprintln!("{refused} of {} pictures refused", files.len());
         assert!(refused <= most, "{refused} of {} pictures refused by {gate:?}", files.len());
     }
 }
+
+type Spoil = fn(&RgbImage) -> RgbImage;
 
 #[tokio::test]
 async fn spoilt_pictures_get_the_right_reason() {
     let Some(bench) = Bench::load("yunet-mobilefacenet").await else { return };
     let min_score = bench.pipeline().detector.match_score;
-    type Spoil = fn(&RgbImage) -> RgbImage;
     let cases: [(&str, Spoil, QualityReason); 4] = [
         ("blurred", |image| image::imageops::blur(image, 4.0), QualityReason::TooBlurred),
         ("dark", |image| scaled(image, 0.12), QualityReason::TooDark),
@@ -273,6 +276,7 @@ async fn spoilt_pictures_get_the_right_reason() {
             faces += 1;
             right += usize::from(reasons.contains(&wanted));
         }
+        eprintln!("{name}: {right} of {faces} faces are {wanted:?}");
         assert!(faces >= 20 && right * 10 >= faces * 9, "{name}: {right} of {faces} faces are {wanted:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The YuNet output head (opencv_zoo `face_detection_yunet`, 2023mar and later).
+//! The YuNet output head (`opencv_zoo` `face_detection_yunet`, 2023mar and later).
 //!
 //! Twelve tensors: class score, objectness, box and landmarks, each for strides 8, 16 and 32, in that order; one row a
 //! cell, cells row-major.

@@ -227,7 +227,7 @@ fn riff_is_complete(bytes: &[u8]) -> bool {
 }
 
 /// What the markers of a jpeg file say. The decoder accepts a file without an end and fills the rest with grey, so
-/// the end is looked for here (ITU-T T.81, annex B); a thumbnail's own end inside an APPn segment does not count.
+/// the end is looked for here (ITU-T T.81, annex B); a thumbnail's own end inside an `APPn` segment does not count.
 #[derive(Default)]
 struct JpegOutline {
     size: Option<(u32, u32)>,
@@ -253,11 +253,10 @@ impl JpegOutline {
                     };
                     let length = usize::from(u16::from_be_bytes([high, low]));
                     // SOF0 to SOF15 without DHT, JPG and DAC, which share the range.
-                    if matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC) {
-                        if let Some(&[y1, y0, x1, x0]) = rest.get(4..8) {
-                            let side = |high, low| u32::from(u16::from_be_bytes([high, low]));
-                            outline.size = Some((side(x1, x0), side(y1, y0)));
-                        }
+                    let is_frame = matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC);
+                    if let (true, Some(&[y1, y0, x1, x0])) = (is_frame, rest.get(4..8)) {
+                        let side = |high, low| u32::from(u16::from_be_bytes([high, low]));
+                        outline.size = Some((side(x1, x0), side(y1, y0)));
                     }
                     rest = rest.get(1 + length..).unwrap_or_default();
                 }
