@@ -93,11 +93,7 @@ async fn serve_both(
 }
 
 /// Builds everything that both halves share, and loads the default pipeline so that a missing file shows at once.
-async fn assemble(
-    config: Arc<Config>,
-    db: &Db,
-    stop: &CancellationToken,
-) -> anyhow::Result<(AppState, WorkerContext)> {
+async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> anyhow::Result<(AppState, WorkerContext)> {
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
     let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
     let queue = Arc::new(EmbeddedQueue::new(config.queue.capacity));

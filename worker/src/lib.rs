@@ -1,6 +1,6 @@
 //! The worker: takes job ids from the queue, works on pictures, records results. In reading order:
 //!
-//! - [`run`] starts the tasks and ends them; [`context`] is what every job may touch
+//! - [`run()`] starts the tasks and ends them; [`context`] is what every job may touch
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights

@@ -20,7 +20,7 @@ use self::server::Server;
 
 #[derive(clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Your own photographs: DIR/<person>/* are enrolled, DIR/_probes/* identified. A probe whose name begins with a
+    /// Your own photographs: `DIR/<person>/*` are enrolled, `DIR/_probes/*` identified. A probe whose name begins with a
     /// person's folder name is expected to show that person.
     #[arg(long, value_name = "DIR")]
     photos: Option<PathBuf>,
@@ -71,7 +71,8 @@ async fn play(client: &Client, photos: &Photos) -> anyhow::Result<Report> {
         report.rows.push(row);
     }
     let blank = tempfile::Builder::new().prefix("no-face-").suffix(".png").tempfile()?;
-    image::RgbImage::from_fn(320, 240, |x, y| image::Rgb([(x / 2) as u8, y as u8, 128]))
+    let shade = |n: u32| u8::try_from(n).unwrap_or(u8::MAX);
+    image::RgbImage::from_fn(320, 240, |x, y| image::Rgb([shade(x / 2), shade(y), 128]))
         .save(blank.path())
         .context("draw a picture without a face")?;
     let job = client.enroll(blank.path(), "nobody").await?;

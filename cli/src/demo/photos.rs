@@ -108,7 +108,7 @@ fn pictures(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 async fn find(config: &Config, sample: &Sample) -> anyhow::Result<PathBuf> {
     let cached = config.cache_dir().join("photos").join(&sample.file);
     let operators = config.assets_dir().map(|d| d.join("data/faces").join(&sample.file));
-    for path in operators.iter().chain([&cached]).filter(|p| p.is_file()) {
+    if let Some(path) = operators.iter().chain([&cached]).find(|p| p.is_file()) {
         let found = sha256_hex(std::fs::read(path).with_context(|| format!("read {}", path.display()))?);
         anyhow::ensure!(found == sample.sha256, "{} is not the expected photograph (sha256 {found})", path.display());
         return Ok(path.clone());

@@ -11,6 +11,8 @@ use tokio::process::{Child, Command};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time it may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Last lines of the server's log that are shown when it does not start.
+const LOG_LINES: usize = 5;
 
 pub(super) struct Server {
     pub(super) address: String,
@@ -39,15 +41,12 @@ impl Server {
             lines.next_line().await
         };
         let line = tokio::time::timeout(START_TIMEOUT, first).await.context("the server did not start in time")??;
-        match line.as_deref().and_then(|l| l.strip_prefix("listening on ")) {
-            Some(address) => Ok(Self { address: address.to_owned(), child, folder }),
-            None => {
-                let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-                let last =
-                    log.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
-                anyhow::bail!("the server did not start:\n{last}")
-            }
+        if let Some(address) = line.as_deref().and_then(|l| l.strip_prefix("listening on ")) {
+            return Ok(Self { address: address.to_owned(), child, folder });
         }
+        let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        anyhow::bail!("the server did not start:\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
     }
 
     /// Asks the server to stop, as a service manager would.

@@ -75,7 +75,12 @@ pub(super) fn measure(gallery: &Gallery, aliases: &[Alias]) -> Calibration {
             }
             let rows = start..(start + BLOCK).min(count);
             for column in (start..count).step_by(BLOCK) {
-                tally.count_block(&gallery.embeddings, &people, &left_out, [rows.clone(), column..(column + BLOCK).min(count)]);
+                tally.count_block(
+                    &gallery.embeddings,
+                    &people,
+                    &left_out,
+                    [rows.clone(), column..(column + BLOCK).min(count)],
+                );
             }
         }
     };
@@ -254,7 +259,10 @@ mod tests {
 
     #[test]
     fn rates_without_an_exact_double_are_not_cut_short() {
-        assert_eq!([allowed(0.29, 100), allowed(1e-3, 3000), allowed(1e-6, 29_600_000), allowed(0.1, 9)], [29, 3, 29, 0]);
+        assert_eq!(
+            [allowed(0.29, 100), allowed(1e-3, 3000), allowed(1e-6, 29_600_000), allowed(0.1, 9)],
+            [29, 3, 29, 0]
+        );
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) struct Embedded {
 pub(super) async fn embed(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Embedded> {
     let bar = progress(paths.len() as u64)?;
     let began = Instant::now();
-    let found = side_by_side(setup.in_flight, paths, &bar, |path| embed_one(setup.clone(), path)).await?;
+    let found = side_by_side(setup.in_flight, paths.to_vec(), &bar, |path| embed_one(setup.clone(), path)).await?;
     let took = began.elapsed();
     bar.finish_and_clear();
     let second_try = found.iter().filter(|(_, is_second_try)| *is_second_try).count();
@@ -64,7 +64,7 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
     };
     let chosen: Vec<PathBuf> = paths.iter().step_by(paths.len().div_ceil(BARE_PICTURES).max(1)).cloned().collect();
     let bar = ProgressBar::hidden();
-    let prepared = side_by_side(setup.in_flight, &chosen, &bar, |path| {
+    let prepared = side_by_side(setup.in_flight, chosen, &bar, |path| {
         let (setup, crop) = (setup.clone(), crop.clone());
         async move {
             let picture = read(&setup, path).await?;
@@ -129,14 +129,67 @@ fn read_now(path: &Path, limits: DecodeLimits) -> anyhow::Result<Picture> {
 /// Does the work of each item, `in_flight` at a time; results keep the items' order, the first error ends all.
 async fn side_by_side<T, R, W>(
     in_flight: usize,
-    items: impl IntoIterator<Item = T>,
+    items: Vec<T>,
     bar: &ProgressBar,
-    work: impl Fn(T::Owned) -> W,
+    work: impl Fn(T) -> W,
 ) -> anyhow::Result<Vec<R>>
 where
-    T: ToOwnedItem,
     R: Send + 'static,
     W: Future<Output = anyhow::Result<R>> + Send + 'static,
 {
-    todo_placeholder(in_flight, items, bar, work)
+    let mut results = Vec::with_capacity(items.len());
+    let mut running = JoinSet::new();
+    let mut waiting = items.into_iter().enumerate();
+    loop {
+        while running.len() < in_flight.max(1)
+            && let Some((n, item)) = waiting.next()
+        {
+            let work = work(item);
+            running.spawn(async move { work.await.map(|result| (n, result)) });
+        }
+        let Some(done) = running.join_next().await else { break };
+        results.push(done??);
+        bar.inc(1);
+    }
+    results.sort_by_key(|(n, _)| *n);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// A bar on standard error; none where that is no terminal.
+fn progress(pictures: u64) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {per_sec}, {eta} left")?;
+    Ok(ProgressBar::new(pictures).with_style(style))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn results_keep_their_order_and_no_more_run_than_allowed() {
+        let running = Arc::new(AtomicUsize::new(0));
+        let work = |n: u64| {
+            let running = Arc::clone(&running);
+            async move {
+                anyhow::ensure!(running.fetch_add(1, Ordering::SeqCst) < 3, "a fourth runs");
+                tokio::time::sleep(Duration::from_millis(n * 7 % 5)).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok(n)
+            }
+        };
+        let found = side_by_side(3, (0..20).collect(), &ProgressBar::hidden(), work).await.unwrap();
+        assert_eq!(found, (0..20).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn the_first_error_ends_all() {
+        let work = |n: u32| async move {
+            anyhow::ensure!(n != 2, "two");
+            Ok(n)
+        };
+        let error = side_by_side(2, (0..5).collect(), &ProgressBar::hidden(), work).await.unwrap_err();
+        assert_eq!(error.to_string(), "two");
+    }
 }

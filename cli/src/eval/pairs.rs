@@ -3,6 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+
+/// Columns of a pair of one person's pictures.
+const ONE_PERSON: &str = "`<person> <number> <number>`";
+/// Columns of a pair of two people's pictures.
+const TWO_PEOPLE: &str = "`<person> <number> <other person> <number>`";
+
 /// A picture by LFW's naming: `<person>/<person>_<four digits>.jpg`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Photo {
@@ -28,15 +35,6 @@ pub(super) struct Pairs {
     pub(super) folds: usize,
 }
 
-/// Why a file is no `pairs.txt`.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PairsError {
-    #[error("line {line} of the pairs is {text:?}; {wanted} was expected")]
-    Line { line: usize, text: String, wanted: &'static str },
-    #[error("the pairs end after {found} lines; {wanted} were announced by the first")]
-    Short { found: usize, wanted: usize },
-}
-
 impl Photo {
     /// Where the picture lies below LFW's folder.
     pub(super) fn path(&self, folder: &Path) -> PathBuf {
@@ -52,24 +50,25 @@ impl std::fmt::Display for Photo {
 
 impl Pairs {
     /// Reads `<folds> <n>`, then for each fold n lines `<person> <i> <j>` and n lines `<person> <i> <person> <j>`.
-    pub(super) fn parse(text: &str) -> Result<Self, PairsError> {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
         let mut lines = text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty());
-        let wanted = "`<folds> <pairs a kind>`";
         let (line, head) = lines.next().unwrap_or_default();
-        let refused = || PairsError::Line { line: line + 1, text: head.to_owned(), wanted };
         let (folds, each) = head
             .trim()
             .split_once(char::is_whitespace)
             .and_then(|(folds, each)| Some((folds.parse::<usize>().ok()?, each.trim().parse::<usize>().ok()?)))
             .filter(|&(folds, each)| (2..=1000).contains(&folds) && (1..=1_000_000).contains(&each))
-            .ok_or_else(refused)?;
-        let mut named = Vec::with_capacity(folds * each * 2);
-        for found in 0..folds * each * 2 {
-            let (line, text) = lines.next().ok_or(PairsError::Short { found: found + 1, wanted: folds * each * 2 + 1 })?;
+            .with_context(|| unexpected(line, head, "`<folds> <pairs a kind>`"))?;
+        let wanted = folds * each * 2;
+        let mut named = Vec::new();
+        for found in 0..wanted {
+            let (line, text) = lines
+                .next()
+                .with_context(|| format!("the pairs end after {found}; {wanted} were announced by the first line"))?;
             named.push(photos(line, text, found % (each * 2) < each)?);
         }
         if let Some((line, text)) = lines.next() {
-            return Err(PairsError::Line { line: line + 1, text: text.to_owned(), wanted: "the end of the file" });
+            anyhow::bail!(unexpected(line, text, "the end of the file"));
         }
         Ok(Self::numbered(folds, each, named))
     }
@@ -87,16 +86,20 @@ impl Pairs {
     }
 }
 
-fn photos(line: usize, text: &str, is_same_person: bool) -> Result<[Photo; 2], PairsError> {
+fn photos(line: usize, text: &str, is_same_person: bool) -> anyhow::Result<[Photo; 2]> {
     let photo = |person: &str, number: &str| Some(Photo { person: named(person)?, number: number.parse().ok()? });
     let columns: Vec<&str> = text.split_whitespace().collect();
     let (read, wanted) = match (is_same_person, columns.as_slice()) {
-        (true, [person, left, right]) => (photo(person, left).zip(photo(person, right)), "two numbers"),
-        (false, [one, left, other, right]) if one != other => (photo(one, left).zip(photo(other, right)), "numbers"),
-        (true, _) => (None, "`<person> <number> <number>`"),
-        (false, _) => (None, "`<person> <number> <other person> <number>`"),
+        (true, [person, left, right]) => (photo(person, left).zip(photo(person, right)), ONE_PERSON),
+        (false, [one, left, other, right]) if one != other => (photo(one, left).zip(photo(other, right)), TWO_PEOPLE),
+        (true, _) => (None, ONE_PERSON),
+        (false, _) => (None, TWO_PEOPLE),
     };
-    read.map(<[Photo; 2]>::from).ok_or_else(|| PairsError::Line { line: line + 1, text: text.to_owned(), wanted })
+    read.map(<[Photo; 2]>::from).with_context(|| unexpected(line, text, wanted))
+}
+
+fn unexpected(line: usize, text: &str, wanted: &str) -> String {
+    format!("line {} of the pairs is {text:?}; {wanted} was expected", line + 1)
 }
 
 /// The name, where it can be a folder's and not lead elsewhere.
@@ -125,7 +128,7 @@ mod tests {
         let cases = [
             ("", "line 1"),
             ("1 1\nAda 1 2\nAda 1 Bob 2\n", "line 1"),
-            ("2 1\nAda 1 2\n", "after 2 lines"),
+            ("2 1\nAda 1 2\n", "after 1;"),
             (&SMALL.replace("Ada\t1\t2", "Ada\t1\tx"), "line 2"),
             (&SMALL.replace("Bob\t3\t4", "Bob\t3\tAda\t4"), "line 4"),
             (&SMALL.replace("Cy", "../Cy"), "line 5"),

@@ -11,7 +11,7 @@ pub(super) struct Scored {
 }
 
 /// Accuracy by LFW's view 2 (Huang et al. 2007).
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug)]
 pub(super) struct FoldAccuracy {
     /// Mean over the folds, 0..1.
     pub(super) mean: f64,
@@ -22,7 +22,7 @@ pub(super) struct FoldAccuracy {
 }
 
 /// A point of the ROC curve.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rates {
     pub(super) threshold: f32,
     /// Share of different people's pairs that pass.
@@ -36,6 +36,13 @@ pub(super) struct Rates {
 pub(super) struct Kinds {
     pub(super) genuine: Vec<f32>,
     pub(super) impostor: Vec<f32>,
+}
+
+impl FoldAccuracy {
+    /// Mean of the folds' thresholds.
+    pub(super) fn mean_threshold(&self) -> f32 {
+        self.folds.iter().map(|(_, threshold)| threshold).sum::<f32>() / self.folds.len() as f32
+    }
 }
 
 /// Judges each fold at the threshold that is best on all others.

@@ -37,7 +37,11 @@ async fn a_bad_request_has_a_code() {
         (409, "collection_exists", post("/v1/collections").json(&json!({ "name": "c" }))),
         (422, "invalid_request", post("/v1/collections").json(&json!({ "name": "a b" }))),
         (422, "invalid_request", post("/v1/collections").json(&json!({ "name": "d", "pipeline": "vgg" }))),
-        (422, "invalid_request", post("/v1/collections").json(&json!({ "name": "d", "settings": { "target_fpir": 7 } }))),
+        (
+            422,
+            "invalid_request",
+            post("/v1/collections").json(&json!({ "name": "d", "settings": { "target_fpir": 7 } })),
+        ),
         (422, "invalid_request", post(identify).json(&json!({ "image": { "base64": "%%%" } }))),
         (422, "invalid_request", post(identify).json(&json!({ "image": {} }))),
         (422, "invalid_request", post(identify).json(&json!({ "image": some, "max_matches": 0 }))),
@@ -90,7 +94,10 @@ async fn a_bad_picture_is_rejected() {
         }
     }
     let collection = server.get("/v1/collections/c").await;
-    assert_eq!((&collection["persons"], &collection["images"], &collection["faces"]), (&json!(0), &json!(0), &json!(0)));
+    assert_eq!(
+        (&collection["persons"], &collection["images"], &collection["faces"]),
+        (&json!(0), &json!(0), &json!(0))
+    );
     server.wait_for_objects(0).await;
     server.stop().await;
 }
@@ -102,7 +109,9 @@ async fn unusual_pictures_work() {
     server.make_collection("c").await;
     server.enroll("c", 1).await;
     let identified = async |picture: &[u8]| {
-        let (_, job) = read(server.request(Method::POST, "/v1/collections/c/identify").json(&json!({ "image": inline(picture) }))).await;
+        let (_, job) =
+            read(server.request(Method::POST, "/v1/collections/c/identify").json(&json!({ "image": inline(picture) })))
+                .await;
         server.ended(&job).await
     };
     let deep = image::load_from_memory(&photo(&[1])).unwrap().into_rgb16();

@@ -44,7 +44,11 @@ async fn every_accepted_job_ends_once_after_a_kill() {
     assert_eq!(states, HashSet::from(["succeeded".to_owned()]));
     let images = JOBS - JOBS / 10;
     let collection = server.get("/v1/collections/c").await;
-    assert_eq!((&collection["images"], &collection["faces"]), (&json!(images), &json!(images * 2)), "no face is doubled");
+    assert_eq!(
+        (&collection["images"], &collection["faces"]),
+        (&json!(images), &json!(images * 2)),
+        "no face is doubled"
+    );
     let faces = all(&server, "/v1/collections/c/faces").await;
     let places: HashSet<_> = faces.iter().map(|f| (f["image_id"].to_string(), f["box"].to_string())).collect();
     assert_eq!(places.len(), faces.len());

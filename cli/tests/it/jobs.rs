@@ -12,7 +12,8 @@ async fn a_waiting_client_is_answered_when_the_job_ends() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     server.make_collection("c").await;
-    let request = server.request(Method::POST, "/v1/collections/c/identify").json(&json!({ "image": inline(&photo(&[1])) }));
+    let request =
+        server.request(Method::POST, "/v1/collections/c/identify").json(&json!({ "image": inline(&photo(&[1])) }));
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
     assert_eq!(answer.headers()["retry-after"], "1");

@@ -1,5 +1,7 @@
 //! End to end over HTTP, against the real command as a process of its own, with the tiny models of `models/tiny`.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it should be")]
+
 mod bad_input;
 mod crash;
 mod jobs;

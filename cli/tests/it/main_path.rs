@@ -18,7 +18,8 @@ async fn people_are_enrolled_and_recognised() {
     let job = server.run("c", "identify", &json!({ "image": inline(&photo(&[2, 9])), "tag": "door 7" })).await;
     assert_eq!((&job["state"], &job["tag"]), (&json!("succeeded"), &json!("door 7")), "{job}");
     let faces = job["result"]["faces"].as_array().unwrap();
-    let mut found: Vec<_> = faces.iter().map(|f| (f["decision"].as_str().unwrap(), &f["matches"][0]["external_id"])).collect();
+    let mut found: Vec<_> =
+        faces.iter().map(|f| (f["decision"].as_str().unwrap(), &f["matches"][0]["external_id"])).collect();
     found.sort_unstable_by_key(|f| f.0);
     assert_eq!(found[0], ("match", &json!("person-2")));
     assert_eq!((found.len(), found[1].0), (2, "unknown"));
@@ -57,7 +58,8 @@ async fn which_face_is_enrolled_is_a_choice() {
     let server = Server::start(folder.path()).await;
     server.make_collection("c").await;
     let two = inline(&photo(&[1, 2]));
-    let enroll = |id: &str, face: serde_json::Value| json!({ "image": two, "person": { "external_id": id }, "face": face });
+    let enroll =
+        |id: &str, face: serde_json::Value| json!({ "image": two, "person": { "external_id": id }, "face": face });
 
     let job = server.run("c", "enroll", &enroll("a", json!("only"))).await;
     assert_eq!((&job["state"], &job["problem"]["code"]), (&json!("rejected"), &json!("multiple_faces")), "{job}");
@@ -78,7 +80,10 @@ async fn which_face_is_enrolled_is_a_choice() {
     assert_eq!(none["problem"]["code"], "no_such_face");
 
     let collection = server.get("/v1/collections/c").await;
-    assert_eq!((&collection["persons"], &collection["faces"], &collection["images"]), (&json!(2), &json!(2), &json!(1)));
+    assert_eq!(
+        (&collection["persons"], &collection["faces"], &collection["images"]),
+        (&json!(2), &json!(2), &json!(1))
+    );
     server.stop().await;
 }
 
@@ -170,11 +175,16 @@ async fn lists_have_pages() {
     for seed in 1..=3 {
         server.enroll("a", seed).await;
     }
-    for path in ["/v1/collections?", "/v1/collections/a/persons?", "/v1/collections/a/faces?", "/v1/jobs?collection=a&"] {
+    for path in ["/v1/collections?", "/v1/collections/a/persons?", "/v1/collections/a/faces?", "/v1/jobs?collection=a&"]
+    {
         let first = server.get(&format!("{path}limit=2")).await;
         let cursor = first["next_cursor"].as_str().unwrap();
         let second = server.get(&format!("{path}limit=2&cursor={cursor}")).await;
-        let mut ids: Vec<_> = [&first, &second].iter().flat_map(|p| p["items"].as_array().unwrap()).map(|r| r["id"].to_string()).collect();
+        let mut ids: Vec<_> = [&first, &second]
+            .iter()
+            .flat_map(|p| p["items"].as_array().unwrap())
+            .map(|r| r["id"].to_string())
+            .collect();
         ids.sort();
         ids.dedup();
         assert_eq!((ids.len(), &second["next_cursor"]), (3, &serde_json::Value::Null), "{path}");
@@ -199,7 +209,8 @@ async fn the_server_says_how_it_is() {
     for path in ["/v1/collections/{collection}/enroll", "/v1/jobs/{job}", "/readyz"] {
         assert!(document["paths"][path].is_object(), "{path} is documented");
     }
-    let second = command().args(["serve", "--bind", "127.0.0.1:0", "--data-dir"]).arg(folder.path()).output().await.unwrap();
+    let second =
+        command().args(["serve", "--bind", "127.0.0.1:0", "--data-dir"]).arg(folder.path()).output().await.unwrap();
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && text.contains("another face-id serves the data folder"), "{text}");
     server.stop().await;

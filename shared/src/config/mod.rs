@@ -167,7 +167,6 @@ pub enum ConfigError {
 
 impl Config {
     /// Reads the defaults, `file` and the process's environment.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads settings from the environment")]
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let mut variables: HashMap<String, String> =
             std::env::vars().filter(|(name, _)| name.starts_with("FACE_ID_")).collect();

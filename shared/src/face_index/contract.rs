@@ -114,7 +114,7 @@ async fn follows_changes(db: &Db, index: &dyn FaceIndex) {
     assert_eq!(found().await, [bob], "a deleted face is not found");
     assert!(persons::delete(db, gallery.collection, bob).await.expect("delete"));
     assert_eq!(found().await, [], "a deleted person is not found");
-        assert!(collections::delete(db, gallery.collection).await.expect("delete"));
+    assert!(collections::delete(db, gallery.collection).await.expect("delete"));
     assert_eq!(found().await, []);
 }
 
