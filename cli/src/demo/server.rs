@@ -27,8 +27,6 @@ impl Server {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["serve", "--bind", "127.0.0.1:0", "--data-dir"])
             .arg(folder.path().join("data"))
-            // Its log goes into a file, and from there into an error message.
-            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -109,7 +109,7 @@ struct Histogram(Vec<u64>);
 impl Histogram {
     fn count(&mut self, score: f32) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-        let bin = ((f64::from(score) + 1.0) / 2.0 * self.0.len() as f64) as usize;
+        let bin = (f64::midpoint(f64::from(score), 1.0) * self.0.len() as f64) as usize;
         let last = self.0.len() - 1;
         self.0[bin.min(last)] += 1;
     }
@@ -233,7 +233,10 @@ mod tests {
 
     /// Unit vectors in the plane at angles that no two pairs share.
     fn gallery(names: &[&str]) -> Gallery {
-        let photos = names.iter().enumerate().map(|(n, name)| Photo { person: (*name).to_owned(), number: n as u32 });
+        let photos = names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| Photo { person: (*name).to_owned(), number: u32::try_from(n).unwrap() });
         let angle = |n: usize| (n * n) as f32 * 0.001 + n as f32 * 0.0037;
         let vector = |n: usize| Embedding::normalised(vec![angle(n).cos(), angle(n).sin()]).unwrap();
         Gallery { photos: photos.collect(), embeddings: (0..names.len()).map(vector).collect() }
@@ -244,7 +247,9 @@ mod tests {
         let mut histogram = Histogram(vec![0; BINS]);
         // A fixed walk over -1..1 (golden ratio): spread out, all different.
         let mut scores: Vec<f32> = (1..=10_000u16).map(|n| (f32::from(n) * 0.618_034).fract() * 2.0 - 1.0).collect();
-        scores.iter().for_each(|score| histogram.count(*score));
+        for score in &scores {
+            histogram.count(*score);
+        }
         scores.sort_by(|a, b| b.total_cmp(a));
         for far in [1e-1, 1e-2, 1e-3, 1e-4] {
             let allowed = allowed(far, 10_000);
@@ -253,7 +258,8 @@ mod tests {
             assert!(found >= exact && found - exact <= 1.01e-5, "{far}: {found} beside {exact}");
         }
         assert!((histogram.edge_above_all_but(10_000) + 1.0).abs() < 1e-12);
-        (histogram.count(1.0), histogram.count(-1.000_001));
+        histogram.count(1.0);
+        histogram.count(-1.000_001);
         assert_eq!(histogram.total(), 10_002);
     }
 

@@ -119,7 +119,7 @@ fn score(pairs: &Pairs, embeddings: &[Option<Embedding>]) -> Vec<Scored> {
         fold: pair.fold,
         is_same_person: pair.is_same_person,
     };
-    pairs.pairs.iter().map(scored).collect()
+    pairs.comparisons.iter().map(scored).collect()
 }
 
 async fn calibrate(pairs: &Pairs, embeddings: &[Option<Embedding>]) -> anyhow::Result<Calibration> {

@@ -31,7 +31,7 @@ pub(super) struct Pair {
 pub(super) struct Pairs {
     /// Every picture named, once, by person and number.
     pub(super) photos: Vec<Photo>,
-    pub(super) pairs: Vec<Pair>,
+    pub(super) comparisons: Vec<Pair>,
     pub(super) folds: usize,
 }
 
@@ -70,10 +70,10 @@ impl Pairs {
         if let Some((line, text)) = lines.next() {
             anyhow::bail!(unexpected(line, text, "the end of the file"));
         }
-        Ok(Self::numbered(folds, each, named))
+        Ok(Self::numbered(folds, each, &named))
     }
 
-    fn numbered(folds: usize, each: usize, named: Vec<[Photo; 2]>) -> Self {
+    fn numbered(folds: usize, each: usize, named: &[[Photo; 2]]) -> Self {
         let mut places: BTreeMap<Photo, usize> = named.iter().flatten().cloned().map(|photo| (photo, 0)).collect();
         places.values_mut().enumerate().for_each(|(n, place)| *place = n);
         let pairs = named.iter().enumerate().map(|(n, [left, right])| Pair {
@@ -82,7 +82,7 @@ impl Pairs {
             fold: n / (each * 2),
             is_same_person: n % (each * 2) < each,
         });
-        Self { pairs: pairs.collect(), photos: places.into_keys().collect(), folds }
+        Self { comparisons: pairs.collect(), photos: places.into_keys().collect(), folds }
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
         let pairs = Pairs::parse(SMALL).unwrap();
         let names: Vec<String> = pairs.photos.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["Ada_0001", "Ada_0002", "Bob_0003", "Bob_0004", "Cy_0001"]);
-        let found: Vec<_> = pairs.pairs.iter().map(|p| (p.left, p.right, p.fold, p.is_same_person)).collect();
+        let found: Vec<_> = pairs.comparisons.iter().map(|p| (p.left, p.right, p.fold, p.is_same_person)).collect();
         assert_eq!(found, [(0, 1, 0, true), (0, 2, 0, false), (2, 3, 1, true), (4, 1, 1, false)]);
         assert_eq!(pairs.photos[2].path(Path::new("lfw")), Path::new("lfw/Bob/Bob_0003.jpg"));
     }

@@ -28,30 +28,38 @@ fn roc(file: &Path, pipeline: &str, kinds: &Kinds) -> anyhow::Result<()> {
     let area = canvas(file)?;
     let curve = kinds.curve();
     let lowest_far = 1.0 / kinds.impostor.len() as f64;
-    let lowest_tar = curve.first().map_or(0.0, |strictest| strictest.tar);
+    // A logarithm has no place for the corner without false accepts. Between corners the curve goes right, then up.
+    let corners = curve.iter().filter(|corner| corner.far > 0.0);
+    let steps: Vec<(f64, f64)> = corners
+        .clone()
+        .zip(corners.clone().skip(1))
+        .flat_map(|(this, next)| [(this.far, this.tar), (next.far, this.tar)])
+        .chain([(1.0, 1.0)])
+        .collect();
+    let lowest_tar = steps[0].1;
     // Room below the curve, in whole steps of a hundredth.
     let floor = (((lowest_tar - 0.005) * 100.0).floor() / 100.0).max(0.0);
     let mut chart = ChartBuilder::on(&area)
-        .caption(format!("LFW, {pipeline}: one person accepted against two people accepted"), TITLE_FONT)
+        .caption(format!("LFW, {pipeline}: rates of acceptance"), TITLE_FONT)
         .margin(16)
         .x_label_area_size(48)
         .y_label_area_size(64)
         .build_cartesian_2d((lowest_far..1.0).log_scale(), floor..1.0 + (1.0 - floor) * 0.02)?;
     chart
         .configure_mesh()
-        .x_desc("false accept rate (log)")
-        .y_desc("true accept rate")
+        .x_desc("false accept rate, two people (log)")
+        .y_desc("true accept rate, one person")
         .x_label_formatter(&|far| format!("{far:.0e}"))
         .y_label_formatter(&|tar| format!("{tar:.3}"))
         .label_style(FONT)
         .light_line_style(WHITE)
         .draw()?;
-    chart.draw_series(LineSeries::new(curve.iter().map(|rates| (rates.far, rates.tar)), GENUINE.stroke_width(2)))?;
+    chart.draw_series(LineSeries::new(steps, GENUINE.stroke_width(2)))?;
     for far in [1e-2, 1e-3] {
         let Rates { tar, threshold, .. } = kinds.at_far(far);
         chart.draw_series([Circle::new((far, tar), 4, IMPOSTOR.filled())])?;
         let text = format!("{:.2} % at {far:.0e} (cosine {threshold:.3})", tar * 100.0);
-        // Below and right of its point, where the curve never is.
+        // Below and right of its point: the curve only rises.
         let label = EmptyElement::at((far, tar)) + Text::new(text, (8, 10), FONT);
         chart.draw_series([label])?;
     }
@@ -77,7 +85,8 @@ fn scores(file: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow:
         .disable_x_mesh()
         .x_desc("cosine")
         .y_desc("share of pairs (%)")
-        .x_label_formatter(&|cosine| format!("{cosine:.1}"))
+        // Adding zero turns a rounded -0.0 into 0.0.
+        .x_label_formatter(&|cosine| format!("{:.1}", (cosine * 10.0).round() / 10.0 + 0.0))
         .label_style(FONT)
         .light_line_style(WHITE)
         .draw()?;
@@ -145,7 +154,7 @@ mod tests {
         let kinds = Kinds { genuine: vec![0.9, 0.7, 0.3], impostor: vec![0.4, 0.1, -0.1] };
         draw(folder.path(), "a-pipeline", &kinds, 0.35).unwrap();
         let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
-        assert!(read("roc.svg").contains("false accept rate"));
+        assert!(read("roc.svg").contains("false accept rate, two people"));
         assert!(read("scores.svg").contains("threshold 0.350"));
         assert!(draw(&folder.path().join("nowhere"), "a-pipeline", &kinds, 0.35).is_err());
     }

@@ -105,9 +105,10 @@ impl Kinds {
         self.at(refused.map_or(-1.0, |score| score.next_up()))
     }
 
-    /// The curve from strict to lenient, one point for each score of different people.
+    /// The ROC curve's upper corners from strict to lenient: for each number of different people's pairs that pass, the
+    /// most pairs of one person that pass with them.
     pub(super) fn curve(&self) -> Vec<Rates> {
-        self.impostor.iter().map(|score| self.at(*score)).collect()
+        self.impostor.iter().map(|refused| self.at(refused.next_up())).chain([self.at(-1.0)]).collect()
     }
 
     /// The rate at which as many pairs of different people pass as pairs of one person are refused: where the two steps
@@ -165,6 +166,9 @@ mod tests {
         assert!((lenient.far - 0.05).abs() < 1e-12 && (lenient.tar - 0.75).abs() < 1e-12, "{lenient:?}");
         assert!((kinds.at_far(0.001).far).abs() < 1e-12);
         assert!((kinds.at_far(1.0).tar - 1.0).abs() < 1e-12);
+        let curve: Vec<(f64, f64)> = kinds.curve().iter().map(|rates| (rates.far, rates.tar)).collect();
+        assert_eq!(curve.len(), 101);
+        assert_eq!([curve[0], curve[1], curve[5], curve[100]], [(0.0, 0.25), (0.01, 0.25), (0.05, 0.75), (1.0, 1.0)]);
     }
 
     #[test]
