@@ -63,7 +63,7 @@ pub enum FaceIndexError {
 
 /// A search over enrolled faces.
 ///
-/// Every implementation promises, and [`contract`] checks:
+/// Every implementation promises, and `contract` checks:
 /// - a search sees every embedding that was committed before it began, and none that was deleted;
 /// - only faces that were enrolled or assigned by a user take part, so that a wrong match cannot spread;
 /// - it gives `k` persons where there are `k`, each once, best first, equal scores in the order of their faces' ids.

@@ -60,7 +60,7 @@ impl ObjectError {
 
 /// A store of objects. Keys are `/`-separated, never empty, never absolute.
 ///
-/// Every implementation promises, and [`contract`] checks:
+/// Every implementation promises, and `contract` checks:
 /// - what `put` stored is there, whole and durable, when it returns; a half-written object is never seen;
 /// - `delete` of what is not there succeeds;
 /// - `list` gives keys in ascending order of their bytes.

@@ -39,7 +39,7 @@ pub enum QueueError {
 
 /// A queue of messages, one first-in-first-out line a lane.
 ///
-/// Every implementation promises, and [`contract`] checks:
+/// Every implementation promises, and `contract` checks:
 /// - a published message is delivered at least once, to one consumer at a time;
 /// - a delivery that is dropped unsettled is delivered again, before newer ones where that is possible;
 /// - `publish` takes a message wholly or not at all, and refuses at once when the lane is full.

@@ -1,7 +1,7 @@
 //! The jobs table: the truth about every job and its own outbox.
 //!
 //! In the order of a job's life: [`submit`], [`outbox`] (what waits to be dispatched), [`claims`], [`settle`], and
-//! [`recovery`] for what a lost worker leaves behind. Every change of state goes through [`transition`].
+//! [`recovery`] for what a lost worker leaves behind. Every change of state goes through `transition`.
 
 pub mod claims;
 pub mod outbox;
