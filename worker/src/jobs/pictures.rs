@@ -35,9 +35,10 @@ pub(super) async fn analysed(ctx: &WorkerContext, engine: &Engine, image: &Image
 /// The face of the picture that is meant, if it passes the gate.
 pub(super) fn chosen(analysis: &Analysis, choice: FaceChoice, gate: &Gate) -> Result<AnalysedFace, JobError> {
     // What the detector is unsure of is often no face at all: it neither makes `only` ambiguous nor is it chosen while
-    // there are better ones.
+    // there are better ones, unless a box points at it.
     let sure: Vec<&AnalysedFace> = analysis.faces.iter().filter(|f| f.quality.score >= gate.min_score).collect();
-    let faces = if sure.is_empty() { analysis.faces.iter().collect() } else { sure };
+    let is_pointed_at = matches!(choice, FaceChoice::Box(_));
+    let faces = if sure.is_empty() || is_pointed_at { analysis.faces.iter().collect() } else { sure };
     let detections: Vec<Detection> = faces.iter().map(|f| f.detection).collect();
     let face = match choose_face(&detections, choice, analysis.size) {
         Ok(at) => faces[at].clone(),
