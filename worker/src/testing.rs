@@ -49,17 +49,20 @@ pub fn tiny_assets() -> Assets {
     assets_below(Some(repository()))
 }
 
-/// Finds real weights where the environment says; `None`, with a line that says so, where it says nothing.
+/// Finds a pipeline's real weights where the environment says; `None`, with a line that says so, where they are not there.
 ///
 /// # Panics
 /// With `FACE_ID_REQUIRE_ASSETS=1` in place of `None`, and where the environment's settings cannot be read.
-pub fn real_assets() -> Option<Assets> {
+pub fn real_assets(pipeline: &Pipeline) -> Option<Assets> {
     let config = environment();
-    if let Some(folder) = config.assets_dir() {
-        return Some(assets_below(Some(folder.to_owned())));
+    let assets = assets_below(config.assets_dir().map(Path::to_owned));
+    let is_there = |file| assets.find(file).is_ok_and(|found| found.is_some());
+    if pipeline.files().into_iter().all(is_there) {
+        return Some(assets);
     }
-    assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but FACE_ID_ASSETS_DIR is not set");
-    eprintln!("skipped: FACE_ID_ASSETS_DIR is not set, so there are no real weights");
+    let missing = format!("the weights of {} are not below FACE_ID_ASSETS_DIR", pipeline.name);
+    assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but {missing}");
+    eprintln!("skipped: {missing}");
     None
 }
 

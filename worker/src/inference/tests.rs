@@ -151,9 +151,9 @@ async fn a_file_that_is_no_model_is_named() {
 
 #[tokio::test]
 async fn the_default_pipeline_loads_and_runs() {
-    let Some(assets) = testing::real_assets() else { return };
     let catalogue = testing::catalogue();
     let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+    let Some(assets) = testing::real_assets(pipeline) else { return };
     let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await.unwrap();
     assert_eq!(engine.detect(black(96, 160)).await.unwrap().len(), 12);
     assert_eq!(engine.embed(black(112, 112)).await.unwrap().len(), 128);

@@ -30,15 +30,15 @@ struct Bench {
 
 impl Bench {
     async fn load(pipeline: &str) -> Option<Self> {
-        let mut assets = real_assets()?;
-        assets.accepted_licences.push(pipeline.to_owned());
+        let pipeline = catalogue().pipeline(pipeline).unwrap().clone();
+        let mut assets = real_assets(&pipeline)?;
+        assets.accepted_licences.push(pipeline.name.clone());
         let data = assets.assets_dir.clone()?.join("data");
         if !data.is_dir() {
             assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but {} is missing", data.display());
             eprintln!("skipped: {} is missing", data.display());
             return None;
         }
-        let pipeline = catalogue().pipeline(pipeline).unwrap().clone();
         let engine = Engine::load(&pipeline, &assets, EngineOptions::for_cpu(2)).await.unwrap();
         Some(Self { engine, data })
     }
