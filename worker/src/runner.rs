@@ -39,6 +39,10 @@ enum End {
 
 /// Takes a delivery to its end: every job of it settled, or given back because the worker stops.
 pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: &Solitude, stop: &CancellationToken) {
+    if stop.is_cancelled() {
+        // Dropped unsettled, it is the queue's again.
+        return;
+    }
     let message = delivery.message().clone();
     let settled = if message.alone >= ALONE_IN_PROCESS {
         let _alone = solitude.write().await;
@@ -62,9 +66,6 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
 }
 
 async fn work(ctx: &WorkerContext, ids: &[JobId], stop: &CancellationToken) -> Result<(), DbErr> {
-    if stop.is_cancelled() {
-        return Ok(());
-    }
     let lease = ctx.config.worker.lease();
     let Some(Claim { id, jobs }) = claim(&ctx.db, &owner(), ids, lease).await? else {
         tracing::debug!(jobs = ids.len(), "nothing to claim: doubled, cancelled or not due");
