@@ -9,7 +9,7 @@ use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
 use pulp::Arch;
-use sea_orm::{DbErr, FromQueryResult, TransactionTrait, Value};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, TransactionTrait, Value};
 use tokio::sync::Mutex;
 
 use super::kernel::dot_rows;
@@ -68,14 +68,22 @@ impl ExactFaceIndex {
     async fn rows(&self, gallery: &Gallery) -> Result<Arc<RwLock<Rows>>, FaceIndexError> {
         let shelf = Arc::clone(self.shelves.lock().await.entry(gallery.clone()).or_default());
         let mut shelf = shelf.lock().await;
+        self.catch_up(gallery, &mut shelf).await?;
+        Ok(Arc::clone(&shelf.rows))
+    }
+
+    async fn catch_up(&self, gallery: &Gallery, shelf: &mut Shelf) -> Result<(), FaceIndexError> {
         if shelf.as_of.is_none() {
             let (rows, as_of) = self.load(gallery).await?;
             shelf.rows = Arc::new(RwLock::new(rows));
             shelf.as_of = Some(as_of);
+            return Ok(());
         }
-        while let Some(as_of) = shelf.as_of {
+        // Read before the changes, so that they hold every row up to it.
+        let end = self.log_end(&self.db.read).await?;
+        while let Some(as_of) = shelf.as_of.filter(|as_of| *as_of < end) {
             let changes = self.changes(gallery, as_of).await?;
-            let Some(last) = changes.last().map(|c| c.seq) else { break };
+            let last = changes.last().map_or(end, |c| c.seq);
             let mut rows = shelf.rows.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             for change in changes {
                 rows.apply(change)?;
@@ -83,13 +91,17 @@ impl ExactFaceIndex {
             drop(rows);
             shelf.as_of = Some(last);
         }
-        Ok(Arc::clone(&shelf.rows))
+        Ok(())
+    }
+
+    async fn log_end(&self, conn: &impl ConnectionTrait) -> Result<i64, DbErr> {
+        count(conn, "SELECT COALESCE(MAX(seq), 0) AS n FROM face_index_log", []).await
     }
 
     async fn load(&self, gallery: &Gallery) -> Result<(Rows, i64), FaceIndexError> {
         // One transaction, so that the log's end and the rows are of one moment.
         let txn = self.db.read.begin().await?;
-        let as_of = count(&txn, "SELECT COALESCE(MAX(seq), 0) AS n FROM face_index_log", []).await?;
+        let as_of = self.log_end(&txn).await?;
         let sql = "SELECT 0 AS seq, e.face_id, e.vector, f.person_id FROM embeddings e JOIN faces f ON f.id = e.face_id
             WHERE e.collection_id = $1 AND e.pipeline = $2 AND f.person_id IS NOT NULL
               AND f.assigned_by IN ('enrolled', 'user') ORDER BY e.face_id";
@@ -128,13 +140,20 @@ impl FaceIndex for ExactFaceIndex {
         .await?
     }
 
-    /// Deletes the part of the log that every loaded gallery has read; the others load from the embeddings.
+    /// Catches up with the log, forgets empty galleries, and deletes the part of the log that every loaded gallery has
+    /// read; the others load from the embeddings.
     async fn maintain(&self) -> Result<(), FaceIndexError> {
-        let mut upto = count(&self.db.read, "SELECT COALESCE(MAX(seq), 0) AS n FROM face_index_log", []).await?;
-        let shelves: Vec<_> = self.shelves.lock().await.values().cloned().collect();
-        for shelf in shelves {
-            // A gallery that is loaded only now starts from the embeddings, which is later than any row that goes.
-            if let Some(as_of) = shelf.lock().await.as_of {
+        let mut upto = self.log_end(&self.db.read).await?;
+        let shelves: Vec<_> = self.shelves.lock().await.iter().map(|(g, s)| (g.clone(), Arc::clone(s))).collect();
+        for (gallery, shelf) in shelves {
+            let mut shelf = shelf.lock().await;
+            self.catch_up(&gallery, &mut shelf).await?;
+            let is_empty = shelf.rows.read().unwrap_or_else(std::sync::PoisonError::into_inner).faces.is_empty();
+            if is_empty {
+                // A search that waits for this very shelf has to load it anew.
+                shelf.as_of = None;
+                self.shelves.lock().await.remove(&gallery);
+            } else if let Some(as_of) = shelf.as_of {
                 upto = upto.min(as_of);
             }
         }
@@ -247,6 +266,9 @@ mod tests {
         index.maintain().await.unwrap();
         contract::run(&db, Arc::clone(&index) as Arc<dyn FaceIndex>).await;
         index.maintain().await.unwrap();
+        let left = count(&db.read, "SELECT count(*) AS n FROM face_index_log", []).await.unwrap();
+        assert_eq!(left, 0, "the log does not wait for galleries that nobody searches any more");
+        contract::run(&db, Arc::clone(&index) as Arc<dyn FaceIndex>).await;
         contract::run(&db, Arc::new(ExactFaceIndex::new(db.clone()))).await;
     }
 }
