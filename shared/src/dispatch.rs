@@ -13,7 +13,7 @@ use crate::queue::{JobQueue, Message, QueueError};
 pub async fn dispatch(db: &Db, queue: &dyn JobQueue, jobs: &[DueJob]) -> Result<usize, DbErr> {
     let mut taken = 0;
     for job in jobs {
-        let message = Message { lane: job.lane, pipeline: job.pipeline.clone(), jobs: vec![job.id], alone: job.alone };
+        let message = Message { lane: job.lane, pipeline: job.pipeline.clone(), jobs: vec![job.id], alone: job.alone, traceparent: None };
         match queue.publish(message).await {
             Ok(()) => taken += 1,
             Err(QueueError::Full(lane)) => {
@@ -21,6 +21,10 @@ pub async fn dispatch(db: &Db, queue: &dyn JobQueue, jobs: &[DueJob]) -> Result<
                 break;
             }
             Err(QueueError::Closed) => break,
+            Err(QueueError::Unavailable(why)) => {
+                tracing::warn!(why, "the queue is unavailable, the rest waits in the jobs table");
+                break;
+            }
         }
     }
     if taken > 0 {

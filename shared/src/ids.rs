@@ -72,3 +72,7 @@ id!(
     /// One worker's hold on a delivery of jobs; every write of an attempt is fenced on it.
     ClaimId
 );
+id!(
+    /// A stretch of time in which the queue has lost nothing.
+    EpochId
+);

@@ -3,6 +3,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
 mod folder;
+mod s3;
 
 use std::time::{Duration, SystemTime};
 

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::{Delivery, JobQueue, Message, QueueError};
+use crate::ids::EpochId;
 use crate::job::Lane;
 
 /// See the module.
@@ -18,6 +19,7 @@ pub struct EmbeddedQueue {
     interactive: Arc<Line>,
     bulk: Arc<Line>,
     capacity: usize,
+    epoch: Mutex<Option<EpochId>>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +37,7 @@ struct State {
 impl EmbeddedQueue {
     /// An empty queue that holds up to `capacity` messages a lane.
     pub fn new(capacity: usize) -> Self {
-        Self { interactive: Arc::default(), bulk: Arc::default(), capacity }
+        Self { interactive: Arc::default(), bulk: Arc::default(), capacity, epoch: Mutex::default() }
     }
 
     fn line(&self, lane: Lane) -> &Arc<Line> {
@@ -97,6 +99,25 @@ impl JobQueue for EmbeddedQueue {
                 Ok(Some(Box::new(EmbeddedDelivery { message: Some(message), line: Arc::clone(line) })))
             }
         }
+    }
+
+    async fn receive_dead(&self, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {
+        // Within one process nothing is given up.
+        tokio::time::sleep(timeout).await;
+        Ok(None)
+    }
+
+    async fn begin_epoch(&self, epoch: EpochId) -> Result<(), QueueError> {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+        Ok(())
+    }
+
+    async fn remembers(&self, epoch: EpochId) -> Result<bool, QueueError> {
+        Ok(*self.epoch.lock().unwrap_or_else(PoisonError::into_inner) == Some(epoch))
+    }
+
+    async fn check(&self) -> Result<(), QueueError> {
+        if self.bulk.with(|state| state.closed) { Err(QueueError::Closed) } else { Ok(()) }
     }
 
     async fn close(&self) {

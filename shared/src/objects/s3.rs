@@ -1,0 +1,1 @@
+//! The store on an S3-compatible service.
