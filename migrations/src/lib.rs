@@ -9,6 +9,7 @@ mod m20261123_000001_collections;
 mod m20261123_000002_faces;
 mod m20261123_000003_embeddings;
 mod m20261123_000004_jobs;
+mod m20261123_000005_leaders;
 mod statements;
 
 /// All migrations in order.
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000002_faces::Migration),
             Box::new(m20261123_000003_embeddings::Migration),
             Box::new(m20261123_000004_jobs::Migration),
+            Box::new(m20261123_000005_leaders::Migration),
         ]
     }
 }

@@ -1,16 +1,12 @@
-//! Runs a migration's statements, with the few type names in which the two databases differ filled in.
+//! Runs a migration's statements.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DatabaseBackend;
 
-/// Runs each statement in turn; `{blob}` stands for the backend's type of raw bytes.
+/// Runs each statement in turn.
 pub(crate) async fn run(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
-    let blob = match manager.get_database_backend() {
-        DatabaseBackend::Postgres => "bytea",
-        _ => "blob",
-    };
     for statement in statements {
-        manager.get_connection().execute_unprepared(&statement.replace("{blob}", blob)).await?;
+        manager.get_connection().execute_unprepared(statement).await?;
     }
     Ok(())
 }

@@ -58,6 +58,16 @@ pub enum Lane {
     Bulk,
 }
 
+impl Lane {
+    /// The name used in rows, queues and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
 /// Where a job stands. `docs/JOB_STATES.md` draws who moves it and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema)]
 #[sea_orm(rs_type = "String", db_type = "Text")]
@@ -84,6 +94,18 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// The name used in rows, answers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether nothing can change the job any more.
     pub fn is_terminal(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)

@@ -6,7 +6,8 @@
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
-//! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text
+//! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text; [`failpoints`]: where tests let
+//!   a process die
 
 pub mod catalogue;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod digest;
 pub mod dispatch;
 pub mod embedding;
 pub mod face_index;
+pub mod failpoints;
 pub mod finished;
 pub mod ids;
 pub mod job;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::config::{DatabaseConfig, Synchronous};
+use crate::config::Synchronous;
 use crate::db::Db;
 
 /// A database in `folder` that waits for no disk; without tables until the migrations have run.
@@ -10,6 +10,26 @@ use crate::db::Db;
 /// # Panics
 /// The file cannot be opened.
 pub async fn database(folder: &Path) -> Db {
-    let config = DatabaseConfig { synchronous: Synchronous::Normal, read_connections: 3 };
-    Db::open_sqlite(&folder.join("face-id.sqlite"), &config).await.expect("open a database for a test")
+    Db::open_sqlite(&folder.join("face-id.sqlite"), Synchronous::Normal, 3).await.expect("open a database for a test")
+}
+
+/// A migrated database in `folder`, and a migrated one on a `PostgreSQL` server: what is tested on one is tested on both.
+#[cfg(test)]
+pub(crate) async fn databases(folder: &Path) -> [Db; 2] {
+    use migrations::MigratorTrait as _;
+    let databases = [database(folder).await, postgres_database().await];
+    for db in &databases {
+        migrations::Migrator::up(&db.write, None).await.expect("migrate a database for a test");
+    }
+    databases
+}
+
+/// A database of its own on a real `PostgreSQL` server, without tables until the migrations have run.
+#[cfg(test)]
+pub(crate) async fn postgres_database() -> Db {
+    let name = format!("test_{}", uuid::Uuid::now_v7().simple());
+    let url = std::env::var("TMP_TEST_PG").expect("TMP");
+    let admin = Db::open_postgres(&format!("{url}/postgres"), 2).await.expect("connect");
+    crate::db::execute(&admin.write, &format!("CREATE DATABASE {name}"), []).await.expect("create");
+    Db::open_postgres(&format!("{url}/{name}"), 8).await.expect("connect to a database for a test")
 }

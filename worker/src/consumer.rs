@@ -17,6 +17,9 @@ const BULK_TURN: u32 = 8;
 /// How long to wait for a delivery before looking around.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Pause after the queue failed to give anything.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// Works on up to the configured number of deliveries at once until `stop`, then waits for those that run.
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> Result<(), QueueError> {
     let slots = Arc::new(Semaphore::new(ctx.config.worker.concurrency()));
@@ -25,6 +28,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> Result<(), Queu
     let mut turn = 0;
     let ended = loop {
         while running.try_join_next().is_some() {}
+        ctx.pulse.beat();
         let slot = tokio::select! {
             () = stop.cancelled() => break Ok(()),
             slot = Arc::clone(&slots).acquire_owned() => slot,
@@ -44,7 +48,11 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> Result<(), Queu
             }
             Ok(None) => {}
             Err(QueueError::Closed) if stop.is_cancelled() => break Ok(()),
-            Err(error) => break Err(error),
+            Err(error @ QueueError::Closed) => break Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "receive from the queue");
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
         }
     };
     while running.join_next().await.is_some() {}

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use shared::catalogue::Catalogue;
 use shared::config::Config;
@@ -33,6 +35,34 @@ pub struct WorkerContext {
     pub finished: FinishedJobs,
     /// The models.
     pub engines: Arc<Engines>,
+    /// When the consumer last looked for work.
+    pub pulse: Pulse,
+}
+
+/// A sign of life: a task that beats it can be seen to stand still from outside.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    began: Instant,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// A pulse that has just beaten.
+    #[expect(clippy::new_without_default, reason = "its value is the moment at which it is made")]
+    pub fn new() -> Self {
+        Self { began: Instant::now(), last_ms: Arc::default() }
+    }
+
+    /// Says that the task goes on.
+    #[expect(clippy::cast_possible_truncation, reason = "2^64 ms are long over")]
+    pub fn beat(&self) {
+        self.last_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How long ago the last beat was.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+    }
 }
 
 impl WorkerContext {

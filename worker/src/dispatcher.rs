@@ -1,35 +1,52 @@
-//! Dispatches what nobody announced: retries that are due, jobs of a full queue, jobs of a process that died.
+//! Dispatches what nobody announced: retries that are due, jobs of a full queue, jobs of a process that died, and after
+//! the queue has lost its messages all that they stood for.
 
 use std::time::Duration;
 
 use sea_orm::DbErr;
 use shared::db::jobs::outbox;
 use shared::dispatch::dispatch;
+use shared::ids::EpochId;
 use shared::job::Lane;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
+use crate::leadership::Leadership;
 
 /// How soon to look again while there is more than the queue takes.
 const BUSY_POLL: Duration = Duration::from_millis(20);
+/// How often the queue is asked whether it still holds what was published.
+const EPOCH_POLL: Duration = Duration::from_secs(5);
+/// Jobs of one round: a slow broker must not keep a leader from renewing its role.
+const ROUND: u64 = 1000;
 
 /// Looks for due jobs until `stop`.
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
+    let mut leadership = Leadership::new(ctx.db.clone(), "dispatcher");
+    let mut epoch_due = Instant::now();
     loop {
         let mut pause = poll;
-        for lane in [Lane::Interactive, Lane::Bulk] {
-            match round(&ctx, lane).await {
-                Ok(Round::More) => pause = pause.min(BUSY_POLL),
-                Ok(Round::Done) => {}
-                Err(error) => tracing::warn!(%error, ?lane, "dispatch due jobs"),
+        if leadership.held().await {
+            if Instant::now() >= epoch_due {
+                keep_epoch(&ctx).await;
+                epoch_due = Instant::now() + EPOCH_POLL;
+            }
+            for lane in [Lane::Interactive, Lane::Bulk] {
+                match round(&ctx, lane).await {
+                    Ok(Round::More) => pause = pause.min(BUSY_POLL),
+                    Ok(Round::Done) => {}
+                    Err(error) => tracing::warn!(%error, ?lane, "dispatch due jobs"),
+                }
             }
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
         }
     }
+    leadership.resign().await;
 }
 
 enum Round {
@@ -39,9 +56,9 @@ enum Round {
 
 /// Fills the lane up to the queue's capacity.
 async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
-    let capacity = ctx.config.queue.capacity as u64;
+    let capacity = u64::from(ctx.config.queue.capacity);
     let dispatched = u64::try_from(outbox::dispatched(&ctx.db, lane).await?).unwrap_or_default();
-    let room = capacity.saturating_sub(dispatched);
+    let room = capacity.saturating_sub(dispatched).min(ROUND);
     if room == 0 {
         return Ok(Round::More);
     }
@@ -50,5 +67,28 @@ async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
     if taken > 0 {
         tracing::debug!(?lane, jobs = taken, "dispatched");
     }
-    Ok(if due.len() as u64 == room || taken < due.len() { Round::More } else { Round::Done })
+    // What the queue refused is tried at the next poll: to hammer a sick broker would not heal it.
+    Ok(if taken == due.len() && due.len() as u64 == room { Round::More } else { Round::Done })
+}
+
+/// Notices that the queue has lost its messages, and has them all sent again.
+async fn keep_epoch(ctx: &WorkerContext) {
+    match epoch_round(ctx).await {
+        Ok(None) => {}
+        Ok(Some(jobs)) => tracing::warn!(jobs, "the queue is new or has lost its messages; jobs that wait are sent again"),
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "ask the queue for its epoch"),
+    }
+}
+
+async fn epoch_round(ctx: &WorkerContext) -> anyhow::Result<Option<u64>> {
+    let current = outbox::epoch(&ctx.db).await?;
+    if let Some(epoch) = current
+        && ctx.queue.remembers(epoch).await?
+    {
+        return Ok(None);
+    }
+    // The queue learns it first: an epoch that only the database knows would look lost at once.
+    let next = EpochId::new();
+    ctx.queue.begin_epoch(next).await?;
+    Ok(outbox::begin_epoch(&ctx.db, current, next).await?)
 }

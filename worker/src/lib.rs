@@ -4,19 +4,22 @@
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
-//! - [`dispatcher`], [`reaper`] and [`sweeper`] keep the jobs table, the queue and the object store true
+//! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
 pub mod analysis;
 pub mod assets;
 pub mod consumer;
 pub mod context;
+pub mod dead_letters;
 pub mod dispatcher;
 pub mod inference;
 pub mod jobs;
+mod leadership;
 pub mod reaper;
 mod retry;
 mod run;
 pub mod runner;
+mod settle;
 pub mod sweeper;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

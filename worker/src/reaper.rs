@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
+use crate::leadership::Leadership;
 use crate::retry;
 
 /// Claims ended in one round.
@@ -18,22 +19,25 @@ const LIMIT: u64 = 100;
 /// claim either: one more lease is waited before anything is taken away.
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let lease = ctx.config.worker.lease();
+    let mut leadership = Leadership::new(ctx.db.clone(), "reaper");
     let mut last_seen = Instant::now();
     let mut not_before = Instant::now();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = tokio::time::sleep(Duration::from_secs_f64(ctx.config.worker.reap_s)) => {}
         }
+        let leads = leadership.held().await;
         if last_seen.elapsed() > lease {
             not_before = Instant::now() + lease;
         }
-        let round = if Instant::now() < not_before { ctx.db.ping().await } else { round(&ctx).await };
+        let round = if leads && Instant::now() >= not_before { round(&ctx).await } else { ctx.db.ping().await };
         match round {
             Ok(()) => last_seen = Instant::now(),
             Err(error) => tracing::warn!(%error, "look for lost claims"),
         }
     }
+    leadership.resign().await;
 }
 
 async fn round(ctx: &WorkerContext) -> Result<(), sea_orm::DbErr> {

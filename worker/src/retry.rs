@@ -10,6 +10,11 @@ pub(crate) fn delay(config: &WorkerConfig, attempt: i32) -> Duration {
     backoff(config.retry_base_s, config.retry_max_s, attempt, random_unit())
 }
 
+/// The pause before the `tries`-th new look at a database that is out of reach: short enough to come back with it.
+pub(crate) fn outage_delay(config: &WorkerConfig, tries: i32) -> Duration {
+    backoff(config.retry_base_s.min(0.5), 5.0, tries, random_unit())
+}
+
 fn backoff(base_s: f64, max_s: f64, attempt: i32, unit: f64) -> Duration {
     let doubled = base_s * 2f64.powi(attempt.clamp(1, 64) - 1);
     Duration::from_secs_f64(doubled.min(max_s) * (0.8 + 0.4 * unit))

@@ -4,7 +4,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
-use crate::{consumer, dispatcher, reaper, sweeper};
+use crate::{consumer, dead_letters, dispatcher, reaper, sweeper};
 
 /// Runs all of the worker until `stop`; returns after the jobs that run have ended or were given back.
 ///
@@ -19,21 +19,10 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> anyhow::Result<
         consumer::run(consumer_ctx, consumer_stop).await?;
         Ok("consumer")
     });
-    let (dispatcher_ctx, dispatcher_stop) = (ctx.clone(), stop.clone());
-    tasks.spawn(async move {
-        dispatcher::run(dispatcher_ctx, dispatcher_stop).await;
-        Ok("dispatcher")
-    });
-    let (reaper_ctx, reaper_stop) = (ctx.clone(), watching.clone());
-    tasks.spawn(async move {
-        reaper::run(reaper_ctx, reaper_stop).await;
-        Ok("reaper")
-    });
-    let (sweeper_ctx, sweeper_stop) = (ctx, watching.clone());
-    tasks.spawn(async move {
-        sweeper::run(sweeper_ctx, sweeper_stop).await;
-        Ok("sweeper")
-    });
+    spawn(&mut tasks, "dispatcher", dispatcher::run(ctx.clone(), stop.clone()));
+    spawn(&mut tasks, "dead letter consumer", dead_letters::run(ctx.clone(), stop.clone()));
+    spawn(&mut tasks, "reaper", reaper::run(ctx.clone(), watching.clone()));
+    spawn(&mut tasks, "sweeper", sweeper::run(ctx, watching.clone()));
     let mut result = Ok(());
     while let Some(ended) = tasks.join_next().await {
         let failure = match ended {
@@ -52,4 +41,15 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> anyhow::Result<
         }
     }
     result
+}
+
+fn spawn(
+    tasks: &mut JoinSet<anyhow::Result<&'static str>>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(async move {
+        task.await;
+        Ok(name)
+    });
 }

@@ -1,4 +1,4 @@
-//! One delivery through claim, work and record.
+//! One delivery through claim and work; `settle` writes how each attempt ended.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -7,35 +7,27 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use sea_orm::DbErr;
 use shared::db::jobs::claims::{Claim, ClaimedJob, Heartbeat, claim, heartbeat};
-use shared::db::jobs::settle::{Fence, Outcome, fence, finish, release, retry};
+use shared::db::jobs::settle::release;
+use shared::failpoints::failpoint;
 use shared::ids::{ClaimId, JobId};
 use shared::job::Problem;
 use shared::queue::Delivery;
+use shared::telemetry::metrics;
+use shared::telemetry::trace::TraceContext;
 use tokio::sync::RwLock;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::context::WorkerContext;
-use crate::jobs::{self, Done, JobError};
-use crate::retry;
+use crate::jobs::{self, JobError};
+use crate::settle::{End, Outage, grace_over, settle};
 
 /// Jobs that have ended their process before run while nothing else does.
 pub type Solitude = Arc<RwLock<()>>;
 
 /// The level of `jobs.alone` at which a job runs with nothing else in the process.
 const ALONE_IN_PROCESS: i32 = 2;
-
-/// How an attempt ended.
-enum End {
-    Done(Done),
-    Error(JobError),
-    /// A client no longer wants the job.
-    Cancelled,
-    /// The claim was taken away.
-    Lost,
-    /// The worker stops and the grace period is over.
-    Stopping,
-}
 
 /// Takes a delivery to its end: every job of it settled, or given back because the worker stops.
 pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: &Solitude, stop: &CancellationToken) {
@@ -44,6 +36,7 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
         return;
     }
     let message = delivery.message().clone();
+    failpoint("before_claim");
     let settled = if message.alone >= ALONE_IN_PROCESS {
         let _alone = solitude.write().await;
         work(ctx, &message.jobs, stop).await
@@ -53,36 +46,55 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
     };
     match settled {
         Ok(()) => {
+            failpoint("before_ack");
             if let Err(error) = delivery.ack().await {
                 tracing::warn!(%error, "acknowledge a delivery; it will come again and find nothing to claim");
             }
         }
         // The delivery comes again; a job that is still claimed by then is the reaper's.
         Err(error) => {
-            tracing::error!(%error, "the database failed while a delivery was worked on");
+            tracing::error!(%error, "the database failed while a delivery was worked on; it will come again");
             tokio::time::sleep(Duration::from_secs_f64(ctx.config.worker.retry_base_s)).await;
         }
     }
 }
 
+async fn claim_through_outages(
+    ctx: &WorkerContext,
+    ids: &[JobId],
+    stop: &CancellationToken,
+) -> Result<Option<Claim>, DbErr> {
+    let mut outage = Outage::new();
+    loop {
+        match claim(&ctx.db, &owner(), ids, ctx.config.worker.lease()).await {
+            Err(error) if outage.wait(ctx, &error, stop).await => {}
+            claimed => return claimed,
+        }
+    }
+}
+
 async fn work(ctx: &WorkerContext, ids: &[JobId], stop: &CancellationToken) -> Result<(), DbErr> {
-    let lease = ctx.config.worker.lease();
-    let Some(Claim { id, jobs }) = claim(&ctx.db, &owner(), ids, lease).await? else {
+    let Some(Claim { id, jobs }) = claim_through_outages(ctx, ids, stop).await? else {
         tracing::debug!(jobs = ids.len(), "nothing to claim: doubled, cancelled or not due");
         return Ok(());
     };
+    failpoint("after_claim");
     let mut beat = tokio::time::interval(Duration::from_secs_f64(ctx.config.worker.heartbeat_s));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beat.reset();
     let mut jobs = jobs.into_iter();
     while let Some(job) = jobs.next() {
+        if job.job.attempt == 1 {
+            metrics::job_started(job.job.lane, waited(&job));
+        }
         let began = Instant::now();
         let end = tokio::select! {
-            end = attempt(ctx, &job) => end,
+            end = attempt(ctx, &job).instrument(span(&job)) => end,
             end = interrupted(ctx, id, job.job.id, &mut beat) => end,
             () = grace_over(ctx, stop) => End::Stopping,
         };
         if matches!(end, End::Lost) {
+            metrics::stale_write_refused();
             tracing::warn!(job.id = %job.job.id, "the claim was taken away, nothing is written");
             return Ok(());
         }
@@ -91,7 +103,7 @@ async fn work(ctx: &WorkerContext, ids: &[JobId], stop: &CancellationToken) -> R
             tracing::info!(jobs = left.len(), "the grace period is over, jobs are given back");
             return release(&ctx.db, id, &left).await;
         }
-        settle(ctx, id, &job, end, began.elapsed()).await?;
+        settle(ctx, id, &job, &end, began.elapsed(), stop).instrument(span(&job)).await?;
     }
     Ok(())
 }
@@ -129,121 +141,22 @@ async fn interrupted(ctx: &WorkerContext, claim: ClaimId, job: JobId, beat: &mut
     }
 }
 
-async fn grace_over(ctx: &WorkerContext, stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(Duration::from_secs_f64(ctx.config.worker.grace_s)).await;
-}
-
-/// Records how the attempt ended.
-async fn settle(
-    ctx: &WorkerContext,
-    claim: ClaimId,
-    claimed: &ClaimedJob,
-    end: End,
-    took: Duration,
-) -> Result<(), DbErr> {
+/// The span of an attempt: all that is logged in it shows which request it answers.
+fn span(claimed: &ClaimedJob) -> tracing::Span {
     let job = &claimed.job;
-    let outcome = match end {
-        End::Done(done) => match record(ctx, claim, claimed, &done).await {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                let error = anyhow::Error::new(error).context("record the result");
-                match retry_or_give_up(ctx, claim, claimed, &error).await? {
-                    Some(outcome) => Some(outcome),
-                    None => return Ok(()),
-                }
-            }
-        },
-        End::Error(JobError::Rejected(problem)) => Some(Outcome::Rejected(problem)),
-        End::Error(JobError::Failed(problem)) => Some(Outcome::Failed(problem)),
-        End::Error(JobError::Transient(error)) => match retry_or_give_up(ctx, claim, claimed, &error).await? {
-            Some(outcome) => Some(outcome),
-            None => return Ok(()),
-        },
-        End::Cancelled => Some(Outcome::Cancelled),
-        End::Lost | End::Stopping => None,
-    };
-    let Some(outcome) = outcome else {
-        tracing::warn!(job.id = %job.id, "the claim was taken away, nothing is written");
-        return Ok(());
-    };
-    if !matches!(outcome, Outcome::Succeeded(_)) {
-        let txn = ctx.db.begin().await?;
-        // A client that cancelled gets that answer, whatever else the attempt came to.
-        let held = fence(&txn, claim, job.id).await?;
-        let outcome = if held == Fence::Cancelled { Outcome::Cancelled } else { outcome.clone() };
-        finish(&txn, claim, job.id, &outcome).await?;
-        txn.commit().await?;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "a job is over long before 2^64 ms")]
-    let duration_ms = took.as_millis() as u64;
-    let state = outcome_name(&outcome);
-    tracing::info!(job.id = %job.id, job.kind = job.kind.as_str(), collection.id = %job.collection_id, attempt = job.attempt, state, duration_ms, "job ended");
-    ctx.finished.announce(job.id);
-    Ok(())
+    let trace = job.traceparent.as_deref().and_then(TraceContext::parse);
+    let trace = trace.as_ref().map(TraceContext::trace_id);
+    tracing::info_span!("job", job.id = %job.id, job.kind = job.kind.as_str(), attempt = job.attempt, trace.id = trace)
 }
 
-/// Writes the result rows and the end of the job in one transaction. A rejection that only the database could tell is
-/// returned for the caller to write, without the rows; `None` when the claim is gone.
-async fn record(
-    ctx: &WorkerContext,
-    claim: ClaimId,
-    claimed: &ClaimedJob,
-    done: &Done,
-) -> Result<Option<Outcome>, DbErr> {
-    let job = &claimed.job;
-    let txn = ctx.db.begin().await?;
-    match fence(&txn, claim, job.id).await? {
-        Fence::Lost => return Ok(None),
-        Fence::Cancelled => return Ok(Some(Outcome::Cancelled)),
-        Fence::Held => {}
-    }
-    let outcome = match done.record(&txn, job).await? {
-        Ok(answer) => Outcome::Succeeded(answer),
-        Err(problem) => return Ok(Some(Outcome::Rejected(problem))),
-    };
-    if !finish(&txn, claim, job.id, &outcome).await? {
-        return Ok(None);
-    }
-    txn.commit().await?;
-    Ok(Some(outcome))
-}
-
-/// Puts the job back for another attempt; the outcome that gives up, after the last one.
-async fn retry_or_give_up(
-    ctx: &WorkerContext,
-    claim: ClaimId,
-    claimed: &ClaimedJob,
-    error: &anyhow::Error,
-) -> Result<Option<Outcome>, DbErr> {
-    let job = &claimed.job;
-    let worker = &ctx.config.worker;
-    let error = format!("{error:#}");
-    if job.attempt >= worker.max_attempts {
-        tracing::error!(job.id = %job.id, job.kind = job.kind.as_str(), attempt = job.attempt, error, "the last attempt failed");
-        let detail = format!("gave up after {} attempts, the last one: {error}", job.attempt);
-        return Ok(Some(Outcome::Failed(Problem::new("attempts_exhausted", detail))));
-    }
-    let delay = retry::delay(worker, job.attempt);
-    let retry_in_s = delay.as_secs_f64();
-    tracing::warn!(job.id = %job.id, job.kind = job.kind.as_str(), attempt = job.attempt, retry_in_s, error, "the attempt failed");
-    let problem = Problem::new("attempt_failed", format!("attempt {} failed: {error}", job.attempt));
-    if !retry(&ctx.db, claim, job.id, delay, &problem).await? {
-        ctx.finished.announce(job.id);
-    }
-    Ok(None)
-}
-
-fn outcome_name(outcome: &Outcome) -> &'static str {
-    match outcome {
-        Outcome::Succeeded(_) => "succeeded",
-        Outcome::Rejected(_) => "rejected",
-        Outcome::Failed(_) => "failed",
-        Outcome::Cancelled => "cancelled",
-    }
+/// From the job's creation to its first attempt, by the database's clock.
+fn waited(claimed: &ClaimedJob) -> Duration {
+    let micros = claimed.job.started_at.unwrap_or(claimed.job.created_at) - claimed.job.created_at;
+    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
 }
 
 /// Who holds a claim, for an operator who looks at the table.
 fn owner() -> String {
-    format!("pid {}", std::process::id())
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} pid {}", host.trim(), std::process::id())
 }

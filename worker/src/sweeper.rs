@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
+use crate::leadership::Leadership;
 
 /// Rows of one kind that one round deletes.
 const LIMIT: u64 = 1000;
@@ -20,11 +21,15 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Sweeps until `stop`.
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
+    let mut leadership = Leadership::new(ctx.db.clone(), "sweeper");
     let mut compared = Instant::now();
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = tokio::time::sleep(Duration::from_secs_f64(ctx.config.worker.sweep_s)) => {}
+        }
+        if !leadership.held().await {
+            continue;
         }
         if let Err(error) = sweep(&ctx).await {
             tracing::warn!(error = format!("{error:#}"), "sweep");
@@ -36,6 +41,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
             }
         }
     }
+    leadership.resign().await;
 }
 
 async fn sweep(ctx: &WorkerContext) -> anyhow::Result<()> {

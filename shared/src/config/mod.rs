@@ -5,15 +5,19 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+pub use secret::{Secret, SecretUrl};
+
+mod secret;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
 /// Variables that start like a setting but are none: they steer tests and the build.
-const NOT_SETTINGS: [&str; 2] = ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG"];
+const NOT_SETTINGS: [&str; 3] = ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_CRASH_AT"];
 
 /// Every setting; `default.toml` explains each.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where the database, the pictures and the lock file live.
@@ -31,6 +35,10 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// The queue.
     pub queue: QueueConfig,
+    /// The object store.
+    pub objects: ObjectsConfig,
+    /// The face index.
+    pub face_index: FaceIndexConfig,
     /// The catalogue and its weights.
     pub models: ModelsConfig,
     /// Claims, retries and parallel work.
@@ -44,7 +52,7 @@ pub struct Config {
 }
 
 /// `[server]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct ServerConfig {
@@ -52,19 +60,22 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     pub max_wait_s: u64,
     pub body_timeout_s: u64,
+    pub allow_unauthenticated: bool,
 }
 
 /// `[database]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct DatabaseConfig {
+    url: SecretUrl,
+    pub connections: u32,
     pub synchronous: Synchronous,
     pub read_connections: u32,
 }
 
 /// When `SQLite` lets a commit return.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Synchronous {
     /// After the disk has it.
@@ -74,15 +85,42 @@ pub enum Synchronous {
 }
 
 /// `[queue]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct QueueConfig {
-    pub capacity: usize,
+    url: SecretUrl,
+    pub namespace: String,
+    pub capacity: u32,
+    pub publish_timeout_s: f64,
+}
+
+/// `[objects]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct ObjectsConfig {
+    bucket: String,
+    endpoint: String,
+    pub region: String,
+    pub access_key_id: String,
+    pub secret_access_key: Secret,
+    pub path_style: bool,
+    pub attempts: u32,
+    pub operation_timeout_s: f64,
+    pub allowed_buckets: Vec<String>,
+}
+
+/// `[face_index]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct FaceIndexConfig {
+    pub hnsw_from: u64,
 }
 
 /// `[models]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct ModelsConfig {
@@ -93,10 +131,12 @@ pub struct ModelsConfig {
 }
 
 /// `[worker]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct WorkerConfig {
+    pub probes_bind: SocketAddr,
+    pub pipelines: Vec<String>,
     concurrency: usize,
     sessions: usize,
     pub lease_s: f64,
@@ -112,7 +152,7 @@ pub struct WorkerConfig {
 }
 
 /// `[vision]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct VisionConfig {
@@ -122,7 +162,7 @@ pub struct VisionConfig {
 }
 
 /// `[retention]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct RetentionConfig {
@@ -131,7 +171,7 @@ pub struct RetentionConfig {
 }
 
 /// `[log]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct LogConfig {
@@ -140,7 +180,7 @@ pub struct LogConfig {
 }
 
 /// How a log line is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people.
@@ -187,6 +227,8 @@ impl Config {
             .try_parsing(true)
             .list_separator(",")
             .with_list_parse_key("models.accepted_licences")
+            .with_list_parse_key("objects.allowed_buckets")
+            .with_list_parse_key("worker.pipelines")
             .source(Some(variables));
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
@@ -222,12 +264,14 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
         let worker = &self.worker;
-        if !self.server.bind.ip().is_loopback() {
+        if !self.server.bind.ip().is_loopback() && !self.server.allow_unauthenticated {
             return invalid(
                 "server.bind",
-                "is not a loopback address, and there are no API keys yet: use 127.0.0.1 and a proxy that checks who calls",
+                "is not a loopback address, and there are no API keys yet: use 127.0.0.1, or set \
+                 server.allow_unauthenticated where a proxy or a closed network checks who calls",
             );
         }
+        self.check_services()?;
         let times = [
             ("worker.lease_s", worker.lease_s),
             ("worker.heartbeat_s", worker.heartbeat_s),
@@ -238,6 +282,8 @@ impl Config {
             ("worker.retry_base_s", worker.retry_base_s),
             ("worker.retry_max_s", worker.retry_max_s),
             ("worker.grace_s", worker.grace_s),
+            ("queue.publish_timeout_s", self.queue.publish_timeout_s),
+            ("objects.operation_timeout_s", self.objects.operation_timeout_s),
         ];
         for (setting, seconds) in times {
             if !(0.001..=86_400.0).contains(&seconds) {
@@ -256,7 +302,81 @@ impl Config {
         if self.database.read_connections < 1 {
             return invalid("database.read_connections", "must be at least 1");
         }
+        if self.database.connections < 2 {
+            return invalid("database.connections", "must be at least 2: a heartbeat must not wait for a result");
+        }
         Ok(())
+    }
+
+    /// Whether this is the production set-up: a database server, a broker and an object store.
+    pub fn has_services(&self) -> bool {
+        self.database.url().is_some()
+    }
+
+    /// All settings as TOML, secrets hidden.
+    ///
+    /// # Errors
+    /// A path is not UTF-8.
+    pub fn redacted(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// The three services are used together or not at all: a database that two processes share needs a queue and a store
+    /// that they share too.
+    fn check_services(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
+        let services = [
+            ("database.url", self.database.url().is_some()),
+            ("queue.url", self.queue.url().is_some()),
+            ("objects.bucket", self.objects.bucket().is_some()),
+        ];
+        let set = services.iter().filter(|(_, is_set)| *is_set).count();
+        if let Some((missing, _)) = services.iter().find(|(_, is_set)| !is_set).filter(|_| set > 0) {
+            return invalid(missing, "is empty: set database.url, queue.url and objects.bucket, or none of them");
+        }
+        let database = self.database.url().is_some_and(|u| !u.starts_with("postgres://") && !u.starts_with("postgresql://"));
+        if database {
+            return invalid("database.url", "must begin with postgres:// or postgresql://");
+        }
+        if self.queue.url().is_some_and(|u| !u.starts_with("amqp://") && !u.starts_with("amqps://")) {
+            return invalid("queue.url", "must begin with amqp:// or amqps://");
+        }
+        if self.objects.bucket().is_some() && (self.objects.access_key_id.is_empty() || self.objects.secret_access_key.expose().is_empty()) {
+            return invalid("objects.access_key_id", "and objects.secret_access_key must both be set with objects.bucket");
+        }
+        if self.objects.endpoint().is_some_and(|e| !e.starts_with("http://") && !e.starts_with("https://")) {
+            return invalid("objects.endpoint", "must begin with http:// or https://");
+        }
+        if self.queue.namespace.is_empty() || !self.queue.namespace.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+            return invalid("queue.namespace", "must be one or more of letters, digits, - and _");
+        }
+        Ok(())
+    }
+}
+
+impl DatabaseConfig {
+    /// The `PostgreSQL` database, if one is configured.
+    pub fn url(&self) -> Option<&str> {
+        self.url.expose()
+    }
+}
+
+impl QueueConfig {
+    /// The `RabbitMQ` broker, if one is configured.
+    pub fn url(&self) -> Option<&str> {
+        self.url.expose()
+    }
+}
+
+impl ObjectsConfig {
+    /// The S3 bucket, if one is configured.
+    pub fn bucket(&self) -> Option<&str> {
+        Some(self.bucket.as_str()).filter(|b| !b.is_empty())
+    }
+
+    /// The S3 service's address, where it is not AWS.
+    pub fn endpoint(&self) -> Option<&str> {
+        Some(self.endpoint.as_str()).filter(|e| !e.is_empty())
     }
 }
 
@@ -328,6 +448,24 @@ mod tests {
     }
 
     #[test]
+    fn services_come_together_and_print_without_secrets() {
+        let services = [
+            ("FACE_ID_DATABASE__URL", "postgres://me:hush1@db/face_id"),
+            ("FACE_ID_QUEUE__URL", "amqp://me:hush2@mq/%2f"),
+            ("FACE_ID_OBJECTS__BUCKET", "face-id"),
+            ("FACE_ID_OBJECTS__ACCESS_KEY_ID", "key"),
+            ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", "hush3"),
+        ];
+        let config = load(&services).unwrap();
+        assert!(config.has_services());
+        let shown = config.redacted().unwrap();
+        assert!(shown.contains("postgres://me:***@db/face_id") && !shown.contains("hush"), "{shown}");
+        assert!(!format!("{config:?}").contains("hush"));
+        let text = load(&services[..3]).unwrap_err().to_string();
+        assert!(text.contains("objects.access_key_id"), "{text}");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let cases = [
             (("FACE_ID_SERVER__BINDD", "1"), "bindd"),
@@ -335,6 +473,7 @@ mod tests {
             (("FACE_ID_WORKER__HEARTBEAT_S", "20"), "worker.heartbeat_s"),
             (("FACE_ID_WORKER__MAX_ATTEMPTS", "0"), "worker.max_attempts"),
             (("FACE_ID_LOG__FORMAT", "xml"), "xml"),
+            (("FACE_ID_DATABASE__URL", "postgres://u:p@h/d"), "queue.url"),
         ];
         for (pair, wanted) in cases {
             let text = load(&[pair]).unwrap_err().to_string();

@@ -1,10 +1,10 @@
 //! Queries on faces, where they lie, and their embeddings.
 
 use sea_orm::prelude::*;
-use sea_orm::{ActiveValue::Set, FromQueryResult, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, FromQueryResult as _, QueryOrder, QuerySelect};
 
 use super::entity::{face, face_geometry};
-use super::{Db, execute, images, now, placeholders, statement};
+use super::{Db, embeddings, execute, images, now, placeholders, statement};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
 use crate::job::FaceBox;
@@ -124,17 +124,7 @@ pub async fn embeddings_of_person(
     person: PersonId,
     pipeline: &str,
 ) -> Result<Vec<(FaceId, Embedding)>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        face_id: FaceId,
-        vector: Vec<u8>,
-    }
-    let sql = "SELECT e.face_id, e.vector FROM embeddings e JOIN faces f ON f.id = e.face_id
-        WHERE f.person_id = $1 AND f.assigned_by IN ('enrolled', 'user') AND e.pipeline = $2";
-    let rows = Row::find_by_statement(statement(conn, sql, [person.into(), pipeline.into()])).all(conn).await?;
-    rows.into_iter()
-        .map(|r| Ok((r.face_id, Embedding::from_bytes(&r.vector).map_err(|e| DbErr::Custom(e.to_string()))?)))
-        .collect()
+    embeddings::of_person(conn, person, pipeline).await
 }
 
 /// Stores each face, or finds the one that already lies at its place on the image (see [`SAME_FACE_IOU`]); returns
@@ -149,7 +139,7 @@ pub async fn place(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &[NewFac
         };
         insert_geometry(txn, origin, face.id, candidate).await?;
         if let Some(embedding) = &candidate.embedding {
-            insert_embedding(txn, origin, face.id, embedding).await?;
+            embeddings::insert(txn, origin, face.id, embedding).await?;
         }
         placed.push(face);
     }
@@ -217,19 +207,6 @@ async fn insert_geometry(
         new.score.into(),
         new.quality.clone().into(),
     ];
-    execute(txn, sql, values).await?;
-    Ok(())
-}
-
-async fn insert_embedding(
-    txn: &impl ConnectionTrait,
-    origin: Origin<'_>,
-    face: FaceId,
-    embedding: &Embedding,
-) -> Result<(), DbErr> {
-    let sql = "INSERT INTO embeddings (pipeline, face_id, collection_id, vector) VALUES ($1, $2, $3, $4)
-        ON CONFLICT DO NOTHING";
-    let values = [origin.pipeline.into(), face.into(), origin.collection.into(), embedding.to_bytes().into()];
     execute(txn, sql, values).await?;
     Ok(())
 }

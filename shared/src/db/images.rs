@@ -1,10 +1,10 @@
 //! Queries on images and on which detector revisions have analysed them.
 
 use sea_orm::prelude::*;
-use sea_orm::{ActiveValue::Set, QueryFilter};
+use sea_orm::{FromQueryResult as _, QueryFilter};
 
-use super::entity::image::{ActiveModel, Column, Entity, Model};
-use super::{count, execute, now};
+use super::entity::image::{Column, Entity, Model};
+use super::{count, execute, statement};
 use crate::ids::{CollectionId, ImageId};
 use crate::job::ImageRef;
 
@@ -22,27 +22,29 @@ pub async fn find_by_sha256(
     Entity::find().filter(Column::CollectionId.eq(collection)).filter(Column::Sha256.eq(sha256)).one(conn).await
 }
 
-/// The image with those bytes, made from the upload where it is new; its size is in upright pixels.
+/// The image with those bytes, made from the upload where it is new; its size is in upright pixels. Until the
+/// transaction ends, others that want the same image wait: what is read of its faces stays true.
 pub async fn find_or_create(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
     source: &ImageRef,
     (width, height): (u32, u32),
 ) -> Result<Model, DbErr> {
-    if let Some(found) = find_by_sha256(txn, collection, &source.sha256).await? {
-        return Ok(found);
-    }
-    ActiveModel {
-        id: Set(ImageId::new()),
-        collection_id: Set(collection),
-        sha256: Set(source.sha256.clone()),
-        object_key: Set(source.object_key.clone()),
-        width: Set(i32::try_from(width).unwrap_or(i32::MAX)),
-        height: Set(i32::try_from(height).unwrap_or(i32::MAX)),
-        created_at: Set(now(txn).await?),
-    }
-    .insert(txn)
-    .await
+    let sql = "INSERT INTO images (id, collection_id, sha256, object_key, width, height, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6, {now})
+        ON CONFLICT (collection_id, sha256) DO UPDATE SET sha256 = excluded.sha256
+        RETURNING id, collection_id, sha256, object_key, width, height, created_at";
+    let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
+    let values = [
+        ImageId::new().into(),
+        collection.into(),
+        source.sha256.as_str().into(),
+        source.object_key.as_str().into(),
+        side(width).into(),
+        side(height).into(),
+    ];
+    let row = Model::find_by_statement(statement(txn, sql, values)).one(txn).await?;
+    row.ok_or_else(|| DbErr::RecordNotInserted)
 }
 
 /// Notes that a detector revision has analysed the image; false when that was noted before.
@@ -66,6 +68,9 @@ pub async fn is_analysed(conn: &impl ConnectionTrait, image: ImageId, detector_r
 
 /// Deletes the image if no face and no analysis is left of it, and leaves its object to the sweeper.
 pub(super) async fn delete_if_empty(txn: &impl ConnectionTrait, image: ImageId) -> Result<(), DbErr> {
+    // Locked before it is looked at: a job that stores faces of it at this moment is waited for.
+    let lock = "SELECT count(*) AS n FROM (SELECT id FROM images WHERE id = $1 {for update}) AS locked";
+    count(txn, lock, [image.into()]).await?;
     let empty = "id = $1 AND NOT EXISTS (SELECT 1 FROM faces f WHERE f.image_id = images.id)
         AND NOT EXISTS (SELECT 1 FROM image_analyses a WHERE a.image_id = images.id)";
     let orphan = format!(

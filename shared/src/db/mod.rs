@@ -1,11 +1,14 @@
-//! The database: connections, and every query by name. Nothing outside this folder writes SQL.
+//! The database: connections, and every query by name. Nothing outside this folder and the face indexes writes SQL.
 
 pub mod collections;
+pub(crate) mod embeddings;
 pub mod entity;
 pub mod faces;
 pub mod images;
 pub mod jobs;
+pub mod leaders;
 pub mod persons;
+pub mod schema;
 pub mod uploads;
 
 use std::path::Path;
@@ -13,15 +16,20 @@ use std::time::Duration;
 
 use sea_orm::{
     ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult,
-    Statement, TransactionTrait, Value,
+    RuntimeErr, Statement, TransactionTrait, Value,
 };
 
-use crate::config::{DatabaseConfig, Synchronous};
+use crate::config::{Config, Synchronous};
 
-/// How long a query may wait for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a query may wait for `SQLite`'s one writer.
+const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a query may wait for a connection to `PostgreSQL`, the time to make one included.
+const POSTGRES_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Every query of the service is a matter of milliseconds; what takes this long hangs.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connections of one database: one writer on `SQLite`, whose writers would only wait for each other, and several readers.
+/// Connections of one database: one writer on `SQLite`, whose writers would only wait for each other, and several
+/// readers; on `PostgreSQL` one pool for both.
 #[derive(Clone, Debug)]
 pub struct Db {
     /// For everything that writes. Never hold a transaction of it across a call that takes another.
@@ -31,10 +39,27 @@ pub struct Db {
 }
 
 impl Db {
+    /// Opens the configured database: the `PostgreSQL` server of `database.url`, or the `SQLite` file in the data folder.
+    pub async fn open(config: &Config) -> Result<Self, DbErr> {
+        match config.database.url() {
+            Some(url) => Self::open_postgres(url, config.database.connections).await,
+            None => {
+                let path = config.data_dir.join("face-id.sqlite");
+                Self::open_sqlite(&path, config.database.synchronous, config.database.read_connections).await
+            }
+        }
+    }
+
+    /// Connects to the `PostgreSQL` database at `url`.
+    pub async fn open_postgres(url: &str, connections: u32) -> Result<Self, DbErr> {
+        let pool = sea_orm::Database::connect(postgres(url, connections)).await?;
+        Ok(Self { write: pool.clone(), read: pool })
+    }
+
     /// Opens the `SQLite` file at `path`, making it where there is none.
-    pub async fn open_sqlite(path: &Path, config: &DatabaseConfig) -> Result<Self, DbErr> {
-        let write = sea_orm::Database::connect(sqlite(path, 1, config.synchronous)).await?;
-        let read = sea_orm::Database::connect(sqlite(path, config.read_connections, config.synchronous)).await?;
+    pub async fn open_sqlite(path: &Path, synchronous: Synchronous, readers: u32) -> Result<Self, DbErr> {
+        let write = sea_orm::Database::connect(sqlite(path, 1, synchronous)).await?;
+        let read = sea_orm::Database::connect(sqlite(path, readers, synchronous)).await?;
         Ok(Self { write, read })
     }
 
@@ -67,8 +92,8 @@ fn sqlite(path: &Path, connections: u32, synchronous: Synchronous) -> ConnectOpt
     options
         .max_connections(connections)
         .min_connections(1)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_timeout(ACQUIRE_TIMEOUT)
+        .acquire_timeout(SQLITE_ACQUIRE_TIMEOUT)
+        .connect_timeout(SQLITE_ACQUIRE_TIMEOUT)
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(move |options| {
             options
@@ -85,6 +110,28 @@ fn sqlite(path: &Path, connections: u32, synchronous: Synchronous) -> ConnectOpt
     options
 }
 
+fn postgres(url: &str, connections: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    options
+        .max_connections(connections)
+        .min_connections(1)
+        .acquire_timeout(POSTGRES_ACQUIRE_TIMEOUT)
+        .connect_timeout(POSTGRES_ACQUIRE_TIMEOUT)
+        .set_application_name("face-id")
+        .sqlx_logging(false)
+        .map_sqlx_postgres_opts(|options| {
+            // A process that stands still, or whose machine vanished, must not hold its locks for long.
+            options.options([
+                ("statement_timeout", format!("{}s", STATEMENT_TIMEOUT.as_secs())),
+                ("idle_in_transaction_session_timeout", "15s".to_owned()),
+                ("tcp_keepalives_idle", "15".to_owned()),
+                ("tcp_keepalives_interval", "5".to_owned()),
+                ("tcp_keepalives_count", "3".to_owned()),
+            ])
+        });
+    options
+}
+
 /// The SQL of the database's own clock, in microseconds since the epoch.
 pub(crate) fn now_sql(backend: DatabaseBackend) -> &'static str {
     match backend {
@@ -94,10 +141,53 @@ pub(crate) fn now_sql(backend: DatabaseBackend) -> &'static str {
     }
 }
 
-/// A statement in which `{now}` stands for the database's clock and `$1 ..` for `values`.
+/// A statement in which `{now}` stands for the database's clock, `{for update}` for the lock on the rows that a `SELECT`
+/// finds (`SQLite`'s one writer needs none) and `$1 ..` for `values`.
 pub(crate) fn statement(conn: &impl ConnectionTrait, sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
     let backend = conn.get_database_backend();
-    Statement::from_sql_and_values(backend, sql.replace("{now}", now_sql(backend)), values)
+    let lock = if is_postgres(conn) { "FOR UPDATE" } else { "" };
+    let sql = sql.replace("{now}", now_sql(backend)).replace("{for update}", lock);
+    Statement::from_sql_and_values(backend, sql, values)
+}
+
+/// Whether the connection speaks to `PostgreSQL`.
+pub(crate) fn is_postgres(conn: &impl ConnectionTrait) -> bool {
+    conn.get_database_backend() == DatabaseBackend::Postgres
+}
+
+/// Whether the error says that the database is out of reach for the moment, and nothing of what was asked of it.
+pub fn is_outage(error: &DbErr) -> bool {
+    let (DbErr::Exec(inner) | DbErr::Query(inner) | DbErr::Conn(inner)) = error else {
+        return matches!(error, DbErr::ConnectionAcquire(_));
+    };
+    let RuntimeErr::SqlxError(error) = inner else { return matches!(error, DbErr::Conn(_)) };
+    match error.as_ref() {
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| is_outage_code(&code)),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// `PostgreSQL` (Appendix A of its manual): connection exceptions, operator intervention (shutdown, crash, start-up, a
+/// terminated session), resources, a session that was idle in its transaction, read-only while it recovers. `SQLite`: busy.
+fn is_outage_code(code: &str) -> bool {
+    const SQLITE_BUSY: [&str; 3] = ["5", "261", "517"];
+    let classes = ["08", "57P", "53", "25006", "25P03", "25P04", "58"];
+    if code.len() == 5 { classes.iter().any(|class| code.starts_with(class)) } else { SQLITE_BUSY.contains(&code) }
+}
+
+/// Whether the transaction was given up so that another one could go on; the same again will do.
+pub(crate) fn is_deadlock(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    // deadlock_detected, serialization_failure
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "40P01" || code == "40001")
 }
 
 /// Runs a statement and returns how many rows it touched.

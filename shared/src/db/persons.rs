@@ -1,10 +1,10 @@
 //! Queries on persons; the collection is always the first argument.
 
 use sea_orm::prelude::*;
-use sea_orm::{ActiveValue::Set, QueryOrder, QuerySelect};
+use sea_orm::{FromQueryResult as _, QueryOrder, QuerySelect};
 
-use super::entity::person::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, faces, now};
+use super::entity::person::{Column, Entity, Model};
+use super::{Db, count, faces, statement};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -75,24 +75,13 @@ pub async fn find_or_create(
         PersonRef::Id { id } => return find(txn, collection, *id).await,
         PersonRef::External { external_id, name } => (external_id, name),
     };
-    match find_by_external_id(txn, collection, external_id).await? {
-        Some(found) if name.is_some() && found.name != *name => {
-            let mut row: ActiveModel = found.into();
-            row.name = Set(name.clone());
-            Ok(Some(row.update(txn).await?))
-        }
-        Some(found) => Ok(Some(found)),
-        None => {
-            let row = ActiveModel {
-                id: Set(PersonId::new()),
-                collection_id: Set(collection),
-                external_id: Set(Some(external_id.clone())),
-                name: Set(name.clone()),
-                created_at: Set(now(txn).await?),
-            };
-            Ok(Some(row.insert(txn).await?))
-        }
-    }
+    // One statement, so that two jobs that name the same new person make one.
+    let sql = "INSERT INTO persons (id, collection_id, external_id, name, created_at) VALUES ($1, $2, $3, $4, {now})
+        ON CONFLICT (collection_id, external_id) DO UPDATE SET name = COALESCE(excluded.name, persons.name)
+        RETURNING id, collection_id, external_id, name, created_at";
+    let values =
+        [PersonId::new().into(), collection.into(), external_id.as_str().into(), name.clone().into()];
+    Model::find_by_statement(statement(txn, sql, values)).one(txn).await
 }
 
 /// Deletes the person with all faces and vectors. False when it is not there.

@@ -71,6 +71,11 @@ pub async fn drop_expired(db: &Db, limit: u64) -> Result<u64, DbErr> {
 }
 
 async fn drop_where(txn: &impl ConnectionTrait, condition: &str, values: Vec<Value>) -> Result<u64, DbErr> {
+    // Locked before they are looked at: a job that begins to need one at this moment is waited for, and seen below.
+    let lock = format!(
+        "SELECT count(*) AS n FROM (SELECT u.id FROM uploads u WHERE {condition} ORDER BY u.id {{for update}}) AS locked"
+    );
+    super::count(txn, &lock, values.clone()).await?;
     let orphan = format!(
         "INSERT INTO orphaned_objects (object_key) SELECT u.object_key FROM uploads u
          WHERE {condition} AND NOT EXISTS (SELECT 1 FROM images i WHERE i.object_key = u.object_key)

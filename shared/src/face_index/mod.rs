@@ -4,6 +4,7 @@
 pub mod contract;
 mod exact;
 mod kernel;
+pub mod pgvector;
 
 use async_trait::async_trait;
 

@@ -33,6 +33,8 @@ pub struct Model {
     pub created_at: i64,
     pub started_at: Option<i64>,
     pub finished_at: Option<i64>,
+    /// The W3C trace context of the request that made the job.
+    pub traceparent: Option<String>,
 }
 
 /// Joins are written as named queries.

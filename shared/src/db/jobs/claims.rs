@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
-use sea_orm::{QueryFilter, QueryOrder};
+use sea_orm::{FromQueryResult, Statement};
 
-use super::transition::{Move, transition};
-use crate::db::entity::job::{Column, Entity, Model};
-use crate::db::{Db, execute, micros, placeholders, statement};
+use super::transition::{Move, transition, update};
+use crate::db::entity::job::Model;
+use crate::db::{Db, execute, is_postgres, micros, placeholders, statement};
 use crate::ids::{ClaimId, JobId};
 use crate::job::JobArgs;
 
@@ -42,59 +41,98 @@ pub enum Heartbeat {
 /// Begins an attempt of those of `jobs` that are queued and due; `None` when there is none (a doubled or late message).
 pub async fn claim(db: &Db, owner: &str, jobs: &[JobId], lease: Duration) -> Result<Option<Claim>, DbErr> {
     let id = ClaimId::new();
-    let txn = db.begin().await?;
-    let claimed = transition(&txn, jobs, Move::Claim(id)).await?;
+    let claimed = if is_postgres(&db.write) {
+        claim_in_one_statement(db, id, owner, jobs, lease).await?
+    } else {
+        claim_in_steps(db, id, owner, jobs, lease).await?
+    };
     if claimed.len() < jobs.len() {
-        unmark(&txn, jobs).await?;
+        unmark(db, jobs).await?;
     }
-    if claimed.is_empty() {
-        txn.commit().await?;
-        return Ok(None);
+    Ok((!claimed.is_empty()).then_some(Claim { id, jobs: claimed }))
+}
+
+async fn claim_in_one_statement(
+    db: &Db,
+    id: ClaimId,
+    owner: &str,
+    jobs: &[JobId],
+    lease: Duration,
+) -> Result<Vec<ClaimedJob>, DbErr> {
+    let (update, mut values) = update(jobs, Move::Claim(id));
+    let next = values.len() + 1;
+    let sql = format!(
+        "WITH moved AS ({update} RETURNING *), held AS (
+             INSERT INTO claims (id, owner, lease_expires_at)
+             SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved))
+         SELECT moved.*, p.args FROM moved JOIN job_payloads p ON p.job_id = moved.id ORDER BY moved.id",
+        next + 1
+    );
+    values.extend([owner.into(), micros(lease).into()]);
+    read(&db.write, statement(&db.write, &sql, values)).await
+}
+
+async fn claim_in_steps(
+    db: &Db,
+    id: ClaimId,
+    owner: &str,
+    jobs: &[JobId],
+    lease: Duration,
+) -> Result<Vec<ClaimedJob>, DbErr> {
+    let txn = db.begin().await?;
+    if transition(&txn, jobs, Move::Claim(id)).await?.is_empty() {
+        return Ok(Vec::new());
     }
     let sql = "INSERT INTO claims (id, owner, lease_expires_at) VALUES ($1, $2, {now} + $3)";
     execute(&txn, sql, [id.into(), owner.into(), micros(lease).into()]).await?;
-    let jobs = load(&txn, id).await?;
+    let sql = "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
+    let claimed = read(&txn, statement(&txn, sql, [id.into()])).await?;
     txn.commit().await?;
-    Ok(Some(Claim { id, jobs }))
+    Ok(claimed)
+}
+
+async fn read(conn: &impl ConnectionTrait, statement: Statement) -> Result<Vec<ClaimedJob>, DbErr> {
+    let rows = conn.query_all_raw(statement).await?;
+    rows.iter()
+        .map(|row| {
+            let args: String = row.try_get("", "args")?;
+            Ok(ClaimedJob { job: Model::from_query_result(row, "")?, args: serde_json::from_str(&args) })
+        })
+        .collect()
 }
 
 /// Renews a claim and says which of its jobs a client has cancelled.
 pub async fn heartbeat(db: &Db, claim: ClaimId, lease: Duration) -> Result<Heartbeat, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
-        id: JobId,
+        id: Option<JobId>,
+    }
+    let values = [micros(lease).into(), claim.into()];
+    if is_postgres(&db.write) {
+        let sql = "WITH held AS (UPDATE claims SET lease_expires_at = {now} + $1 WHERE id = $2 RETURNING id)
+            SELECT j.id FROM held LEFT JOIN jobs j ON j.claim_id = held.id AND j.cancel_requested";
+        let rows = Row::find_by_statement(statement(&db.write, sql, values)).all(&db.write).await?;
+        let lost = rows.is_empty();
+        let cancelled = rows.into_iter().filter_map(|r| r.id).collect();
+        return Ok(if lost { Heartbeat::Lost } else { Heartbeat::Held(cancelled) });
     }
     let sql = "UPDATE claims SET lease_expires_at = {now} + $1 WHERE id = $2";
-    if execute(&db.write, sql, [micros(lease).into(), claim.into()]).await? == 0 {
+    if execute(&db.write, sql, values).await? == 0 {
         return Ok(Heartbeat::Lost);
     }
     let sql = "SELECT id FROM jobs WHERE claim_id = $1 AND cancel_requested";
     let rows = Row::find_by_statement(statement(&db.read, sql, [claim.into()])).all(&db.read).await?;
-    Ok(Heartbeat::Held(rows.into_iter().map(|r| r.id).collect()))
+    Ok(Heartbeat::Held(rows.into_iter().filter_map(|r| r.id).collect()))
 }
 
-/// Clears the mark of jobs that this message came too early for, so that they are dispatched again when they are due.
-async fn unmark(txn: &impl ConnectionTrait, jobs: &[JobId]) -> Result<(), DbErr> {
+/// Clears the mark of jobs that this message came for and that still wait, be it that it came too early, so that they
+/// are dispatched again when they are due.
+async fn unmark(db: &Db, jobs: &[JobId]) -> Result<(), DbErr> {
     let sql = format!(
-        "UPDATE jobs SET dispatched_at = NULL WHERE state = 'queued' AND run_at > {{now}} AND id IN ({})",
+        "UPDATE jobs SET dispatched_at = NULL WHERE state = 'queued' AND dispatched_at IS NOT NULL
+         AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
         placeholders(1, jobs.len())
     );
-    execute(txn, &sql, jobs.iter().map(|id| Value::from(*id))).await?;
+    execute(&db.write, &sql, jobs.iter().map(|id| Value::from(*id))).await?;
     Ok(())
-}
-
-async fn load(txn: &impl ConnectionTrait, claim: ClaimId) -> Result<Vec<ClaimedJob>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Args {
-        args: String,
-    }
-    let rows = Entity::find().filter(Column::ClaimId.eq(claim)).order_by_asc(Column::Id).all(txn).await?;
-    let mut jobs = Vec::with_capacity(rows.len());
-    for job in rows {
-        let sql = "SELECT args FROM job_payloads WHERE job_id = $1";
-        let row = Args::find_by_statement(statement(txn, sql, [job.id.into()])).one(txn).await?;
-        let args = serde_json::from_str(&row.map(|r| r.args).unwrap_or_default());
-        jobs.push(ClaimedJob { job, args });
-    }
-    Ok(jobs)
 }

@@ -6,8 +6,8 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use crate::db::entity::job::Model;
-use crate::db::{Db, count, execute, statement};
-use crate::ids::{CollectionId, JobId};
+use crate::db::{Db, count, execute, is_postgres, placeholders, statement};
+use crate::ids::{CollectionId, EpochId, JobId};
 use crate::job::{JobKind, Lane};
 
 /// A job that is due and not dispatched.
@@ -21,11 +21,15 @@ pub struct DueJob {
     pub pipeline: String,
     pub attempt: i32,
     pub alone: i32,
+    pub traceparent: Option<String>,
+    /// The queue's epoch when the job was read; a mark of an older epoch means nothing.
+    pub epoch: Option<EpochId>,
 }
 
-impl From<&Model> for DueJob {
-    fn from(job: &Model) -> Self {
-        Self {
+impl DueJob {
+    /// A job that was committed just now, to be dispatched at once.
+    pub async fn submitted(db: &Db, job: &Model) -> Result<Self, DbErr> {
+        Ok(Self {
             id: job.id,
             collection_id: job.collection_id,
             kind: job.kind,
@@ -33,14 +37,17 @@ impl From<&Model> for DueJob {
             pipeline: job.pipeline.clone(),
             attempt: job.attempt,
             alone: job.alone,
-        }
+            traceparent: job.traceparent.clone(),
+            epoch: epoch(db).await?,
+        })
     }
 }
 
 /// Up to `limit` jobs of a lane that are due and not dispatched, oldest first.
 pub async fn due(db: &Db, lane: Lane, limit: u64) -> Result<Vec<DueJob>, DbErr> {
     let sql = format!(
-        "SELECT id, collection_id, kind, lane, pipeline, attempt, alone FROM jobs
+        "SELECT id, collection_id, kind, lane, pipeline, attempt, alone, traceparent,
+            (SELECT epoch FROM queue_epochs) AS epoch FROM jobs
          WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND run_at <= {{now}}
          ORDER BY id LIMIT {limit}"
     );
@@ -54,20 +61,62 @@ pub async fn dispatched(db: &Db, lane: Lane) -> Result<i64, DbErr> {
 }
 
 /// Marks jobs as dispatched. A job that was claimed since, even if it is queued again by now, is left alone: the mark
-/// would say that a message is on its way which is used up already.
+/// would say that a message is on its way which is used up already. So is one that was published in an epoch that is over.
 pub async fn mark_dispatched(db: &Db, jobs: &[DueJob]) -> Result<(), DbErr> {
-    let mut by_attempt: HashMap<i32, Vec<JobId>> = HashMap::new();
+    let lock = if is_postgres(&db.write) { "FOR KEY SHARE" } else { "" };
+    let mut groups: HashMap<(i32, Option<EpochId>), Vec<JobId>> = HashMap::new();
     for job in jobs {
-        by_attempt.entry(job.attempt).or_default().push(job.id);
+        groups.entry((job.attempt, job.epoch)).or_default().push(job.id);
     }
-    for (attempt, ids) in by_attempt {
+    for ((attempt, epoch), ids) in groups {
         let sql = format!(
             "UPDATE jobs SET dispatched_at = {{now}}
-             WHERE state = 'queued' AND dispatched_at IS NULL AND attempt = $1 AND id IN ({})",
-            crate::db::placeholders(2, ids.len())
+             WHERE state = 'queued' AND dispatched_at IS NULL AND attempt = $1
+               AND (SELECT epoch FROM queue_epochs {lock}) IS NOT DISTINCT FROM $2
+               AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
+            placeholders(3, ids.len())
         );
-        let values = std::iter::once(attempt.into()).chain(ids.into_iter().map(Into::into));
+        let values = [attempt.into(), epoch.into()].into_iter().chain(ids.into_iter().map(Into::into));
         execute(&db.write, &sql, values).await?;
     }
     Ok(())
+}
+
+/// Clears the marks of jobs whose message the queue gave up, and has them sent alone: whatever made their deliveries fail
+/// shall not take others along. Their state is left as it is: that is for an attempt to decide.
+pub async fn return_dead(db: &Db, jobs: &[JobId]) -> Result<u64, DbErr> {
+    let sql = format!(
+        "UPDATE jobs SET dispatched_at = NULL, alone = CASE WHEN alone < 1 THEN 1 ELSE alone END, version = version + 1
+         WHERE state = 'queued' AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
+        placeholders(1, jobs.len())
+    );
+    execute(&db.write, &sql, jobs.iter().map(|id| Value::from(*id))).await
+}
+
+/// The queue's epoch; `None` before the first.
+pub async fn epoch(db: &Db) -> Result<Option<EpochId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        epoch: Option<EpochId>,
+    }
+    let row = Row::find_by_statement(statement(&db.read, "SELECT epoch FROM queue_epochs", [])).one(&db.read).await?;
+    Ok(row.and_then(|r| r.epoch))
+}
+
+/// Begins a new epoch after `old` and forgets every mark, as the queue has lost the messages. `None` when somebody else
+/// began one before, else how many jobs will be sent again.
+pub async fn begin_epoch(db: &Db, old: Option<EpochId>, new: EpochId) -> Result<Option<u64>, DbErr> {
+    let txn = db.begin().await?;
+    // The row is locked in full, so that no mark of the old epoch can be under way beside this.
+    let sql = "SELECT count(*) AS n FROM
+        (SELECT singleton FROM queue_epochs WHERE epoch IS NOT DISTINCT FROM $1 {for update}) AS current";
+    if count(&txn, sql, [old.into()]).await? == 0 {
+        return Ok(None);
+    }
+    execute(&txn, "UPDATE queue_epochs SET epoch = $1", [new.into()]).await?;
+    let sql = "UPDATE jobs SET dispatched_at = NULL
+        WHERE id IN (SELECT id FROM jobs WHERE dispatched_at IS NOT NULL ORDER BY id {for update})";
+    let cleared = execute(&txn, sql, []).await?;
+    txn.commit().await?;
+    Ok(Some(cleared))
 }

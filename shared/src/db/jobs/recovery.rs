@@ -46,6 +46,7 @@ pub async fn recover_all(db: &Db) -> Result<Recovered, DbErr> {
         end_claim(&txn, claim, Move::LoseProcess(claim), &mut recovered).await?;
     }
     execute(&txn, "UPDATE jobs SET dispatched_at = NULL WHERE dispatched_at IS NOT NULL", []).await?;
+    execute(&txn, "DELETE FROM leaders", []).await?;
     txn.commit().await?;
     Ok(recovered)
 }

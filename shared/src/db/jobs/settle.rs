@@ -7,7 +7,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::transition::{Move, transition};
-use crate::db::{Db, execute, statement, uploads};
+use crate::db::{Db, count, execute, statement, uploads};
 use crate::ids::{ClaimId, JobId};
 use crate::job::{JobState, Problem};
 
@@ -35,6 +35,29 @@ pub enum Outcome {
     Cancelled,
 }
 
+impl Outcome {
+    /// The state of a job that ended so.
+    pub fn state(&self) -> JobState {
+        match self {
+            Self::Succeeded(_) => JobState::Succeeded,
+            Self::Rejected(_) => JobState::Rejected,
+            Self::Failed(_) => JobState::Failed,
+            Self::Cancelled => JobState::Cancelled,
+        }
+    }
+}
+
+/// What became of a job that was to be tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It waits for its next attempt.
+    Requeued,
+    /// A client had cancelled it: it has ended.
+    Cancelled,
+    /// The claim was taken away: nothing was written.
+    Lost,
+}
+
 /// What a client's wish to cancel did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancel {
@@ -46,12 +69,14 @@ pub enum Cancel {
     AlreadyFinished,
 }
 
-/// Checks the claim inside the transaction that is about to write the job's results.
+/// Checks the claim inside the transaction that is about to write the job's results, and keeps it from being taken away
+/// until that ends.
 pub async fn fence(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId) -> Result<Fence, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         cancel_requested: bool,
     }
+    hold(txn, claim).await?;
     let sql = "SELECT cancel_requested FROM jobs WHERE id = $1 AND claim_id = $2 AND state = 'running'";
     let row = Row::find_by_statement(statement(txn, sql, [job.into(), claim.into()])).one(txn).await?;
     Ok(match row {
@@ -63,13 +88,12 @@ pub async fn fence(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId) -> Re
 
 /// Ends the job; false (and nothing written) when the claim was taken away.
 pub async fn finish(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId, outcome: &Outcome) -> Result<bool, DbErr> {
-    let (state, result, problem) = match outcome {
-        Outcome::Succeeded(result) => (JobState::Succeeded, Some(result.to_string()), None),
-        Outcome::Rejected(problem) => (JobState::Rejected, None, Some(problem)),
-        Outcome::Failed(problem) => (JobState::Failed, None, Some(problem)),
-        Outcome::Cancelled => (JobState::Cancelled, None, None),
+    let (result, problem) = match outcome {
+        Outcome::Succeeded(result) => (Some(result.to_string()), None),
+        Outcome::Rejected(problem) | Outcome::Failed(problem) => (None, Some(problem)),
+        Outcome::Cancelled => (None, None),
     };
-    if transition(txn, &[job], Move::Finish(claim, state)).await?.is_empty() {
+    if transition(txn, &[job], Move::Finish(claim, outcome.state())).await?.is_empty() {
         return Ok(false);
     }
     let sql = "UPDATE job_payloads SET result = $1, problem = $2 WHERE job_id = $3";
@@ -79,24 +103,29 @@ pub async fn finish(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId, outc
     Ok(true)
 }
 
-/// Puts the job back for another attempt after `delay`, with the reason of this one's failure. False when it was
-/// cancelled or taken away meanwhile.
-pub async fn retry(db: &Db, claim: ClaimId, job: JobId, delay: Duration, problem: &Problem) -> Result<bool, DbErr> {
+/// Puts the job back for another attempt after `delay`, with the reason of this one's failure.
+pub async fn retry(db: &Db, claim: ClaimId, job: JobId, delay: Duration, problem: &Problem) -> Result<Retry, DbErr> {
     let txn = db.begin().await?;
+    hold(&txn, claim).await?;
     let moved = !transition(&txn, &[job], Move::Retry(claim, delay)).await?.is_empty();
     if moved {
         let sql = "UPDATE job_payloads SET problem = $1 WHERE job_id = $2";
         execute(&txn, sql, [problem_json(problem)?.into(), job.into()]).await?;
     }
-    finish_cancelled(&txn, claim, &[job]).await?;
+    let cancelled = finish_cancelled(&txn, claim, &[job]).await?;
     close_if_empty(&txn, claim).await?;
     txn.commit().await?;
-    Ok(moved)
+    Ok(match (moved, cancelled.is_empty()) {
+        (true, _) => Retry::Requeued,
+        (false, false) => Retry::Cancelled,
+        (false, true) => Retry::Lost,
+    })
 }
 
 /// Gives jobs back because the worker stops; the attempt does not count.
 pub async fn release(db: &Db, claim: ClaimId, jobs: &[JobId]) -> Result<(), DbErr> {
     let txn = db.begin().await?;
+    hold(&txn, claim).await?;
     transition(&txn, jobs, Move::Release(claim)).await?;
     finish_cancelled(&txn, claim, jobs).await?;
     close_if_empty(&txn, claim).await?;
@@ -132,6 +161,13 @@ pub(super) async fn finish_cancelled(
         }
     }
     Ok(ended)
+}
+
+/// Locks the claim. Whoever changes jobs that run locks their claim first, so that nobody waits in a circle.
+async fn hold(txn: &impl ConnectionTrait, claim: ClaimId) -> Result<(), DbErr> {
+    let sql = "SELECT count(*) AS n FROM (SELECT id FROM claims WHERE id = $1 {for update}) AS held";
+    count(txn, sql, [claim.into()]).await?;
+    Ok(())
 }
 
 pub(super) async fn close_if_empty(txn: &impl ConnectionTrait, claim: ClaimId) -> Result<(), DbErr> {

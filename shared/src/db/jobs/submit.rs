@@ -20,6 +20,8 @@ pub struct NewJob {
     pub pipeline: String,
     pub args: JobArgs,
     pub tag: Option<String>,
+    /// The W3C trace context of the request.
+    pub traceparent: Option<String>,
     pub idempotency: Option<Idempotency>,
     /// Uploads that come with this very request, to be recorded together with it.
     pub inline_uploads: Vec<uploads::NewUpload>,
@@ -66,8 +68,14 @@ pub async fn submit(db: &Db, new: NewJob) -> Result<Submitted, DbErr> {
         uploads::create(&txn, upload).await?;
     }
     let job = insert(&txn, &new).await?;
-    if let Some(idempotency) = new.idempotency {
-        remember(&txn, idempotency, job.id).await?;
+    if let Some(idempotency) = new.idempotency
+        && !remember(&txn, &idempotency, job.id).await?
+    {
+        // Another request with this key committed since it was looked for.
+        txn.rollback().await?;
+        return repeated(&db.write, &idempotency).await?.ok_or_else(|| {
+            DbErr::Custom("an idempotency key was taken and released within one request; send it again".to_owned())
+        });
     }
     txn.commit().await?;
     Ok(Submitted::New(job))
@@ -102,6 +110,7 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
         created_at: Set(created_at),
         started_at: Set(None),
         finished_at: Set(None),
+        traceparent: Set(new.traceparent.clone()),
     }
     .insert(txn)
     .await?;
@@ -115,21 +124,22 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
     Ok(job)
 }
 
-async fn remember(txn: &impl ConnectionTrait, idempotency: Idempotency, job: JobId) -> Result<(), DbErr> {
+/// False when the key stands for another job. Waits for a request with the same key that is under way.
+async fn remember(txn: &impl ConnectionTrait, idempotency: &Idempotency, job: JobId) -> Result<bool, DbErr> {
     // An expired key that was not swept yet is free again.
     let sql = "INSERT INTO idempotency_keys (route, key, fingerprint, job_id, expires_at)
         VALUES ($1, $2, $3, $4, {now} + $5)
         ON CONFLICT (route, key) DO UPDATE SET fingerprint = excluded.fingerprint, job_id = excluded.job_id,
-            expires_at = excluded.expires_at";
+            expires_at = excluded.expires_at
+        WHERE idempotency_keys.expires_at <= {now}";
     let values = [
-        idempotency.route.into(),
-        idempotency.key.into(),
-        idempotency.fingerprint.into(),
+        idempotency.route.as_str().into(),
+        idempotency.key.as_str().into(),
+        idempotency.fingerprint.as_str().into(),
         job.into(),
         micros(idempotency.keep).into(),
     ];
-    execute(txn, sql, values).await?;
-    Ok(())
+    Ok(execute(txn, sql, values).await? > 0)
 }
 
 async fn repeated(conn: &impl ConnectionTrait, idempotency: &Idempotency) -> Result<Option<Submitted>, DbErr> {

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use migrations::MigratorTrait;
 use proptest::prelude::*;
 use sea_orm::EntityTrait;
 
@@ -11,7 +10,7 @@ use super::claims::{self, Heartbeat};
 use super::outbox;
 use super::recovery::{reap, recover_all};
 use super::settle::{self, Cancel, Outcome};
-use super::submit::{NewJob, Submitted, submit};
+use super::submit::{Idempotency, NewJob, Submitted, submit};
 use crate::db::entity::job;
 use crate::db::{Db, collections, execute, uploads};
 use crate::ids::{ClaimId, CollectionId, JobId, UploadId};
@@ -252,7 +251,8 @@ impl World {
     }
 }
 
-async fn new_job(db: &Db, collection: CollectionId) -> JobId {
+/// An index job of a picture of its own.
+fn request(collection: CollectionId, idempotency: Option<Idempotency>) -> NewJob {
     let id = UploadId::new();
     let image = ImageRef { upload_id: id, object_key: format!("k/{id}"), sha256: String::new() };
     let upload = uploads::NewUpload {
@@ -262,18 +262,22 @@ async fn new_job(db: &Db, collection: CollectionId) -> JobId {
         sha256: String::new(),
         size_bytes: 1,
         content_type: "image/png".to_owned(),
-        inline: false,
+        inline: idempotency.is_some(),
         keep: LEASE,
     };
-    let new = NewJob {
+    NewJob {
         collection,
         pipeline: "tiny".to_owned(),
         args: JobArgs::Index { image },
         tag: None,
-        idempotency: None,
+        traceparent: None,
+        idempotency,
         inline_uploads: vec![upload],
-    };
-    match submit(db, new).await.unwrap() {
+    }
+}
+
+async fn new_job(db: &Db, collection: CollectionId) -> JobId {
+    match submit(db, request(collection, None)).await.unwrap() {
         Submitted::New(job) => job.id,
         other => panic!("a job without a key is new, got {other:?}"),
     }
@@ -297,65 +301,41 @@ async fn end(db: &Db, claim: ClaimId, job: JobId, state: JobState) -> bool {
 fn rows_follow_the_model() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let db = runtime.block_on(async {
-        let db = crate::testing::database(folder.path()).await;
-        migrations::Migrator::up(&db.write, None).await.unwrap();
-        db
-    });
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig { cases: 96, ..ProptestConfig::default() });
-    runner
-        .run(&prop::collection::vec(step(), 1..40), |steps| {
-            runtime.block_on(async {
-                recover_all(&db).await.unwrap();
-                let mut world = World::new(db.clone()).await;
-                for step in &steps {
-                    world.take(step).await;
-                    world.check(step).await;
-                }
-            });
-            Ok(())
-        })
-        .unwrap();
+    for db in runtime.block_on(crate::testing::databases(folder.path())) {
+        let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
+        proptest::test_runner::TestRunner::new(config)
+            .run(&prop::collection::vec(step(), 1..40), |steps| {
+                runtime.block_on(async {
+                    recover_all(&db).await.unwrap();
+                    let mut world = World::new(db.clone()).await;
+                    for step in &steps {
+                        world.take(step).await;
+                        world.check(step).await;
+                    }
+                });
+                Ok(())
+            })
+            .unwrap();
+    }
 }
 
 #[tokio::test]
 async fn a_repeated_key_gives_the_same_job() {
-    use super::submit::Idempotency;
     let folder = tempfile::tempdir().unwrap();
-    let db = crate::testing::database(folder.path()).await;
-    migrations::Migrator::up(&db.write, None).await.unwrap();
-    let made = collections::create(&db, "c", "tiny", &collections::CollectionSettings::default()).await.unwrap();
+    for db in crate::testing::databases(folder.path()).await {
+        one_job_for_a_key(&db).await;
+    }
+}
+
+async fn one_job_for_a_key(db: &Db) {
+    let made = collections::create(db, "c", "tiny", &collections::CollectionSettings::default()).await.unwrap();
     let collection = made.unwrap().id;
     let request = |fingerprint: &str| {
-        let id = UploadId::new();
-        let image = ImageRef { upload_id: id, object_key: format!("k/{id}"), sha256: String::new() };
-        let upload = uploads::NewUpload {
-            id,
-            collection,
-            object_key: image.object_key.clone(),
-            sha256: String::new(),
-            size_bytes: 1,
-            content_type: "image/png".to_owned(),
-            inline: true,
-            keep: LEASE,
-        };
-        let idempotency = Idempotency {
-            route: "r".to_owned(),
-            key: "k".to_owned(),
-            fingerprint: fingerprint.to_owned(),
-            keep: LEASE,
-        };
-        NewJob {
-            collection,
-            pipeline: "tiny".to_owned(),
-            args: JobArgs::Index { image },
-            tag: None,
-            idempotency: Some(idempotency),
-            inline_uploads: vec![upload],
-        }
+        let (route, key, fingerprint) = ("r".to_owned(), "k".to_owned(), fingerprint.to_owned());
+        request(collection, Some(Idempotency { route, key, fingerprint, keep: LEASE }))
     };
     // All at once: one makes the job, the others find it.
-    let submitted = futures_util::future::join_all((0..8).map(|_| submit(&db, request("f")))).await;
+    let submitted = futures_util::future::join_all((0..8).map(|_| submit(db, request("f")))).await;
     let mut ids = Vec::new();
     let mut new = 0;
     for one in submitted {
@@ -370,5 +350,5 @@ async fn a_repeated_key_gives_the_same_job() {
     }
     ids.dedup();
     assert_eq!((new, ids.len()), (1, 1));
-    assert!(matches!(submit(&db, request("other")).await.unwrap(), Submitted::KeyReused));
+    assert!(matches!(submit(db, request("other")).await.unwrap(), Submitted::KeyReused));
 }

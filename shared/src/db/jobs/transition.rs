@@ -37,17 +37,25 @@ pub(super) async fn transition(txn: &impl ConnectionTrait, jobs: &[JobId], step:
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
-    let (changes, guard, mut values) = parts(step);
-    let sql = format!(
-        "UPDATE jobs SET {changes}, dispatched_at = NULL, version = version + 1
-         WHERE {guard} AND id IN ({}) RETURNING id",
-        placeholders(values.len() + 1, jobs.len())
-    );
-    values.extend(jobs.iter().map(|id| Value::from(*id)));
+    let (sql, values) = update(jobs, step);
+    let sql = format!("{sql} RETURNING id");
     let mut moved: Vec<JobId> =
         Moved::find_by_statement(statement(txn, &sql, values)).all(txn).await?.into_iter().map(|m| m.id).collect();
     moved.sort_unstable();
     Ok(moved)
+}
+
+/// The statement of a move, to be ended with `RETURNING`, and its values, `$1` first.
+pub(super) fn update(jobs: &[JobId], step: Move) -> (String, Vec<Value>) {
+    let (changes, guard, mut values) = parts(step);
+    // Rows are locked in the order of their ids, so that two moves of several jobs never wait for each other in a circle.
+    let sql = format!(
+        "UPDATE jobs SET {changes}, dispatched_at = NULL, version = version + 1
+         WHERE {guard} AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
+        placeholders(values.len() + 1, jobs.len())
+    );
+    values.extend(jobs.iter().map(|id| Value::from(*id)));
+    (sql, values)
 }
 
 /// The assignments, the condition and their values, `$1` first.

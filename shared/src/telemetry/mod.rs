@@ -1,4 +1,7 @@
-//! Logging set-up, used once by each binary.
+//! Logging set-up, used once by each binary; metrics; the trace context that follows a job.
+
+pub mod metrics;
+pub mod trace;
 
 use std::io::IsTerminal as _;
 

@@ -1,0 +1,63 @@
+//! Vectors as the two databases store them: little-endian f32 bytes on `SQLite`, pgvector's own type on `PostgreSQL`.
+
+use sea_orm::prelude::*;
+use sea_orm::{FromQueryResult, QueryResult, TryGetError};
+
+use super::faces::Origin;
+use super::{execute, is_postgres, statement};
+use crate::embedding::Embedding;
+use crate::ids::{FaceId, PersonId};
+
+/// A stored vector, read from whichever column type the database has.
+struct StoredVector(Embedding);
+
+/// The vector as a value to bind.
+pub(crate) fn to_value(conn: &impl ConnectionTrait, embedding: &Embedding) -> Value {
+    if is_postgres(conn) {
+        PgVector::from(embedding.as_slice().to_vec()).into()
+    } else {
+        embedding.to_bytes().into()
+    }
+}
+
+impl sea_orm::TryGetable for StoredVector {
+    fn try_get_by<I: sea_orm::ColIdx>(row: &QueryResult, index: I) -> Result<Self, TryGetError> {
+        let read = if row.try_as_pg_row().is_some() {
+            Embedding::normalised(PgVector::try_get_by(row, index)?.to_vec())
+        } else {
+            Embedding::from_bytes(&Vec::<u8>::try_get_by(row, index)?)
+        };
+        read.map(Self).map_err(|e| TryGetError::DbErr(DbErr::Custom(e.to_string())))
+    }
+}
+
+/// Stores the vector of a face, unless this pipeline made one of it before.
+pub(super) async fn insert(
+    txn: &impl ConnectionTrait,
+    origin: Origin<'_>,
+    face: FaceId,
+    embedding: &Embedding,
+) -> Result<(), DbErr> {
+    let sql = "INSERT INTO embeddings (pipeline, face_id, collection_id, vector) VALUES ($1, $2, $3, $4)
+        ON CONFLICT DO NOTHING";
+    let values = [origin.pipeline.into(), face.into(), origin.collection.into(), to_value(txn, embedding)];
+    execute(txn, sql, values).await?;
+    Ok(())
+}
+
+/// The vectors that one pipeline made of a person's enrolled faces.
+pub(super) async fn of_person(
+    conn: &impl ConnectionTrait,
+    person: PersonId,
+    pipeline: &str,
+) -> Result<Vec<(FaceId, Embedding)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        face_id: FaceId,
+        vector: StoredVector,
+    }
+    let sql = "SELECT e.face_id, e.vector FROM embeddings e JOIN faces f ON f.id = e.face_id
+        WHERE f.person_id = $1 AND f.assigned_by IN ('enrolled', 'user') AND e.pipeline = $2";
+    let rows = Row::find_by_statement(statement(conn, sql, [person.into(), pipeline.into()])).all(conn).await?;
+    Ok(rows.into_iter().map(|r| (r.face_id, r.vector.0)).collect())
+}

@@ -1,0 +1,125 @@
+//! The approximate index of a large gallery: HNSW over the templates that were there when it was built.
+//!
+//! It ends at a face: ids grow with time, so what was stored later is outside and costs nothing to insert (an insert into
+//! an HNSW index takes milliseconds). A search scans that rest exactly; when it has grown, the index is built anew.
+
+use std::time::Duration;
+
+use sea_orm::{DbErr, FromQueryResult};
+use uuid::Uuid;
+
+use super::partitions::{literal, partition_name};
+use crate::db::{Db, execute, leaders, statement};
+use crate::face_index::Gallery;
+use crate::ids::{CollectionId, FaceId};
+
+/// The rest may grow to this share of the index before that is built anew.
+const REBUILD_FRACTION: i64 = 5;
+/// While one process builds, others leave it alone; one that died has lost its turn after this long.
+const BUILD_LEASE: Duration = Duration::from_secs(3600);
+
+/// An index that stands.
+#[derive(Clone, Debug, FromQueryResult)]
+pub(super) struct HnswIndex {
+    name: String,
+    /// The last face inside.
+    pub(super) last_face: FaceId,
+}
+
+/// The index of the gallery, if it has one.
+pub(super) async fn find(db: &Db, gallery: &Gallery) -> Result<Option<HnswIndex>, DbErr> {
+    let sql = "SELECT name, last_face FROM hnsw_indexes WHERE pipeline = $1 AND collection_id = $2";
+    let values = [gallery.pipeline.as_str().into(), gallery.collection.into()];
+    HnswIndex::find_by_statement(statement(&db.read, sql, values)).one(&db.read).await
+}
+
+/// Galleries of at least `from` templates whose index is missing or has been outgrown.
+pub(super) async fn wanting(db: &Db, from: u64) -> Result<Vec<Gallery>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        pipeline: String,
+        collection_id: CollectionId,
+    }
+    let sql = format!(
+        "SELECT e.pipeline, e.collection_id FROM embeddings e
+         LEFT JOIN hnsw_indexes h ON h.pipeline = e.pipeline AND h.collection_id = e.collection_id
+         WHERE e.template_of IS NOT NULL GROUP BY e.pipeline, e.collection_id, h.faces
+         HAVING count(*) >= $1 AND (h.faces IS NULL OR count(*) - h.faces > h.faces / {REBUILD_FRACTION})"
+    );
+    let from = i64::try_from(from).unwrap_or(i64::MAX);
+    let rows = Row::find_by_statement(statement(&db.read, &sql, [from.into()])).all(&db.read).await?;
+    Ok(rows.into_iter().map(|r| Gallery { collection: r.collection_id, pipeline: r.pipeline }).collect())
+}
+
+/// Builds the index of a gallery beside its use; false when another process is at it.
+pub(super) async fn build(db: &Db, gallery: &Gallery, owner: Uuid) -> Result<bool, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        // max() knows no uuid before PostgreSQL 18.
+        last_face: Option<FaceId>,
+        faces: i64,
+        dimension: Option<i32>,
+    }
+    let role = format!("hnsw {} {}", gallery.collection, gallery.pipeline);
+    if leaders::lead(db, &role, owner, BUILD_LEASE).await?.is_none() {
+        return Ok(false);
+    }
+    let here = format!(
+        "pipeline = {} AND collection_id = '{}' AND template_of IS NOT NULL",
+        literal(&gallery.pipeline),
+        gallery.collection
+    );
+    let sql = format!(
+        "SELECT (SELECT face_id FROM embeddings WHERE {here} ORDER BY face_id DESC LIMIT 1) AS last_face,
+            (SELECT vector_dims(vector) FROM embeddings WHERE {here} LIMIT 1) AS dimension,
+            count(*) AS faces FROM embeddings WHERE {here}"
+    );
+    let row = Row::find_by_statement(statement(&db.read, &sql, [])).one(&db.read).await?;
+    let built = match row {
+        Some(Row { last_face: Some(last_face), faces, dimension: Some(dimension) }) => {
+            replace(db, gallery, last_face, faces, dimension).await
+        }
+        _ => Ok(()),
+    };
+    leaders::resign(db, &role, owner).await?;
+    built.map(|()| true)
+}
+
+async fn replace(db: &Db, gallery: &Gallery, last_face: FaceId, faces: i64, dimension: i32) -> Result<(), DbErr> {
+    let old = find(db, gallery).await?;
+    let name = format!("hnsw_{}", Uuid::now_v7().simple());
+    let create = format!(
+        "CREATE INDEX CONCURRENTLY {name} ON {} USING hnsw ((vector::vector({dimension})) vector_ip_ops)
+         WHERE collection_id = '{}' AND template_of IS NOT NULL AND face_id <= '{last_face}'",
+        partition_name(&gallery.pipeline),
+        gallery.collection
+    );
+    run_long(db, &[&create]).await?;
+    let sql = "INSERT INTO hnsw_indexes (pipeline, collection_id, name, last_face, faces) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (pipeline, collection_id) DO UPDATE
+        SET name = excluded.name, last_face = excluded.last_face, faces = excluded.faces";
+    let values = [
+        gallery.pipeline.as_str().into(),
+        gallery.collection.into(),
+        name.into(),
+        last_face.into(),
+        faces.into(),
+    ];
+    execute(&db.write, sql, values).await?;
+    if let Some(old) = old {
+        run_long(db, &[&format!("DROP INDEX CONCURRENTLY IF EXISTS {}", old.name)]).await?;
+    }
+    tracing::info!(collection.id = %gallery.collection, pipeline = gallery.pipeline, faces, "an approximate index was built");
+    Ok(())
+}
+
+/// Runs statements that take long and want no transaction, on a connection of their own.
+async fn run_long(db: &Db, statements: &[&str]) -> Result<(), DbErr> {
+    let failed = |e: sqlx::Error| DbErr::Exec(sea_orm::RuntimeErr::SqlxError(e.into()));
+    let mut connection = db.write.get_postgres_connection_pool().acquire().await.map_err(failed)?.detach();
+    sqlx::Executor::execute(&mut connection, "SET statement_timeout = 0").await.map_err(failed)?;
+    for sql in statements {
+        sqlx::Executor::execute(&mut connection, sqlx::AssertSqlSafe((*sql).to_owned())).await.map_err(failed)?;
+    }
+    sqlx::Connection::close(connection).await.map_err(failed)
+}

@@ -1,0 +1,67 @@
+//! One partition of `embeddings` a pipeline: vectors of two models have different dimensions and never meet.
+
+use sea_orm::DbErr;
+
+use crate::db::{Db, count, execute};
+use crate::digest::sha256_hex;
+
+/// Vectors up to this many components fit a page and are kept in the row; PostgreSQL's default would move those of 512
+/// and more out of line and make a scan four times as slow.
+const MAX_PLAIN: usize = 1900;
+
+/// The name of a pipeline's partition: readable, and unlike any other's whatever the name holds.
+pub(super) fn partition_name(pipeline: &str) -> String {
+    let readable: String =
+        pipeline.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).take(30).collect();
+    format!("embeddings_{readable}_{}", &sha256_hex(pipeline)[..8])
+}
+
+/// Makes the partition of a pipeline whose vectors have `dimension` components, unless it is there. Waits only briefly for
+/// the lock that this needs, so that searches behind it do not wait either.
+///
+/// # Errors
+/// The lock was not to be had, or the partition is there with another dimension.
+pub async fn create_partition(db: &Db, pipeline: &str, dimension: usize) -> Result<bool, DbErr> {
+    let name = partition_name(pipeline);
+    if has_partition(db, pipeline).await? {
+        return Ok(false);
+    }
+    let txn = db.begin().await?;
+    execute(&txn, "SET LOCAL lock_timeout = '2s'", []).await?;
+    let create = format!(
+        "CREATE TABLE {name} PARTITION OF embeddings (CHECK (vector_dims(vector) = {dimension})) FOR VALUES IN ({})",
+        literal(pipeline)
+    );
+    execute(&txn, &create, []).await?;
+    if dimension <= MAX_PLAIN {
+        execute(&txn, &format!("ALTER TABLE {name} ALTER COLUMN vector SET STORAGE PLAIN"), []).await?;
+    }
+    txn.commit().await?;
+    Ok(true)
+}
+
+/// Whether vectors of the pipeline can be stored.
+pub async fn has_partition(db: &Db, pipeline: &str) -> Result<bool, DbErr> {
+    let sql = "SELECT count(*) AS n FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'embeddings'::regclass AND c.relname = $1";
+    Ok(count(&db.read, sql, [partition_name(pipeline).into()]).await? > 0)
+}
+
+/// A text as an SQL literal.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain_and_apart() {
+        let name = partition_name("YuNet-MobileFaceNet'; DROP");
+        assert!(name.starts_with("embeddings_yunet_mobilefacenet___drop_"), "{name}");
+        assert_ne!(partition_name("a-b"), partition_name("a_b"));
+        assert!(partition_name(&"x".repeat(200)).len() < 63);
+        assert_eq!(literal("it's"), "'it''s'");
+    }
+}

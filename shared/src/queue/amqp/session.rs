@@ -1,0 +1,245 @@
+//! One publishing connection: which queues it has declared, and what stops it.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::uri::AMQPUri;
+use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::link::{self, LinkError, within};
+use super::topology::{Topology, route, short};
+use crate::job::Lane;
+use crate::queue::QueueError;
+
+/// How long a refused declaration is not tried again.
+const REFUSAL: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub(super) struct PublishSession {
+    channel: Channel,
+    /// lapin counts a message before it sends it: without turns two tasks could get each other's confirmations.
+    sending: tokio::sync::Mutex<()>,
+    declaring: tokio::sync::Mutex<()>,
+    declared: Mutex<HashMap<(Lane, String), Declared>>,
+    trouble: watch::Sender<Trouble>,
+    // Last: dropping it closes what the fields above stand on.
+    connection: Connection,
+}
+
+#[derive(Clone)]
+enum Declared {
+    Yes,
+    Refused { why: String, until: Instant },
+}
+
+#[derive(Clone)]
+enum Trouble {
+    None,
+    /// The broker takes no messages for now; what was sent may still arrive later.
+    Blocked(String),
+    /// The connection is given up.
+    Broken(String),
+}
+
+impl PublishSession {
+    /// Connects, and declares what every publisher needs.
+    pub(super) async fn open(uri: &AMQPUri, topology: &Topology) -> Result<Self, LinkError> {
+        let connection = link::connect(uri, "publish").await?;
+        topology.declare_base(&link::channel(&connection).await?).await?;
+        let channel = link::channel(&connection).await?;
+        within("ask for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(Self {
+            channel,
+            sending: tokio::sync::Mutex::default(),
+            declaring: tokio::sync::Mutex::default(),
+            declared: Mutex::default(),
+            trouble: watch::Sender::new(Trouble::None),
+            connection,
+        })
+    }
+
+    /// Follows the state of the connection until it is lost or given up.
+    pub(super) async fn watch(&self) -> LinkError {
+        let mut events = pin!(self.connection.events_listener());
+        // What the broker said before somebody listened.
+        if self.connection.status().blocked() {
+            self.blocked(String::new());
+        }
+        let mut trouble = self.trouble.subscribe();
+        loop {
+            tokio::select! {
+                _ = trouble.wait_for(|trouble| matches!(trouble, Trouble::Broken(_))) => {
+                    return LinkError::Ended(self.trouble().unwrap_or_default());
+                }
+                error = link::loss(&self.connection) => return error,
+                () = self.channel_loss() => {
+                    return LinkError::Ended("the broker closed the channel for publishing".to_owned());
+                }
+                Some(event) = events.next() => match event {
+                    Event::ConnectionBlocked(reason) => self.blocked(reason),
+                    Event::ConnectionUnblocked => self.unblocked(),
+                    // Losses are seen above; an error may be one of a channel that only asked something.
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    /// A fresh channel of this connection.
+    pub(super) async fn channel(&self) -> Result<Channel, LinkError> {
+        link::channel(&self.connection).await
+    }
+
+    /// An error while the broker takes nothing.
+    pub(super) fn usable(&self) -> Result<(), QueueError> {
+        self.trouble().map_or(Ok(()), |why| Err(QueueError::Unavailable(why)))
+    }
+
+    /// Like `usable`, and also an error where a queue could not be declared.
+    pub(super) fn check(&self) -> Result<(), QueueError> {
+        self.usable()?;
+        let refused = self.declared().values().find_map(|declared| match declared {
+            Declared::Refused { why, .. } => Some(why.clone()),
+            Declared::Yes => None,
+        });
+        refused.map_or(Ok(()), |why| Err(QueueError::Unavailable(why)))
+    }
+
+    /// Gives the connection up; it is made anew.
+    pub(super) fn give_up(&self, why: impl Into<String>) {
+        self.trouble.send_if_modified(|trouble| {
+            let first = !matches!(trouble, Trouble::Broken(_));
+            if first {
+                *trouble = Trouble::Broken(why.into());
+            }
+            first
+        });
+    }
+
+    /// Declares the queue of a lane and pipeline, unless this connection has done so before.
+    pub(super) async fn declare(&self, topology: &Topology, lane: Lane, pipeline: &str) -> Result<(), QueueError> {
+        let key = (lane, pipeline.to_owned());
+        if self.is_declared(&key)? {
+            return Ok(());
+        }
+        let _turn = self.declaring.lock().await;
+        if self.is_declared(&key)? {
+            return Ok(());
+        }
+        let declaring = async {
+            // A refusal closes the channel, so it is not the one that publishes.
+            topology.declare_lane(&self.channel().await?, lane, pipeline).await
+        };
+        let error = match self.unless_in_trouble(declaring).await? {
+            Ok(()) => {
+                self.declared().insert(key, Declared::Yes);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let why = error.to_string();
+        if error.is_refusal() {
+            tracing::error!(%error, "the message broker refused a queue; its jobs wait in the jobs table");
+            let until = Instant::now() + REFUSAL;
+            self.declared().insert(key, Declared::Refused { why: why.clone(), until });
+        } else {
+            self.give_up(why.clone());
+        }
+        Err(QueueError::Unavailable(why))
+    }
+
+    /// Declares it again at the next message.
+    pub(super) fn forget(&self, lane: Lane, pipeline: &str) {
+        self.declared().remove(&(lane, pipeline.to_owned()));
+    }
+
+    /// Sends a message and waits for what the broker says to it.
+    pub(super) async fn send(
+        &self,
+        topology: &Topology,
+        lane: Lane,
+        pipeline: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<Confirmation, QueueError> {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let (exchange, key) = (short(&topology.jobs_exchange()), short(&route(lane, pipeline)));
+        let sending = async {
+            let turn = self.sending.lock().await;
+            let confirmation = self.channel.basic_publish(exchange, key, options, body, properties).await?;
+            drop(turn);
+            confirmation.await
+        };
+        self.unless_in_trouble(sending).await?.map_err(|error| {
+            let why = format!("publish a message: {error}");
+            self.give_up(why.clone());
+            QueueError::Unavailable(why)
+        })
+    }
+
+    /// Waits for `answer`, but not longer than the connection is in order.
+    async fn unless_in_trouble<T>(&self, answer: impl Future<Output = T>) -> Result<T, QueueError> {
+        let mut trouble = self.trouble.subscribe();
+        tokio::select! {
+            biased;
+            _ = trouble.wait_for(|trouble| !matches!(trouble, Trouble::None)) => {
+                Err(QueueError::Unavailable(self.trouble().unwrap_or_default()))
+            }
+            answer = answer => Ok(answer),
+        }
+    }
+
+    async fn channel_loss(&self) {
+        while self.channel.status().connected() {
+            tokio::time::sleep(link::LOOK).await;
+        }
+    }
+
+    fn is_declared(&self, key: &(Lane, String)) -> Result<bool, QueueError> {
+        match self.declared().get(key) {
+            Some(Declared::Yes) => Ok(true),
+            Some(Declared::Refused { why, until }) if Instant::now() < *until => {
+                Err(QueueError::Unavailable(why.clone()))
+            }
+            Some(Declared::Refused { .. }) | None => Ok(false),
+        }
+    }
+
+    fn blocked(&self, reason: String) {
+        tracing::warn!(reason, "the message broker takes no messages for now");
+        let why = format!("the broker blocks publishers ({})", if reason.is_empty() { "no reason given" } else { &reason });
+        self.change(Trouble::Blocked(why));
+    }
+
+    fn unblocked(&self) {
+        tracing::info!("the message broker takes messages again");
+        self.change(Trouble::None);
+    }
+
+    fn change(&self, to: Trouble) {
+        self.trouble.send_if_modified(|trouble| {
+            let alive = !matches!(trouble, Trouble::Broken(_));
+            if alive {
+                *trouble = to;
+            }
+            alive
+        });
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match &*self.trouble.borrow() {
+            Trouble::None => None,
+            Trouble::Blocked(why) | Trouble::Broken(why) => Some(why.clone()),
+        }
+    }
+
+    fn declared(&self) -> MutexGuard<'_, HashMap<(Lane, String), Declared>> {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,171 @@
+//! Prometheus metrics: one function a thing that happens, so that names and labels stand in one place.
+//!
+//! Labels are kinds, lanes, states and routes, never ids: their number stays bounded.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+
+use crate::job::{JobKind, JobState, Lane};
+
+/// Upper bounds of the latency buckets, in seconds.
+const LATENCY_S: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+/// Upper bounds of the buckets of a share.
+const SHARE: [f64; 8] = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0];
+
+static EXPORTER: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Begins to gather; what happened before is not counted. Call it once at start.
+///
+/// # Errors
+/// Another recorder was installed.
+pub fn install() -> Result<(), BuildError> {
+    if EXPORTER.get().is_some() {
+        return Ok(());
+    }
+    let handle = PrometheusBuilder::new()
+        .set_buckets(&LATENCY_S)?
+        .set_buckets_for_metric(
+            metrics_exporter_prometheus::Matcher::Full("face_id_inference_batch_fill".to_owned()),
+            &SHARE,
+        )?
+        .install_recorder()?;
+    describe();
+    let _ = EXPORTER.set(handle);
+    Ok(())
+}
+
+/// The metrics in Prometheus' text format; empty before [`install`].
+pub fn render() -> String {
+    EXPORTER.get().map(PrometheusHandle::render).unwrap_or_default()
+}
+
+/// Folds what was gathered since the last call; without it memory grows while nobody reads the metrics.
+pub fn fold() {
+    if let Some(handle) = EXPORTER.get() {
+        handle.run_upkeep();
+    }
+}
+
+fn describe() {
+    for (name, text) in [
+        ("face_id_jobs_accepted_total", "Jobs answered with 202, by kind."),
+        ("face_id_jobs_ended_total", "Jobs that ended, by kind and state."),
+        ("face_id_attempts_failed_total", "Attempts that failed and are repeated, by kind."),
+        ("face_id_messages_published_total", "Messages handed to the queue, by result."),
+        ("face_id_messages_delivered_total", "Messages received from the queue, by lane and whether they came again."),
+        ("face_id_dead_letters_total", "Messages that the queue gave up."),
+        ("face_id_stale_writes_refused_total", "Attempts that wanted to write after their claim was taken away."),
+        ("face_id_leases_expired_total", "Jobs whose worker went silent, by what became of them."),
+        ("face_id_queue_epochs_total", "Times the queue was found new or without its messages."),
+    ] {
+        describe_counter!(name, text);
+    }
+    for (name, unit, text) in [
+        ("face_id_queue_connected", Unit::Count, "1 while the connection to the broker stands, by direction."),
+        ("face_id_queue_blocked", Unit::Count, "1 while the broker takes no messages (memory or disk alarm)."),
+        ("face_id_outbox_jobs", Unit::Count, "Jobs that are due and not dispatched, by lane; up to the queue's capacity."),
+        ("face_id_outbox_oldest_age_seconds", Unit::Seconds, "How long the oldest of them has been due, by lane."),
+        ("face_id_last_progress_timestamp_seconds", Unit::Seconds, "When this worker last ended a job (Unix time)."),
+        ("face_id_leader", Unit::Count, "1 while this worker leads, by role."),
+    ] {
+        describe_gauge!(name, unit, text);
+    }
+    for (name, unit, text) in [
+        ("face_id_job_wait_seconds", Unit::Seconds, "From a job's creation to its first attempt, by lane."),
+        ("face_id_job_run_seconds", Unit::Seconds, "From the start of the last attempt to the job's end, by kind and lane."),
+        ("face_id_http_request_seconds", Unit::Seconds, "HTTP requests, by route, method and status."),
+        ("face_id_inference_batch_fill", Unit::Count, "Share of the largest batch that a run of a model used, by stage."),
+    ] {
+        describe_histogram!(name, unit, text);
+    }
+}
+
+/// A job was accepted.
+pub fn job_accepted(kind: JobKind) {
+    counter!("face_id_jobs_accepted_total", "kind" => kind.as_str()).increment(1);
+}
+
+/// A job's first attempt begins, `waited` after the job was made.
+pub fn job_started(lane: Lane, waited: Duration) {
+    histogram!("face_id_job_wait_seconds", "lane" => lane.as_str()).record(waited);
+}
+
+/// A job ended; its last attempt took `run`.
+pub fn job_ended(kind: JobKind, lane: Lane, state: JobState, run: Duration) {
+    counter!("face_id_jobs_ended_total", "kind" => kind.as_str(), "state" => state.as_str()).increment(1);
+    histogram!("face_id_job_run_seconds", "kind" => kind.as_str(), "lane" => lane.as_str()).record(run);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    gauge!("face_id_last_progress_timestamp_seconds").set(now.as_secs_f64());
+}
+
+/// An attempt failed and is repeated.
+pub fn attempt_failed(kind: JobKind) {
+    counter!("face_id_attempts_failed_total", "kind" => kind.as_str()).increment(1);
+}
+
+/// A message was handed to the queue; `result` is ack, full, returned, timeout or unavailable.
+pub fn published(result: &'static str) {
+    counter!("face_id_messages_published_total", "result" => result).increment(1);
+}
+
+/// A message came.
+pub fn delivered(lane: Lane, redelivered: bool) {
+    let redelivered = if redelivered { "true" } else { "false" };
+    counter!("face_id_messages_delivered_total", "lane" => lane.as_str(), "redelivered" => redelivered).increment(1);
+}
+
+/// The queue gave up a message.
+pub fn dead_letter() {
+    counter!("face_id_dead_letters_total").increment(1);
+}
+
+/// An attempt wanted to write after its claim was taken away.
+pub fn stale_write_refused() {
+    counter!("face_id_stale_writes_refused_total").increment(1);
+}
+
+/// Jobs lost their worker.
+pub fn leases_expired(requeued: usize, ended: usize) {
+    counter!("face_id_leases_expired_total", "became" => "queued").increment(requeued as u64);
+    counter!("face_id_leases_expired_total", "became" => "ended").increment(ended as u64);
+}
+
+/// The queue has lost its messages, or is new.
+pub fn queue_epoch_begun() {
+    counter!("face_id_queue_epochs_total").increment(1);
+}
+
+/// The broker's connection for that direction (publish or consume) stands or not.
+pub fn queue_connected(direction: &'static str, up: bool) {
+    gauge!("face_id_queue_connected", "direction" => direction).set(f64::from(u8::from(up)));
+}
+
+/// The broker takes messages or not.
+pub fn queue_blocked(blocked: bool) {
+    gauge!("face_id_queue_blocked").set(f64::from(u8::from(blocked)));
+}
+
+/// What waits to be dispatched in a lane.
+pub fn outbox(lane: Lane, jobs: usize, oldest: Duration) {
+    gauge!("face_id_outbox_jobs", "lane" => lane.as_str()).set(jobs as f64);
+    gauge!("face_id_outbox_oldest_age_seconds", "lane" => lane.as_str()).set(oldest.as_secs_f64());
+}
+
+/// This process leads in a role or not.
+pub fn leads(role: &'static str, leads: bool) {
+    gauge!("face_id_leader", "role" => role).set(f64::from(u8::from(leads)));
+}
+
+/// A run of a model took `items` of at most `max` in one batch; `stage` is detect or embed.
+pub fn batch_run(stage: &'static str, items: usize, max: usize) {
+    histogram!("face_id_inference_batch_fill", "stage" => stage).record(items as f64 / max.max(1) as f64);
+}
+
+/// A request was answered.
+pub fn http_answered(route: String, method: &'static str, status: u16, took: Duration) {
+    histogram!("face_id_http_request_seconds", "route" => route, "method" => method, "status" => status.to_string())
+        .record(took);
+}
