@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 use shared::db::collections;
 use shared::db::entity::collection;
+use shared::telemetry::trace::TraceContext;
 use uuid::Uuid;
 
 use crate::error::{ApiError, ApiResult};
@@ -17,6 +18,18 @@ use crate::state::AppState;
 /// A JSON body.
 #[derive(Debug)]
 pub struct Json<T>(pub T);
+
+/// What the headers of a request that makes a job say.
+#[derive(Debug)]
+pub struct SubmitHeaders {
+    /// The client's `Idempotency-Key`, 1 to 255 visible ASCII characters.
+    pub idempotency_key: Option<String>,
+    /// The trace that the job belongs to.
+    pub trace: TraceContext,
+}
+
+/// Longest `Idempotency-Key` in bytes.
+const MAX_KEY: usize = 255;
 
 /// A body of whatever bytes.
 #[derive(Debug)]
@@ -45,6 +58,22 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
             return Err(ApiError::bad_request("empty_body", "the body is empty; send a JSON object"));
         }
         parse(&bytes).map(Json)
+    }
+}
+
+impl FromRequestParts<AppState> for SubmitHeaders {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+        let trace = parts.extensions.get::<TraceContext>().cloned().unwrap_or_default();
+        let Some(value) = parts.headers.get("idempotency-key") else {
+            return Ok(Self { idempotency_key: None, trace });
+        };
+        let key = value.to_str().ok().filter(|k| (1..=MAX_KEY).contains(&k.len())).ok_or_else(|| {
+            let detail = format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters");
+            ApiError::bad_request("bad_idempotency_key", detail)
+        })?;
+        Ok(Self { idempotency_key: Some(key.to_owned()), trace })
     }
 }
 

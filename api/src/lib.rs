@@ -1,6 +1,6 @@
 //! The HTTP API: checks, stores, enqueues and answers. It decodes no image and runs no model. In reading order:
 //!
-//! - [`serve()`] takes connections until it is told to stop; [`state`] is what every handler may touch
+//! - [`serve_within()`] takes connections until it is told to stop; [`state`] is what every handler may touch
 //! - [`router`] is the one table of routes; [`routes`] holds a file a noun
 //! - [`extract`] reads requests, [`pictures`] takes in pictures, [`error`] is the only place of statuses and problems
 //! - [`cursor`] pages through lists
@@ -15,4 +15,4 @@ pub mod routes;
 mod serve;
 pub mod state;
 
-pub use serve::serve;
+pub use serve::serve_within;

@@ -4,10 +4,12 @@ use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::FutureExt;
+use shared::telemetry::metrics;
+use shared::telemetry::trace::TraceContext;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -16,12 +18,14 @@ use crate::error::ApiError;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Runs the request.
-pub(crate) async fn observe(request: Request, next: Next) -> Response {
+pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let method = request.method().clone();
     // The pattern and not the path: a path may hold a name.
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
-    let span = tracing::info_span!("request", request.id = %id, http.method = %method, http.route = path);
+    let trace = trace_of(&request);
+    request.extensions_mut().insert(trace.clone());
+    let span = tracing::info_span!("request", request.id = %id, trace.id = trace.trace_id(), http.method = %method, http.route = path.as_str());
     async move {
         let began = Instant::now();
         let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -33,11 +37,31 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
             response.headers_mut().insert(REQUEST_ID, value);
         }
         let status = response.status().as_u16();
-        tracing::debug!(http.status = status, duration_ms = began.elapsed().as_secs_f64() * 1e3, "answered");
+        let took = began.elapsed();
+        metrics::http_answered(path, method_name(&method), status, took);
+        tracing::debug!(http.status = status, duration_ms = took.as_secs_f64() * 1e3, "answered");
         response
     }
     .instrument(span)
     .await
+}
+
+/// The caller's trace, or a new one.
+fn trace_of(request: &Request) -> TraceContext {
+    let header = request.headers().get("traceparent").and_then(|v| v.to_str().ok());
+    header.and_then(TraceContext::continued).unwrap_or_default()
+}
+
+/// A label of few values: what a client invents is one of them.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
 }
 
 /// The client's id where it is sane, else a new one.

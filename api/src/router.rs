@@ -60,4 +60,5 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(faces::get, faces::delete))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics_text))
 }

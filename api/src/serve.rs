@@ -1,12 +1,29 @@
 //! Takes connections until it is told to stop.
 
+use std::time::Duration;
+
 use tokio::net::TcpListener;
 
 use crate::router::router;
 use crate::state::AppState;
 
-/// Answers requests on `listener` until the state's `stop`, then finishes those that are under way.
-pub async fn serve(listener: TcpListener, state: AppState) -> std::io::Result<()> {
+/// Answers requests on `listener` until the state's `stop`, then finishes those that are under way, as far as they end
+/// within `grace`.
+pub async fn serve_within(listener: TcpListener, state: AppState, grace: Duration) -> std::io::Result<()> {
     let stop = state.stop.clone();
-    axum::serve(listener, router(state)).with_graceful_shutdown(async move { stop.cancelled().await }).await
+    let too_long = {
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            tokio::time::sleep(grace).await;
+        }
+    };
+    let serving = axum::serve(listener, router(state)).with_graceful_shutdown(async move { stop.cancelled().await });
+    tokio::select! {
+        served = serving => served,
+        () = too_long => {
+            tracing::warn!("requests were still under way after the grace period");
+            Ok(())
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 mod demo;
 mod eval;
+mod migrate;
 mod models;
-mod paths;
 mod serve;
 
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use shared::config::Config;
 
-/// Asynchronous face recognition: an HTTP API, a durable job queue and workers, in one process.
+/// Asynchronous face recognition: an HTTP API, a durable job queue and workers.
 #[derive(Parser)]
 #[command(name = "face-id", version, about, max_term_width = 110)]
 struct Cli {
@@ -37,8 +37,14 @@ enum Command {
     /// Measure a pipeline's accuracy and speed.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Bring the PostgreSQL database to this version's schema; run it before the new api and workers start.
+    Migrate,
     /// Print every setting with its default and what it does.
-    Config,
+    Config {
+        /// Print the settings as they are in force here instead, secrets hidden.
+        #[arg(long)]
+        effective: bool,
+    },
 }
 
 fn main() -> std::process::ExitCode {
@@ -53,12 +59,14 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    if matches!(cli.command, Command::Config) {
-        print_defaults();
-        return Ok(());
+    if matches!(cli.command, Command::Config { effective: false }) {
+        return print_config(Config::documented_defaults());
     }
     let mut config = Config::load(cli.config.as_deref())?;
     config.models.accepted_licences.extend(cli.accept_license);
+    if matches!(cli.command, Command::Config { .. }) {
+        return print_config(&config.redacted()?);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         match cli.command {
@@ -66,7 +74,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Demo(args) => demo::run(&config, args).await,
             Command::Models(command) => models::run(&config, command).await,
             Command::Eval(command) => eval::run(&config, command).await,
-            Command::Config => Ok(()),
+            Command::Migrate => migrate::run(&config).await,
+            Command::Config { .. } => Ok(()),
         }
     });
     // Work on the blocking pool that hangs must not keep a stopped process alive.
@@ -75,8 +84,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn print_defaults() {
-    print!("{}", Config::documented_defaults());
+fn print_config(text: &str) -> anyhow::Result<()> {
+    print!("{text}");
+    Ok(())
 }
 
 #[expect(clippy::print_stderr, reason = "the user must see why the command failed")]

@@ -8,10 +8,9 @@ use comfy_table::{Table, presets};
 use indicatif::ProgressBar;
 use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
-use worker::assets::sha256_of;
+use worker::assets::{Assets, sha256_of};
 use worker::inference::{Engine, EngineOptions};
 
-use crate::paths;
 
 const SPINNER_TICK: Duration = Duration::from_millis(100);
 
@@ -43,9 +42,9 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
                 let there = pipeline
                     .files()
                     .into_iter()
-                    .map(|f| paths::assets(config).find(f))
+                    .map(|f| Assets::configured(config).find(f))
                     .collect::<Result<Vec<_>, _>>()?;
-                if there.iter().all(Option::is_some) && paths::assets(config).check_licence(pipeline).is_ok() {
+                if there.iter().all(Option::is_some) && Assets::configured(config).check_licence(pipeline).is_ok() {
                     verify(config, pipeline).await?;
                     checked += 1;
                 }
@@ -58,7 +57,7 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()> {
-    let assets = paths::assets(config);
+    let assets = Assets::configured(config);
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["pipeline", "file", "use", "found"]);
@@ -81,7 +80,7 @@ fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 async fn pull(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
-    let mut assets = paths::assets(config);
+    let mut assets = Assets::configured(config);
     assets.allow_download = true;
     for file in pipeline.files() {
         let spinner = ProgressBar::new_spinner().with_message(format!("{} ({} bytes)", file.name, file.size_bytes));
@@ -95,7 +94,7 @@ async fn pull(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
-    let assets = paths::assets(config);
+    let assets = Assets::configured(config);
     for file in pipeline.files() {
         let path = assets
             .find(file)?

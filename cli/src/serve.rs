@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use api::state::{AppState, Check};
+use api::state::AppState;
 use migrations::{Migrator, MigratorTrait};
 use shared::catalogue::Catalogue;
 use shared::config::Config;
@@ -14,14 +14,16 @@ use shared::db::Db;
 use shared::db::jobs::recovery::recover_all;
 use shared::face_index::ExactFaceIndex;
 use shared::finished::FinishedJobs;
+use shared::health::Check;
 use shared::objects::FolderStore;
+use shared::process;
 use shared::queue::EmbeddedQueue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use worker::context::{Engines, WorkerContext};
+use worker::assets::Assets;
+use worker::context::{Engines, Pulse, WorkerContext};
 use worker::inference::EngineOptions;
 
-use crate::paths;
 
 #[derive(clap::Args)]
 pub(crate) struct ServeArgs {
@@ -41,10 +43,15 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
     config.server.bind = args.bind.unwrap_or(config.server.bind);
     config.data_dir = args.data_dir.unwrap_or(config.data_dir);
     config.check()?;
-    shared::telemetry::init(&config.log).map_err(|e| anyhow::anyhow!("set up logging: {e}"))?;
+    anyhow::ensure!(
+        !config.has_services(),
+        "database.url is set: `face-id serve` keeps everything in its data folder. Start face-id-api and face-id-worker, \
+         or unset database.url, queue.url and objects.bucket"
+    );
+    process::begin(&config).map_err(|e| anyhow::anyhow!("set up logs and metrics: {e}"))?;
     let config = Arc::new(config);
     let stop = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signal(stop.clone()));
+    let signals = tokio::spawn(process::watch(stop.clone()));
 
     let _lock = lock(&config.data_dir)?;
     let db = open_database(&config).await?;
@@ -69,18 +76,7 @@ async fn serve_both(
     let api = tokio::spawn({
         let stop = stop.clone();
         async move {
-            let serving = api::serve(listener, state);
-            let too_long = async {
-                stop.cancelled().await;
-                tokio::time::sleep(REQUESTS_GRACE).await;
-            };
-            let served = tokio::select! {
-                served = serving => served.context("serve HTTP"),
-                () = too_long => {
-                    tracing::warn!("requests were still under way after the grace period");
-                    Ok(())
-                }
-            };
+            let served = api::serve_within(listener, state, REQUESTS_GRACE).await.context("serve HTTP");
             stop.cancel();
             served
         }
@@ -96,10 +92,10 @@ async fn serve_both(
 async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> anyhow::Result<(AppState, WorkerContext)> {
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
     let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
-    let queue = Arc::new(EmbeddedQueue::new(config.queue.capacity));
+    let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
     let finished = FinishedJobs::new();
     let options = EngineOptions::for_cpu(config.worker.sessions());
-    let engines = Arc::new(Engines::new(Arc::clone(&catalogue), paths::assets(&config), options));
+    let engines = Arc::new(Engines::new(Arc::clone(&catalogue), Assets::configured(&config), options));
     let pipeline = config.models.default_pipeline.clone();
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     let context = WorkerContext {
@@ -110,17 +106,16 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         face_index: Arc::new(ExactFaceIndex::new(db.clone())),
         finished: finished.clone(),
         engines: Arc::clone(&engines),
+        pulse: Pulse::new(),
     };
-    let check = Check {
-        name: "inference",
-        run: Arc::new(move || {
-            let (engines, pipeline) = (Arc::clone(&engines), pipeline.clone());
-            Box::pin(async move {
-                let engine = engines.get(&pipeline).await.map_err(|e| e.to_string())?;
-                engine.probe().await.map_err(|e| e.to_string())
-            })
+    let database = db.clone();
+    let checks = vec![
+        Check::new("database", move || {
+            let db = database.clone();
+            async move { db.ping().await }
         }),
-    };
+        engines.check(pipeline),
+    ];
     let state = AppState {
         config,
         catalogue,
@@ -128,7 +123,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         queue,
         objects,
         finished,
-        checks: vec![check],
+        checks,
         stop: stop.clone(),
     };
     Ok((state, context))
@@ -150,10 +145,8 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
 }
 
 async fn open_database(config: &Config) -> anyhow::Result<Db> {
-    let path = config.data_dir.join("face-id.sqlite");
-    let db = Db::open_sqlite(&path, &config.database)
-        .await
-        .with_context(|| format!("open the database {}", path.display()))?;
+    let db =
+        Db::open(config).await.with_context(|| format!("open the database in {}", config.data_dir.display()))?;
     Migrator::up(&db.write, None).await.context("migrate the database")?;
     let recovered = recover_all(&db).await.context("recover the jobs of an earlier run")?;
     if recovered.requeued.len() + recovered.ended.len() > 0 {
@@ -161,17 +154,6 @@ async fn open_database(config: &Config) -> anyhow::Result<Db> {
         tracing::warn!(requeued, ended, "an earlier run was interrupted; its jobs were recovered");
     }
     Ok(db)
-}
-
-async fn cancel_on_signal(stop: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-    tracing::info!("stopping: running jobs are finished or given back");
-    stop.cancel();
 }
 
 #[expect(clippy::print_stdout, reason = "whoever started the server reads its address here")]

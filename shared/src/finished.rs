@@ -9,24 +9,39 @@ const BACKLOG: usize = 1024;
 
 /// A channel of ended jobs' ids. Nothing rests on it: a listener also looks at its job once a second.
 #[derive(Clone, Debug)]
-pub struct FinishedJobs(broadcast::Sender<JobId>);
+pub struct FinishedJobs {
+    anywhere: broadcast::Sender<JobId>,
+    here: broadcast::Sender<JobId>,
+}
 
 impl FinishedJobs {
     /// A channel without listeners.
     #[expect(clippy::new_without_default, reason = "it is a channel's end, of which no default makes sense")]
     pub fn new() -> Self {
-        Self(broadcast::channel(BACKLOG).0)
+        Self { anywhere: broadcast::channel(BACKLOG).0, here: broadcast::channel(BACKLOG).0 }
     }
 
-    /// Tells that a job has ended; call it after the commit.
+    /// Tells that this process has ended a job; call it after the commit.
     pub fn announce(&self, job: JobId) {
+        self.announce_from_elsewhere(job);
         // An error only says that nobody listens.
-        let _ = self.0.send(job);
+        let _ = self.here.send(job);
+    }
+
+    /// Tells that another process has ended a job.
+    pub fn announce_from_elsewhere(&self, job: JobId) {
+        let _ = self.anywhere.send(job);
     }
 
     /// Returns at the next end of this job, or when the listener lagged behind and must look for itself.
     pub fn listen(&self) -> FinishedListener {
-        FinishedListener(self.0.subscribe())
+        FinishedListener(self.anywhere.subscribe())
+    }
+
+    /// The jobs that this process ends from now on, to tell others. Those that others told of are not among them, or
+    /// two processes would tell each other for ever.
+    pub fn ended_here(&self) -> broadcast::Receiver<JobId> {
+        self.here.subscribe()
     }
 }
 

@@ -1,14 +1,16 @@
 //! What the API and the worker both need. In reading order:
 //!
-//! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logging set-up
+//! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logs, metrics, traces; [`process`], [`health`]: what servers share
 //! - [`catalogue`]: the pipelines (detector + alignment + model) that can be run
 //! - [`job`]: kinds, arguments, states and answers of jobs; [`embedding`]: a model's vector of one face
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
+//! - [`backends`]: the services of a production set-up, opened together
 //! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text; [`failpoints`]: where tests let
 //!   a process die
 
+pub mod backends;
 pub mod catalogue;
 pub mod config;
 pub mod db;
@@ -18,9 +20,11 @@ pub mod embedding;
 pub mod face_index;
 pub mod failpoints;
 pub mod finished;
+pub mod health;
 pub mod ids;
 pub mod job;
 pub mod objects;
+pub mod process;
 pub mod queue;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use shared::catalogue::{ModelFile, Pipeline};
+use shared::config::Config;
 use shared::digest::hex;
 use tokio::io::AsyncWriteExt;
 
@@ -29,6 +30,19 @@ pub struct Assets {
     pub allow_download: bool,
     /// Pipelines whose restricted licences the operator accepts.
     pub accepted_licences: Vec<String>,
+}
+
+impl Assets {
+    /// The assets that the settings describe.
+    pub fn configured(config: &Config) -> Self {
+        Self {
+            assets_dir: config.assets_dir().map(Into::into),
+            cache_dir: config.cache_dir().into(),
+            runtime_library: config.runtime_library().map(Into::into),
+            allow_download: config.models.allow_download,
+            accepted_licences: config.models.accepted_licences.clone(),
+        }
+    }
 }
 
 /// Why a file cannot be used.

@@ -10,6 +10,7 @@ use shared::config::Config;
 use shared::db::Db;
 use shared::face_index::FaceIndex;
 use shared::finished::FinishedJobs;
+use shared::health::Check;
 use shared::objects::ObjectStore;
 use shared::queue::JobQueue;
 use tokio::sync::{Mutex, OnceCell};
@@ -97,6 +98,18 @@ impl Engines {
         let cell = Arc::clone(self.loaded.lock().await.entry(name.to_owned()).or_default());
         let engine = cell.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options)).await?;
         Ok(engine.clone())
+    }
+
+    /// A readiness check that runs this pipeline's models.
+    pub fn check(self: &Arc<Self>, pipeline: String) -> Check {
+        let engines = Arc::clone(self);
+        Check::new("inference", move || {
+            let (engines, pipeline) = (Arc::clone(&engines), pipeline.clone());
+            async move {
+                let engine = engines.get(&pipeline).await.map_err(anyhow::Error::new)?;
+                engine.probe().await.map_err(anyhow::Error::new)
+            }
+        })
     }
 }
 

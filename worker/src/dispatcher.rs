@@ -75,7 +75,9 @@ async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
 async fn keep_epoch(ctx: &WorkerContext) {
     match epoch_round(ctx).await {
         Ok(None) => {}
-        Ok(Some(jobs)) => tracing::warn!(jobs, "the queue is new or has lost its messages; jobs that wait are sent again"),
+        Ok(Some(jobs)) => {
+            tracing::warn!(jobs, "the queue is new or has lost its messages; jobs that wait are sent again")
+        }
         Err(error) => tracing::warn!(error = format!("{error:#}"), "ask the queue for its epoch"),
     }
 }

@@ -15,6 +15,7 @@ pub mod dispatcher;
 pub mod inference;
 pub mod jobs;
 mod leadership;
+pub mod probes;
 pub mod reaper;
 mod retry;
 mod run;

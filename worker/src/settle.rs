@@ -124,7 +124,9 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, claimed: &ClaimedJob, end: &
                 try_again(ctx, claim, claimed, &error).await
             }
         },
-        End::Error(JobError::Rejected(problem)) => conclude(ctx, claim, claimed, Outcome::Rejected(problem.clone())).await,
+        End::Error(JobError::Rejected(problem)) => {
+            conclude(ctx, claim, claimed, Outcome::Rejected(problem.clone())).await
+        }
         End::Error(JobError::Failed(problem)) => conclude(ctx, claim, claimed, Outcome::Failed(problem.clone())).await,
         End::Error(JobError::Transient(error)) => try_again(ctx, claim, claimed, error).await,
         End::Cancelled => conclude(ctx, claim, claimed, Outcome::Cancelled).await,

@@ -1,63 +1,30 @@
-//! Is the process alive, and can it do its work?
-
-use std::time::Duration;
+//! Is the process alive, can it do its work, and what has it done?
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use serde::Serialize;
-use utoipa::ToSchema;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use shared::health::Health;
+use shared::telemetry::metrics;
 
 use crate::state::AppState;
-
-/// Longest time one check may take.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How the server is.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Health {
-    /// `ok` or `unavailable`.
-    status: &'static str,
-    /// What was tried.
-    checks: Vec<CheckView>,
-}
-
-/// One thing that was tried.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct CheckView {
-    /// What.
-    name: &'static str,
-    /// Whether it works.
-    ok: bool,
-    /// What is wrong.
-    detail: Option<String>,
-}
 
 /// Says that the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, body = Health)))]
 pub async fn healthz() -> axum::Json<Health> {
-    axum::Json(Health { status: "ok", checks: Vec::new() })
+    axum::Json(Health::alive())
 }
 
-/// Tries the database, the object store and the models.
+/// Tries the database, the queue and what else this process needs.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, body = Health), (status = 503, body = Health)))]
 pub async fn readyz(State(state): State<AppState>) -> (StatusCode, axum::Json<Health>) {
-    let database = async { state.db.ping().await.map_err(|e| e.to_string()) };
-    let mut checks = vec![view("database", within_time(database).await)];
-    for check in &state.checks {
-        checks.push(view(check.name, within_time((check.run)()).await));
-    }
-    if checks.iter().all(|c| c.ok) {
-        return (StatusCode::OK, axum::Json(Health { status: "ok", checks }));
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, axum::Json(Health { status: "unavailable", checks }))
+    let health = Health::of(&state.checks).await;
+    let status = if health.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, axum::Json(health))
 }
 
-async fn within_time(check: impl Future<Output = Result<(), String>>) -> Result<(), String> {
-    let late = || format!("no answer within {} s", CHECK_TIMEOUT.as_secs());
-    tokio::time::timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(|_| Err(late()))
-}
-
-fn view(name: &'static str, found: Result<(), String>) -> CheckView {
-    CheckView { name, ok: found.is_ok(), detail: found.err() }
+/// Metrics in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, body = String, content_type = "text/plain")))]
+pub async fn metrics_text() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render())
 }

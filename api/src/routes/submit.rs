@@ -3,30 +3,32 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use shared::db::entity::collection;
+use shared::db::entity::{collection, job};
 use shared::db::jobs::outbox::DueJob;
 use shared::db::jobs::submit::{Idempotency, NewJob, Submitted, find_repeated, submit};
 use shared::db::persons;
 use shared::db::uploads::NewUpload;
 use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
+use shared::failpoints::failpoint;
 use shared::ids::PersonId;
 use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, VerifyTarget};
+use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, fresh_view};
 use crate::error::{ApiError, ApiResult, ProblemBody};
-use crate::extract::{self, Json, Path};
+use crate::extract::{self, Json, Path, SubmitHeaders};
 use crate::pictures::{self, ImageInput, Picture};
 use crate::state::AppState;
 
 /// Longest external id, name or tag in bytes.
 const MAX_TEXT: usize = 256;
-/// Longest `Idempotency-Key` in bytes.
-const MAX_KEY: usize = 255;
+/// A client is not kept waiting for a slow queue.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Store one face of a picture under a person.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -108,7 +110,7 @@ struct Checked {
 pub async fn enroll(
     State(state): State<AppState>,
     Path(collection): Path<String>,
-    headers: HeaderMap,
+    headers: SubmitHeaders,
     Json(request): Json<EnrollRequest>,
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &collection).await?;
@@ -138,7 +140,7 @@ pub async fn enroll(
 pub async fn index(
     State(state): State<AppState>,
     Path(collection): Path<String>,
-    headers: HeaderMap,
+    headers: SubmitHeaders,
     Json(request): Json<IndexRequest>,
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &collection).await?;
@@ -157,7 +159,7 @@ pub async fn index(
 pub async fn identify(
     State(state): State<AppState>,
     Path(collection): Path<String>,
-    headers: HeaderMap,
+    headers: SubmitHeaders,
     Json(request): Json<IdentifyRequest>,
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &collection).await?;
@@ -187,7 +189,7 @@ pub async fn identify(
 pub async fn verify(
     State(state): State<AppState>,
     Path(collection): Path<String>,
-    headers: HeaderMap,
+    headers: SubmitHeaders,
     Json(request): Json<VerifyRequest>,
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &collection).await?;
@@ -254,14 +256,14 @@ fn check_choice(face: FaceChoice) -> ApiResult<()> {
 async fn accept(
     state: &AppState,
     collection: &collection::Model,
-    headers: &HeaderMap,
+    headers: &SubmitHeaders,
     checked: Checked,
     args: impl FnOnce(Vec<ImageRef>) -> JobArgs,
 ) -> ApiResult<Response> {
     if let Some(tag) = &checked.tag {
         check_text("#/tag", tag)?;
     }
-    let idempotency = idempotency(state, collection, headers, &checked)?;
+    let idempotency = idempotency(state, collection, headers, &checked);
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?
     {
@@ -290,6 +292,7 @@ async fn accept(
         pipeline: collection.pipeline.clone(),
         args: args(images),
         tag: checked.tag,
+        traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
         inline_uploads,
     };
@@ -306,33 +309,39 @@ async fn accept(
 fn idempotency(
     state: &AppState,
     collection: &collection::Model,
-    headers: &HeaderMap,
+    headers: &SubmitHeaders,
     checked: &Checked,
-) -> ApiResult<Option<Idempotency>> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = value.to_str().ok().filter(|k| (1..=MAX_KEY).contains(&k.len())).ok_or_else(|| {
-        ApiError::bad_request(
-            "bad_idempotency_key",
-            format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters"),
-        )
-    })?;
+) -> Option<Idempotency> {
+    let key = headers.idempotency_key.clone()?;
     let pictures: Vec<&str> = checked.pictures.iter().map(Picture::sha256).collect();
     let text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
-    Ok(Some(Idempotency {
+    Some(Idempotency {
         route: format!("{}/{}", collection.id, checked.kind.as_str()),
-        key: key.to_owned(),
+        key,
         fingerprint: sha256_hex(text),
         keep: Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600),
-    }))
+    })
+}
+
+/// Tells the queue at once. The job is durable: where this fails or takes long, the dispatcher finds it.
+async fn announce(state: &AppState, job: &job::Model) {
+    let announced = async {
+        let due = DueJob::submitted(&state.db, job).await?;
+        dispatch(&state.db, &*state.queue, &[due]).await
+    };
+    match tokio::time::timeout(ANNOUNCE_TIMEOUT, announced).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, job.id = %job.id, "announce a job"),
+        Err(_) => tracing::warn!(job.id = %job.id, "announcing a job took too long; the dispatcher does it"),
+    }
 }
 
 async fn answer(state: &AppState, submitted: Submitted) -> ApiResult<Response> {
     let job = match submitted {
         Submitted::New(job) => {
-            // A job that could not be announced is found by the dispatcher.
-            if let Err(error) = dispatch(&state.db, &*state.queue, &[DueJob::from(&job)]).await {
-                tracing::warn!(%error, job.id = %job.id, "announce a job");
-            }
+            failpoint("after_submit");
+            metrics::job_accepted(job.kind);
+            announce(state, &job).await;
             tracing::info!(job.id = %job.id, job.kind = job.kind.as_str(), collection.id = %job.collection_id, "job accepted");
             fresh_view(job)
         }

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::embedding::Embedding;
+use worker::assets::Assets;
 use worker::inference::{Engine, EngineOptions};
 use worker::vision::decode::DecodeLimits;
 
@@ -21,7 +22,6 @@ use self::embed::{Embedded, Setup};
 use self::pairs::Pairs;
 use self::protocol::{Kinds, Scored, fold_accuracy};
 use self::report::{Fold, Report};
-use crate::paths;
 
 /// Pictures in flight a thread: while one waits for a model, another is decoded.
 const IN_FLIGHT_PER_THREAD: usize = 2;
@@ -102,7 +102,7 @@ async fn setup(config: &Config, args: &LfwArgs) -> anyhow::Result<(Setup, usize)
     let catalogue = Catalogue::load(config.models.catalogue_dir())?;
     let pipeline = catalogue.pipeline(args.model.as_deref().unwrap_or(&config.models.default_pipeline))?;
     let threads = args.threads.map_or_else(|| config.worker.sessions(), usize::from);
-    let engine = Engine::load(pipeline, &paths::assets(config), EngineOptions::for_cpu(threads)).await?;
+    let engine = Engine::load(pipeline, &Assets::configured(config), EngineOptions::for_cpu(threads)).await?;
     let vision = &config.vision;
     let limits = DecodeLimits {
         max_bytes: vision.max_image_bytes,

@@ -226,6 +226,11 @@ impl Catalogue {
     pub fn pipelines(&self) -> impl Iterator<Item = &Pipeline> {
         self.pipelines.values()
     }
+
+    /// The pipelines whose licences restrict nothing, or whose restrictions the operator accepts, in the order of their names.
+    pub fn usable(&self, accepted_licences: &[String]) -> impl Iterator<Item = &Pipeline> {
+        self.pipelines().filter(|p| p.restricted_files().is_empty() || accepted_licences.contains(&p.name))
+    }
 }
 
 fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, CatalogueError> {

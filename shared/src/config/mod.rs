@@ -359,6 +359,11 @@ impl DatabaseConfig {
     pub fn url(&self) -> Option<&str> {
         self.url.expose()
     }
+
+    /// The same without its password, for people.
+    pub fn shown_url(&self) -> String {
+        format!("{:?}", self.url)
+    }
 }
 
 impl QueueConfig {
