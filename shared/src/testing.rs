@@ -28,8 +28,6 @@ pub(crate) async fn databases(folder: &Path) -> [Db; 2] {
 #[cfg(test)]
 pub(crate) async fn postgres_database() -> Db {
     let name = format!("test_{}", uuid::Uuid::now_v7().simple());
-    let url = std::env::var("TMP_TEST_PG").expect("TMP");
-    let admin = Db::open_postgres(&format!("{url}/postgres"), 2).await.expect("connect");
-    crate::db::execute(&admin.write, &format!("CREATE DATABASE {name}"), []).await.expect("create");
-    Db::open_postgres(&format!("{url}/{name}"), 8).await.expect("connect to a database for a test")
+    let url = services::postgres::shared().await.create_database(&name).await.expect("make a database for a test");
+    Db::open_postgres(&url, 8).await.expect("connect to a database for a test")
 }

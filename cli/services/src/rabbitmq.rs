@@ -1,1 +1,197 @@
-//! To come.
+//! RabbitMQ as a private node, from the distribution's package `rabbitmq-server`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
+use tokio::process::Command;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::guard::Guarded;
+use crate::ports::{free_port, wait_for_answer};
+
+/// Where Debian's package puts the scripts that take their whole configuration from the environment.
+const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+/// Longest wait for the node: 15 s on an idle machine.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
+/// What an AMQP 0-9-1 client says first.
+const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
+
+/// A running node with a data folder of its own.
+pub struct RabbitMq {
+    dir: PathBuf,
+    port: u16,
+    epmd_port: u16,
+    variables: Vec<(String, String)>,
+    processes: Mutex<Processes>,
+}
+
+#[derive(Default)]
+struct Processes {
+    node: Option<Guarded>,
+    /// Erlang's own name server, which a node would start for itself and leave behind.
+    epmd: Option<Guarded>,
+}
+
+impl RabbitMq {
+    /// Starts a node on a free port.
+    ///
+    /// # Errors
+    /// The package is not installed, or the node does not start.
+    pub async fn start(dir: &Path) -> anyhow::Result<Self> {
+        Self::start_on(dir, free_port()?).await
+    }
+
+    /// The same on a port of the caller's choice.
+    ///
+    /// # Errors
+    /// See [`RabbitMq::start`].
+    pub async fn start_on(dir: &Path, port: u16) -> anyhow::Result<Self> {
+        ensure!(
+            Path::new(SCRIPTS).join("rabbitmq-server").is_file(),
+            "RabbitMQ is not installed; run `make setup-services` (or `make test`, which does)"
+        );
+        let dir = std::path::absolute(dir)?;
+        for folder in ["home", "log", "mnesia"] {
+            std::fs::create_dir_all(dir.join(folder)).with_context(|| format!("make {}", dir.display()))?;
+        }
+        // No plugins: the node starts faster, and nothing but AMQP listens.
+        std::fs::write(dir.join("enabled_plugins"), "[].\n")?;
+        let epmd_port = free_port()?;
+        let variables = variables(&dir, port, epmd_port)?;
+        let node = Self { dir, port, epmd_port, variables, processes: Mutex::default() };
+        node.restart().await?;
+        Ok(node)
+    }
+
+    /// Its URL, with the user `guest` of every fresh node.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Runs `rabbitmqctl` on the node.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(Path::new(SCRIPTS).join("rabbitmqctl"))
+            .args(arguments)
+            .envs(self.variables.iter().cloned())
+            .output()
+            .await
+            .context("run rabbitmqctl")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "rabbitmqctl {}: {}", arguments.join(" "), said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts it on its data again, after it was stopped where it runs.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn restart(&self) -> anyhow::Result<()> {
+        self.stop().await?;
+        let log = self.dir.join("rabbitmq.log");
+        let mut processes = self.processes.lock().await;
+        if processes.epmd.is_none() {
+            let command = ["epmd".into(), "-port".into(), self.epmd_port.to_string().into()];
+            processes.epmd = Some(Guarded::start(&command, &self.variables, &log).await.context("start epmd")?);
+        }
+        let command = [Path::new(SCRIPTS).join("rabbitmq-server").into()];
+        processes.node = Some(Guarded::start(&command, &self.variables, &log).await?);
+        let up = wait_for_answer(self.port, &AMQP_HEADER, START_TIMEOUT).await;
+        up.with_context(|| {
+            format!("start RabbitMQ; its logs are {} and {}", log.display(), self.dir.join("log").display())
+        })
+    }
+
+    /// Stops the node in order.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn stop(&self) -> anyhow::Result<()> {
+        self.end(Signal::TERM).await
+    }
+
+    /// SIGKILL, as a crash of its machine would.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        self.end(Signal::KILL).await
+    }
+
+    /// Kills it, throws its data away and starts it anew, on the same port.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn wipe(&self) -> anyhow::Result<()> {
+        self.kill().await?;
+        std::fs::remove_dir_all(self.dir.join("mnesia")).context("delete the broker's data")?;
+        std::fs::create_dir_all(self.dir.join("mnesia"))?;
+        self.restart().await
+    }
+
+    /// Raises a memory alarm, or ends it: while it lasts, the broker reads nothing from publishers.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub async fn set_memory_alarm(&self, alarm: bool) -> anyhow::Result<()> {
+        self.ctl(&["set_vm_memory_high_watermark", if alarm { "0" } else { "0.4" }]).await.map(drop)
+    }
+
+    async fn end(&self, signal: Signal) -> anyhow::Result<()> {
+        match self.processes.lock().await.node.take() {
+            Some(node) => node.end(signal).await.context("stop RabbitMQ"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One node for all tests of a process; it ends with the process.
+///
+/// # Panics
+/// It does not start.
+pub async fn shared() -> &'static RabbitMq {
+    static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
+    SHARED
+        .get_or_init(|| async {
+            let dir = crate::process_folder("rabbitmq");
+            RabbitMq::start(&dir).await.expect("start RabbitMQ for the tests of this process")
+        })
+        .await
+}
+
+/// Everything a node would otherwise share with others of the machine.
+fn variables(dir: &Path, port: u16, epmd_port: u16) -> anyhow::Result<Vec<(String, String)>> {
+    let inside = |path: &str| dir.join(path).display().to_string();
+    let pairs = [
+        ("HOME", inside("home")),
+        ("RABBITMQ_NODENAME", format!("face-id-{port}@localhost")),
+        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
+        ("RABBITMQ_NODE_PORT", port.to_string()),
+        ("RABBITMQ_DIST_PORT", free_port()?.to_string()),
+        ("ERL_EPMD_PORT", epmd_port.to_string()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
+        ("RABBITMQ_MNESIA_BASE", inside("mnesia")),
+        ("RABBITMQ_MNESIA_DIR", inside("mnesia/node")),
+        ("RABBITMQ_QUORUM_DIR", inside("mnesia/node/quorum")),
+        ("RABBITMQ_STREAM_DIR", inside("mnesia/node/stream")),
+        ("RABBITMQ_FEATURE_FLAGS_FILE", inside("mnesia/feature_flags")),
+        ("RABBITMQ_LOG_BASE", inside("log")),
+        ("RABBITMQ_PID_FILE", inside("pid")),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", inside("enabled_plugins")),
+        ("RABBITMQ_PLUGINS_EXPAND_DIR", inside("plugins")),
+        ("RABBITMQ_CONFIG_FILE", inside("none")),
+        ("RABBITMQ_ADVANCED_CONFIG_FILE", inside("none")),
+        // Idle schedulers sleep instead of spinning beside what is tested.
+        ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none".to_owned()),
+    ];
+    Ok(pairs.map(|(name, value)| (name.to_owned(), value)).to_vec())
+}

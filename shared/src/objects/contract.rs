@@ -13,6 +13,7 @@ pub async fn run(store: Arc<dyn ObjectStore>) {
     gives_back_what_was_put(&*store).await;
     tells_what_is_not_there(&*store).await;
     refuses_bad_keys(&*store).await;
+    takes_odd_keys(&*store).await;
     lists_in_order(&*store).await;
     survives_concurrent_writers(Arc::clone(&store)).await;
 }
@@ -44,6 +45,25 @@ async fn refuses_bad_keys(store: &dyn ObjectStore) {
         assert!(matches!(store.put(key, b"x").await, Err(ObjectError::BadKey(_))), "put {key:?}");
         assert!(matches!(store.get(key, 1).await, Err(ObjectError::BadKey(_))), "get {key:?}");
         assert!(matches!(store.delete(key).await, Err(ObjectError::BadKey(_))), "delete {key:?}");
+    }
+}
+
+async fn takes_odd_keys(store: &dyn ObjectStore) {
+    // In ascending order of their bytes.
+    let keys = ["100%", "a b", "a%2Fb", "a&b=c?d#e", "a+b", "q\"'<>", "~tilde(1)*!@$:;,[]{}|^`", "ünï/çødé ✓"];
+    for key in keys {
+        store.put(key, key.as_bytes()).await.expect("put");
+    }
+    for key in keys {
+        assert_eq!(store.get(key, 100).await.expect("get"), key.as_bytes(), "{key}");
+        assert_eq!(store.head(key).await.expect("head").key, key);
+        assert_eq!(store.list(key, None, 1).await.expect("list")[0].key, key);
+    }
+    let listed = store.list("", None, 100).await.expect("list");
+    assert_eq!(listed.into_iter().map(|o| o.key).collect::<Vec<_>>(), keys);
+    for key in keys {
+        store.delete(key).await.expect("delete");
+        assert!(matches!(store.head(key).await, Err(ObjectError::NotFound(_))), "{key}");
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 
 pub use folder::FolderStore;
+pub use s3::{Presigned, S3Options, S3Store, parse_s3_uri};
 
 /// A listed object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,25 @@ pub enum ObjectError {
         /// What the caller allowed.
         max_bytes: usize,
     },
+    /// The text is no reference to an object of an S3 store.
+    #[error("{0:?} is no reference to an object; write s3://bucket/key")]
+    BadReference(String),
+    /// The reference names a bucket that the operator has not allowed.
+    #[error("bucket {0:?} is not among objects.allowed_buckets; send the picture itself, or have the bucket added")]
+    BucketNotAllowed(String),
+    /// The store will not do it until its operator changes something: wrong credentials, missing rights, no such bucket.
+    #[error("the object store refused to {action} {key} ({reason}); check the bucket, the access key and its rights")]
+    Refused {
+        /// What was tried.
+        action: &'static str,
+        /// On which key or bucket.
+        key: String,
+        /// HTTP status and error code.
+        reason: String,
+        /// The whole answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// The store failed; it may work later.
     #[error("the object store failed to {action} {key}")]
     Store {
@@ -53,7 +73,8 @@ pub enum ObjectError {
 }
 
 impl ObjectError {
-    /// Whether the same call may succeed later.
+    /// Whether the same call may succeed later although nobody changed anything. A refusal is not: repeating it for every
+    /// job would hide from the operator what only the operator can mend.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Store { .. })
     }

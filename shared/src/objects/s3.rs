@@ -1,1 +1,0 @@
-//! The store on an S3-compatible service.
