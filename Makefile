@@ -9,23 +9,35 @@ export FACE_ID_ASSETS_DIR ?= $(abspath ../shared)
 endif
 
 FACE_ID := target/debug/face-id
+SERVICES := target/debug/face-id-services --dir .cache/services
+# embedded: one process, nothing to install. services: PostgreSQL, RabbitMQ, S3, an api and a worker as processes.
+BACKEND ?= embedded
 LFW ?= $(FACE_ID_ASSETS_DIR)/data/lfw
 
-.PHONY: help setup build demo test check serve eval
+.PHONY: help setup setup-services build demo test check serve eval services services-down faults
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: a C linker, the ONNX Runtime library
 	@scripts/setup.sh
 
-build: setup ## Build the command
-	cargo build --locked --package cli
+setup-services: setup ## Install PostgreSQL with pgvector and RabbitMQ for `make services` and the tests
+	@scripts/setup-services.sh
 
-demo: build ## Enroll people, identify other photographs of them, in under a minute (PHOTOS=DIR takes your own)
-	$(FACE_ID) demo $(if $(PHOTOS),--photos "$(PHOTOS)")
+build: setup ## Build the commands
+	cargo build --locked --package cli --package api --package worker --package services
 
-test: setup ## Run all tests
+demo: build $(if $(filter services,$(BACKEND)),services) ## Enroll people, identify other photographs of them (PHOTOS=DIR takes your own, BACKEND=services runs it on them)
+	@$(if $(filter services,$(BACKEND)),eval "$$($(SERVICES) env)" && )$(FACE_ID) demo $(if $(PHOTOS),--photos "$(PHOTOS)")
+
+services: setup-services build ## Start PostgreSQL, RabbitMQ and an S3 store for yourself, and print the settings to use them
+	@$(SERVICES) up
+
+services-down: ## Stop them; their data stays in .cache/services
+	@$(SERVICES) down
+
+test: setup-services ## Run all tests, those on real services too
 	cargo test --workspace --locked
 
 check: setup ## Formatting, lints, documentation, dependency directions, licences

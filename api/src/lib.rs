@@ -5,6 +5,7 @@
 //! - [`extract`] reads requests, [`pictures`] takes in pictures, [`error`] is the only place of statuses and problems
 //! - [`cursor`] pages through lists
 
+pub mod command;
 pub mod cursor;
 pub mod error;
 pub mod extract;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use shared::config::Config;
+use shared::process;
 
 /// Asynchronous face recognition: an HTTP API, a durable job queue and workers.
 #[derive(Parser)]
@@ -29,6 +30,10 @@ struct Cli {
 enum Command {
     /// Run the HTTP API and the worker in this process, on SQLite and a folder.
     Serve(serve::ServeArgs),
+    /// Run the HTTP API alone, on PostgreSQL, RabbitMQ and S3; the same as `face-id-api`.
+    Api(api::command::ApiArgs),
+    /// Run a worker alone, on PostgreSQL, RabbitMQ and S3; the same as `face-id-worker`.
+    Worker,
     /// Show the main job on photographs: enroll, identify, reject; needs no server.
     Demo(demo::DemoArgs),
     /// List, fetch and check the weights of the catalogue's pipelines.
@@ -49,16 +54,10 @@ enum Command {
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            report(&error);
-            std::process::ExitCode::FAILURE
-        }
-    }
+    process::run_to_end(run(cli))
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<()> {
     if matches!(cli.command, Command::Config { effective: false }) {
         return print_config(Config::documented_defaults());
     }
@@ -67,29 +66,20 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if matches!(cli.command, Command::Config { .. }) {
         return print_config(&config.redacted()?);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(async {
-        match cli.command {
-            Command::Serve(args) => serve::run(config, args).await,
-            Command::Demo(args) => demo::run(&config, args).await,
-            Command::Models(command) => models::run(&config, command).await,
-            Command::Eval(command) => eval::run(&config, command).await,
-            Command::Migrate => migrate::run(&config).await,
-            Command::Config { .. } => Ok(()),
-        }
-    });
-    // Work on the blocking pool that hangs must not keep a stopped process alive.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
-    done
+    match cli.command {
+        Command::Serve(args) => serve::run(config, args).await,
+        Command::Api(args) => api::command::run(config, args).await,
+        Command::Worker => worker::command::run(config).await,
+        Command::Migrate => migrate::run(&config).await,
+        Command::Demo(args) => demo::run(&config, args).await,
+        Command::Models(command) => models::run(&config, command).await,
+        Command::Eval(command) => eval::run(&config, command).await,
+        Command::Config { .. } => Ok(()),
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 fn print_config(text: &str) -> anyhow::Result<()> {
     print!("{text}");
     Ok(())
-}
-
-#[expect(clippy::print_stderr, reason = "the user must see why the command failed")]
-fn report(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
 }

@@ -11,7 +11,6 @@ use shared::config::Config;
 use worker::assets::{Assets, sha256_of};
 use worker::inference::{Engine, EngineOptions};
 
-
 const SPINNER_TICK: Duration = Duration::from_millis(100);
 
 #[derive(clap::Subcommand)]
@@ -39,11 +38,11 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
         ModelsCommand::Verify { name: None } => {
             let mut checked = 0;
             for pipeline in catalogue.pipelines() {
-                let there = pipeline
-                    .files()
-                    .into_iter()
-                    .map(|f| Assets::configured(config).find(f))
-                    .collect::<Result<Vec<_>, _>>()?;
+                let there = pipeline.files().into_iter().map(|f| Assets::configured(config).find(f)).collect::<Result<
+                    Vec<_>,
+                    _,
+                >>(
+                )?;
                 if there.iter().all(Option::is_some) && Assets::configured(config).check_licence(pipeline).is_ok() {
                     verify(config, pipeline).await?;
                     checked += 1;

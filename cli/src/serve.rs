@@ -24,7 +24,6 @@ use worker::assets::Assets;
 use worker::context::{Engines, Pulse, WorkerContext};
 use worker::inference::EngineOptions;
 
-
 #[derive(clap::Args)]
 pub(crate) struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one.
@@ -116,16 +115,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         }),
         engines.check(pipeline),
     ];
-    let state = AppState {
-        config,
-        catalogue,
-        db: db.clone(),
-        queue,
-        objects,
-        finished,
-        checks,
-        stop: stop.clone(),
-    };
+    let state = AppState { config, catalogue, db: db.clone(), queue, objects, finished, checks, stop: stop.clone() };
     Ok((state, context))
 }
 
@@ -145,8 +135,7 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
 }
 
 async fn open_database(config: &Config) -> anyhow::Result<Db> {
-    let db =
-        Db::open(config).await.with_context(|| format!("open the database in {}", config.data_dir.display()))?;
+    let db = Db::open(config).await.with_context(|| format!("open the database in {}", config.data_dir.display()))?;
     Migrator::up(&db.write, None).await.context("migrate the database")?;
     let recovered = recover_all(&db).await.context("recover the jobs of an earlier run")?;
     if recovered.requeued.len() + recovered.ended.len() > 0 {

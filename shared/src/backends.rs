@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::db::schema::{self, SchemaError};
 use crate::db::Db;
+use crate::db::schema::{self, SchemaError};
 use crate::finished::FinishedJobs;
 use crate::health::Check;
 use crate::objects::{ObjectError, S3Options, S3Store};
@@ -83,12 +83,12 @@ impl Backends {
     }
 
     /// Tells other processes of jobs that end here, until `stop`.
-    pub fn tell_ends(&self, stop: CancellationToken) -> impl Future<Output = Result<(), AmqpOptionsError>> + Send + 'static {
+    pub fn tell_ends(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
         finished::relay_out(self.amqp.clone(), self.finished.clone(), stop)
     }
 
     /// Hears of jobs that end in other processes, until `stop`.
-    pub fn hear_ends(&self, stop: CancellationToken) -> impl Future<Output = Result<(), AmqpOptionsError>> + Send + 'static {
+    pub fn hear_ends(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + 'static {
         finished::relay_in(self.amqp.clone(), self.finished.clone(), stop)
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +11,31 @@ use crate::telemetry;
 
 /// How often gathered metrics are folded.
 const FOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// Longest wait for work on the blocking pool that hangs, which must not keep a stopped process alive.
+const BLOCKING_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs a program's whole work on a runtime of its own, and tells on standard error why it failed.
+pub fn run_to_end(work: impl Future<Output = anyhow::Result<()>>) -> std::process::ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.context("start the runtime").and_then(|runtime| {
+        let done = runtime.block_on(work);
+        runtime.shutdown_timeout(BLOCKING_GRACE);
+        done
+    });
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the user must see why the program failed")]
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
 
 /// Sets up logs and metrics, and logs the settings without their secrets.
 ///

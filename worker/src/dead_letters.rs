@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shared::db::jobs::outbox::return_dead;
 use shared::queue::{Delivery, QueueError};
+use shared::telemetry::metrics;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
@@ -42,6 +43,7 @@ async fn give_back(ctx: &WorkerContext, delivery: Box<dyn Delivery>) -> bool {
     let jobs = &delivery.message().jobs;
     match return_dead(&ctx.db, jobs).await {
         Ok(returned) => {
+            metrics::dead_letter();
             tracing::warn!(jobs = jobs.len(), returned, "the queue gave up a message; its jobs are sent alone");
             if let Err(error) = delivery.ack().await {
                 tracing::warn!(%error, "acknowledge a dead letter; it will come again and change nothing");

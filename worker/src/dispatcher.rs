@@ -8,6 +8,7 @@ use shared::db::jobs::outbox;
 use shared::dispatch::dispatch;
 use shared::ids::EpochId;
 use shared::job::Lane;
+use shared::telemetry::metrics;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,7 @@ async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
         return Ok(Round::More);
     }
     let due = outbox::due(&ctx.db, lane, room).await?;
+    metrics::outbox(lane, due.len(), due.first().map_or(Duration::ZERO, |job| job.overdue()));
     let taken = dispatch(&ctx.db, &*ctx.queue, &due).await?;
     if taken > 0 {
         tracing::debug!(?lane, jobs = taken, "dispatched");
@@ -92,5 +94,6 @@ async fn epoch_round(ctx: &WorkerContext) -> anyhow::Result<Option<u64>> {
     // The queue learns it first: an epoch that only the database knows would look lost at once.
     let next = EpochId::new();
     ctx.queue.begin_epoch(next).await?;
+    metrics::queue_epoch_begun();
     Ok(outbox::begin_epoch(&ctx.db, current, next).await?)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::db::{Db, leaders};
+use shared::telemetry::metrics;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -45,7 +46,9 @@ impl Leadership {
             };
             self.renew_at = now + LEASE / 4;
         }
-        self.trusted_until.is_some_and(|until| Instant::now() < until)
+        let held = self.trusted_until.is_some_and(|until| Instant::now() < until);
+        metrics::leads(self.role, held);
+        held
     }
 
     /// Lets another worker lead at once.

@@ -8,6 +8,7 @@
 
 pub mod analysis;
 pub mod assets;
+pub mod command;
 pub mod consumer;
 pub mod context;
 pub mod dead_letters;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use shared::db::jobs::recovery::reap;
+use shared::telemetry::metrics;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,7 @@ async fn round(ctx: &WorkerContext) -> Result<(), sea_orm::DbErr> {
     if recovered.requeued.len() + recovered.ended.len() > 0 {
         let (requeued, ended) = (recovered.requeued.len(), recovered.ended.len());
         tracing::warn!(requeued, ended, "claims were lost");
+        metrics::leases_expired(requeued, ended);
     }
     for job in recovered.ended {
         ctx.finished.announce(job);

@@ -102,8 +102,8 @@ async fn run(dir: &Path) -> anyhow::Result<()> {
         ("FACE_ID_OBJECTS__ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
         ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
     ];
-    let lines: String = settings.iter().map(|(name, value)| format!("export {name}='{value}'\n")).collect();
-    std::fs::write(dir.join("env"), lines)?;
+    let lines: Vec<_> = settings.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
+    std::fs::write(dir.join("env"), lines.join("\n") + "\n")?;
     std::fs::write(dir.join("ready"), "")?;
     tokio::select! {
         _ = terminate.recv() => {}

@@ -1,23 +1,48 @@
-//! Free ports of the loopback address.
+//! Free ports of the loopback address, and whether a server answers there.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// A port that nobody listens on at this moment.
-pub(crate) fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("look for a free port")?;
-    Ok(listener.local_addr()?.port())
+/// Below Linux's usual range for outgoing connections (32768 and up): while a server is down, a client that tries again
+/// and again could otherwise be given the server's own port, and keep it.
+const RANGE: Range<u32> = 15_000..32_000;
+
+/// A request for TLS, which a `PostgreSQL` server answers with one byte whoever asks.
+pub(crate) const POSTGRES_HELLO: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+/// What an AMQP 0-9-1 client says first.
+pub(crate) const AMQP_HELLO: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
+/// What Erlang's name server is asked for all names with.
+pub(crate) const EPMD_HELLO: [u8; 3] = [0, 1, b'n'];
+
+/// A port that nobody listens on at this moment, another one at every call of a process.
+///
+/// # Errors
+/// All are taken.
+pub fn free_port() -> anyhow::Result<u16> {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    // Processes that start one after the other begin far apart.
+    let begin = std::process::id().wrapping_mul(7919);
+    for _ in RANGE {
+        let offset = begin.wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed)) % (RANGE.end - RANGE.start);
+        let port = u16::try_from(RANGE.start + offset)?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port of 127.0.0.1 from {} to {} is free", RANGE.start, RANGE.end)
 }
 
 /// Waits until a server answers `hello` on the port.
 pub(crate) async fn wait_for_answer(port: u16, hello: &[u8], patience: Duration) -> anyhow::Result<()> {
     let began = Instant::now();
     while began.elapsed() < patience {
-        if tokio::time::timeout(Duration::from_secs(5), answers(port, hello)).await.is_ok_and(|a| a.is_ok()) {
+        if answers(port, hello).await.is_ok() {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -25,9 +50,13 @@ pub(crate) async fn wait_for_answer(port: u16, hello: &[u8], patience: Duration)
     bail!("nothing answered on port {port} within {} s", patience.as_secs())
 }
 
-async fn answers(port: u16, hello: &[u8]) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
-    stream.write_all(hello).await?;
-    stream.read_exact(&mut [0]).await?;
-    Ok(())
+/// Whether a server answers `hello` on the port within 5 s.
+pub(crate) async fn answers(port: u16, hello: &[u8]) -> anyhow::Result<()> {
+    let dialogue = async {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        stream.write_all(hello).await?;
+        stream.read_exact(&mut [0]).await
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(5), dialogue).await;
+    answer.context("it is silent")?.map(drop).context("it does not answer")
 }

@@ -1,6 +1,5 @@
 //! PostgreSQL 16 with pgvector, from the binaries of the `pgserver` wheel.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,19 +8,21 @@ use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::guard::Guarded;
-use crate::ports::{free_port, wait_for_answer};
+use crate::guard::{Guarded, Service};
+use crate::ports::{POSTGRES_HELLO, free_port, wait_for_answer};
+use crate::unprivileged::{User, as_user, enterable, make_owned, reachable_programs};
 
 /// The server's superuser, who needs no password from the loopback address.
 const USER: &str = "face_id";
 /// Longest wait for the server; one that was killed recovers first.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// A request for TLS, which the server answers with one byte whoever asks.
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+/// Where its programs lie in the wheel.
+const PROGRAMS: &str = "pgserver/pginstall/bin";
 
 /// A running server with a data folder of its own.
 pub struct Postgres {
-    binaries: PathBuf,
+    programs: PathBuf,
+    user: Option<User>,
     dir: PathBuf,
     port: u16,
     durable: bool,
@@ -43,14 +44,22 @@ impl Postgres {
     /// # Errors
     /// See [`Postgres::start`].
     pub async fn start_on(dir: &Path, port: u16, durable: bool) -> anyhow::Result<Self> {
-        let binaries = find_binaries()?;
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        let server = Self { binaries, dir: dir.to_owned(), port, durable, process: Mutex::default() };
-        if !server.data().join("PG_VERSION").is_file() {
+        let user = User::find()?;
+        let wheel = reachable_programs(user.as_ref(), &find_wheel()?, &format!("{PROGRAMS}/postgres"))?;
+        let dir = enterable(user.as_ref(), &std::path::absolute(dir)?)?;
+        let server = Self { programs: wheel.join(PROGRAMS), user, dir, port, durable, process: Mutex::default() };
+        if !server.data().is_dir() {
             server.init().await?;
         }
         server.restart().await?;
         Ok(server)
+    }
+
+    /// Where its data and its log are: the folder it was started with, or, where this process is root and the server's
+    /// user may not enter that one, a folder below /var/tmp.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The URL of one of its databases.
@@ -63,7 +72,7 @@ impl Postgres {
         self.port
     }
 
-    /// Makes a database, unless it is there, and gives its URL.
+    /// Makes a database with pgvector, unless it is there, and gives its URL.
     ///
     /// # Errors
     /// The server refuses.
@@ -72,6 +81,7 @@ impl Postgres {
         if found.trim().is_empty() {
             self.psql("postgres", &format!("CREATE DATABASE \"{name}\"")).await?;
         }
+        self.psql(name, "SET client_min_messages = warning; CREATE EXTENSION IF NOT EXISTS vector").await?;
         Ok(self.url(name))
     }
 
@@ -80,7 +90,7 @@ impl Postgres {
     /// # Errors
     /// The server is out of reach or refuses.
     pub async fn psql(&self, database: &str, sql: &str) -> anyhow::Result<String> {
-        let output = Command::new(self.binaries.join("psql"))
+        let output = Command::new(self.programs.join("psql"))
             .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d"])
             .arg(self.url(database))
             .args(["-c", sql])
@@ -107,37 +117,67 @@ impl Postgres {
         self.end(Signal::INT).await
     }
 
+    /// SIGKILL, as the kernel sends it where memory is short.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn kill(&self) -> anyhow::Result<()> {
+        self.end(Signal::KILL).await
+    }
+
+    /// Freezes it: connections stay open and nothing answers, until [`Postgres::resume`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        self.process.lock().await.as_ref().context("PostgreSQL does not run")?.pause()
+    }
+
+    /// Goes on after [`Postgres::pause`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        self.process.lock().await.as_ref().context("PostgreSQL does not run")?.resume()
+    }
+
     /// Starts it on its data again, after it was stopped where it runs.
     ///
     /// # Errors
     /// It does not start.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.stop().await?;
-        let fsync = if self.durable { "on" } else { "off" };
-        let sockets = self.dir.join("sockets");
-        make_owned(&sockets)?;
         let settings = [
             format!("port={}", self.port),
             "listen_addresses=127.0.0.1".to_owned(),
-            format!("unix_socket_directories={}", sockets.display()),
-            format!("fsync={fsync}"),
+            // The path of one may be no longer than 107 bytes, which a folder's depth would decide.
+            "unix_socket_directories=".to_owned(),
+            format!("fsync={}", if self.durable { "on" } else { "off" }),
             "max_connections=200".to_owned(),
             "shared_buffers=256MB".to_owned(),
             "maintenance_work_mem=256MB".to_owned(),
             "log_min_messages=warning".to_owned(),
         ];
-        let mut command = as_unprivileged(self.binaries.join("postgres"));
+        let mut command = as_user(self.user.as_ref(), &self.programs.join("postgres"));
         command.extend(["-D".into(), self.data().into()]);
         command.extend(settings.iter().flat_map(|s| ["-c".into(), s.into()]));
-        let process = Guarded::start(&command, &[], &self.dir.join("postgres.log")).await?;
+        let log = self.dir.join("postgres.log");
+        // SIGINT cuts clients off; on SIGTERM it would wait for them to leave.
+        let service = Service { command: &command, variables: &[], log: &log, stop_signal: "INT" };
+        let mut process = Guarded::start(&service).await?;
+        let up = process.until(self.ready()).await;
+        up.with_context(|| format!("start PostgreSQL on port {}; its log is {}", self.port, log.display()))?;
         *self.process.lock().await = Some(process);
-        let up = wait_for_answer(self.port, &SSL_REQUEST, START_TIMEOUT).await;
-        up.with_context(|| format!("start PostgreSQL; its log is {}", self.dir.join("postgres.log").display()))?;
+        Ok(())
+    }
+
+    async fn ready(&self) -> anyhow::Result<()> {
+        wait_for_answer(self.port, &POSTGRES_HELLO, START_TIMEOUT).await?;
         // It answers before it has recovered.
         let mut tries = 0;
         while let Err(error) = self.psql("postgres", "SELECT 1").await {
             tries += 1;
-            ensure!(tries < 300, "PostgreSQL does not recover: {error:#}");
+            ensure!(tries < 300, "it does not recover: {error:#}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(())
@@ -154,20 +194,20 @@ impl Postgres {
         self.dir.join("data")
     }
 
+    /// Makes the data folder, under another name first: one that is there is whole.
     async fn init(&self) -> anyhow::Result<()> {
-        make_owned(&self.data())?;
-        let mut command = as_unprivileged(self.binaries.join("initdb"));
-        command.extend(["-D".into(), self.data().into(), "-U".into(), USER.into()]);
+        let partial = self.dir.join("data.partial");
+        if partial.is_dir() {
+            std::fs::remove_dir_all(&partial).with_context(|| format!("delete {}", partial.display()))?;
+        }
+        make_owned(self.user.as_ref(), &partial)?;
+        let mut command = as_user(self.user.as_ref(), &self.programs.join("initdb"));
+        command.extend(["-D".into(), partial.clone().into(), "-U".into(), USER.into()]);
         command.extend(["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"].map(Into::into));
         let output = Command::new(&command[0]).args(&command[1..]).output().await.context("run initdb")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "initdb in {}: {} (as root the folders above must be open to other users)",
-            self.data().display(),
-            said.trim()
-        );
-        Ok(())
+        ensure!(output.status.success(), "initdb in {}: {}", partial.display(), said.trim());
+        std::fs::rename(&partial, self.data()).with_context(|| format!("rename {}", partial.display()))
     }
 }
 
@@ -179,51 +219,26 @@ pub async fn shared() -> &'static Postgres {
     static SHARED: OnceCell<Postgres> = OnceCell::const_new();
     SHARED
         .get_or_init(|| async {
-            let dir = crate::process_folder("postgres");
+            let dir = crate::process_folder("postgres").expect("make a folder for PostgreSQL");
             Postgres::start(&dir, false).await.expect("start PostgreSQL for the tests of this process")
         })
         .await
 }
 
-/// The server refuses to run as root.
-fn as_unprivileged(program: PathBuf) -> Vec<OsString> {
-    match unprivileged_user() {
-        None => vec![program.into()],
-        Some(user) => {
-            let (user, group) = (format!("--reuid={user}"), format!("--regid={}", group_of(user)));
-            vec!["setpriv".into(), user.into(), group.into(), "--clear-groups".into(), "--".into(), program.into()]
+fn find_wheel() -> anyhow::Result<PathBuf> {
+    for cache in crate::cache_folders() {
+        let mut wheels: Vec<_> = std::fs::read_dir(&cache)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("pgserver-")))
+            .filter(|path| path.join(PROGRAMS).join("postgres").is_file())
+            .collect();
+        wheels.sort();
+        if let Some(newest) = wheels.pop() {
+            return Ok(std::path::absolute(newest)?);
         }
     }
-}
-
-/// As whom to run the server: `None` where this process is unprivileged itself.
-fn unprivileged_user() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return None;
-    }
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    Some(if users.lines().any(|line| line.starts_with("postgres:")) { "postgres" } else { "nobody" })
-}
-
-fn group_of(user: &str) -> &'static str {
-    if user == "postgres" { "postgres" } else { "nogroup" }
-}
-
-/// Makes a folder that the server's user owns.
-fn make_owned(folder: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    if let Some(user) = unprivileged_user() {
-        let owner = format!("{user}:{}", group_of(user));
-        let done = std::process::Command::new("chown").arg(&owner).arg(folder).status().context("run chown")?;
-        ensure!(done.success(), "give {} to {owner}", folder.display());
-    }
-    Ok(())
-}
-
-fn find_binaries() -> anyhow::Result<PathBuf> {
-    crate::cache_folders()
-        .into_iter()
-        .map(|cache| cache.join("pgserver/pgserver/pginstall/bin"))
-        .find(|bin| bin.join("postgres").is_file())
-        .context("PostgreSQL's binaries are missing; run `make setup-services` (or `make test`, which does)")
+    anyhow::bail!("PostgreSQL's programs are missing; run `make setup-services` (or `make test`, which does)")
 }

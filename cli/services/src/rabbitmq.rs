@@ -8,15 +8,15 @@ use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::guard::Guarded;
-use crate::ports::{free_port, wait_for_answer};
+use crate::guard::{Guarded, Service};
+use crate::ports::{AMQP_HELLO, EPMD_HELLO, free_port, wait_for_answer};
 
 /// Where Debian's package puts the scripts that take their whole configuration from the environment.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// Longest wait for the node: 15 s on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
-/// What an AMQP 0-9-1 client says first.
-const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
+/// Longest wait for Erlang's name server, which has nothing to load.
+const EPMD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running node with a data folder of its own.
 pub struct RabbitMq {
@@ -98,17 +98,27 @@ impl RabbitMq {
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.stop().await?;
         let log = self.dir.join("rabbitmq.log");
+        let variables = &self.variables;
         let mut processes = self.processes.lock().await;
         if processes.epmd.is_none() {
             let command = ["epmd".into(), "-port".into(), self.epmd_port.to_string().into()];
-            processes.epmd = Some(Guarded::start(&command, &self.variables, &log).await.context("start epmd")?);
+            let service = Service { command: &command, variables, log: &log, stop_signal: "TERM" };
+            let mut epmd = Guarded::start(&service).await?;
+            // A node that finds none starts one of its own, which would stay.
+            let up = epmd.until(wait_for_answer(self.epmd_port, &EPMD_HELLO, EPMD_TIMEOUT)).await;
+            up.with_context(|| format!("start epmd; its log is {}", log.display()))?;
+            processes.epmd = Some(epmd);
         }
         let command = [Path::new(SCRIPTS).join("rabbitmq-server").into()];
-        processes.node = Some(Guarded::start(&command, &self.variables, &log).await?);
-        let up = wait_for_answer(self.port, &AMQP_HEADER, START_TIMEOUT).await;
+        let service = Service { command: &command, variables, log: &log, stop_signal: "TERM" };
+        let mut node = Guarded::start(&service).await?;
+        let up = node.until(wait_for_answer(self.port, &AMQP_HELLO, START_TIMEOUT)).await;
         up.with_context(|| {
-            format!("start RabbitMQ; its logs are {} and {}", log.display(), self.dir.join("log").display())
-        })
+            let more = self.dir.join("log");
+            format!("start RabbitMQ on port {}; its logs are {} and {}", self.port, log.display(), more.display())
+        })?;
+        processes.node = Some(node);
+        Ok(())
     }
 
     /// Stops the node in order.
@@ -138,6 +148,22 @@ impl RabbitMq {
         self.restart().await
     }
 
+    /// Freezes it: connections stay open and nothing answers, until [`RabbitMq::resume`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        self.processes.lock().await.node.as_ref().context("RabbitMQ does not run")?.pause()
+    }
+
+    /// Goes on after [`RabbitMq::pause`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        self.processes.lock().await.node.as_ref().context("RabbitMQ does not run")?.resume()
+    }
+
     /// Raises a memory alarm, or ends it: while it lasts, the broker reads nothing from publishers.
     ///
     /// # Errors
@@ -162,7 +188,7 @@ pub async fn shared() -> &'static RabbitMq {
     static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
     SHARED
         .get_or_init(|| async {
-            let dir = crate::process_folder("rabbitmq");
+            let dir = crate::process_folder("rabbitmq").expect("make a folder for RabbitMQ");
             RabbitMq::start(&dir).await.expect("start RabbitMQ for the tests of this process")
         })
         .await
@@ -173,7 +199,8 @@ fn variables(dir: &Path, port: u16, epmd_port: u16) -> anyhow::Result<Vec<(Strin
     let inside = |path: &str| dir.join(path).display().to_string();
     let pairs = [
         ("HOME", inside("home")),
-        ("RABBITMQ_NODENAME", format!("face-id-{port}@localhost")),
+        // Its data belongs to this name. Every node has a name server of its own, so that two can have the same.
+        ("RABBITMQ_NODENAME", "face-id@localhost".to_owned()),
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
         ("RABBITMQ_NODE_PORT", port.to_string()),
         ("RABBITMQ_DIST_PORT", free_port()?.to_string()),
@@ -188,7 +215,10 @@ fn variables(dir: &Path, port: u16, epmd_port: u16) -> anyhow::Result<Vec<(Strin
         ("RABBITMQ_PID_FILE", inside("pid")),
         ("RABBITMQ_ENABLED_PLUGINS_FILE", inside("enabled_plugins")),
         ("RABBITMQ_PLUGINS_EXPAND_DIR", inside("plugins")),
+        // The machine's own settings are for the machine's own broker.
+        ("RABBITMQ_CONF_ENV_FILE", inside("none")),
         ("RABBITMQ_CONFIG_FILE", inside("none")),
+        ("RABBITMQ_CONFIG_FILES", inside("none")),
         ("RABBITMQ_ADVANCED_CONFIG_FILE", inside("none")),
         // Idle schedulers sleep instead of spinning beside what is tested.
         ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none".to_owned()),

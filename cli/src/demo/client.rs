@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 /// The demo's collection.
-const COLLECTION: &str = "demo";
+const COLLECTION: &str = "face-id-demo";
 /// Longest time one request may take; a job is waited for within it.
 const TIMEOUT: Duration = Duration::from_secs(90);
 /// How often a job is waited for, 20 s each.
@@ -24,7 +24,9 @@ impl Client {
         Ok(Self { http, address: address.to_owned() })
     }
 
+    /// Makes the collection anew: on services that stay, an earlier demo has left one.
     pub(super) async fn make_collection(&self) -> anyhow::Result<()> {
+        self.http.delete(format!("{}/v1/collections/{COLLECTION}", self.address)).send().await?;
         self.post("/v1/collections", &json!({ "name": COLLECTION })).await?;
         Ok(())
     }

@@ -33,7 +33,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
         None => Photos::samples(config).await?,
     };
     let began = Instant::now();
-    let server = Server::start().await?;
+    let server = Server::start(config).await?;
     let client = Client::new(&server.address)?;
     let played = tokio::select! {
         played = play(&client, &photos) => played,

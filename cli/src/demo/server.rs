@@ -1,9 +1,11 @@
-//! The demo's own server: this very command, as a child process on a free port with a data folder of its own.
+//! The demo's own server: this very command, as one child process on a free port with a data folder of its own, or as an
+//! api and a worker where the settings name services.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use shared::config::Config;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
@@ -16,51 +18,76 @@ const LOG_LINES: usize = 5;
 
 pub(super) struct Server {
     pub(super) address: String,
-    child: Child,
+    /// The api, or all in one, comes first; it is stopped first too.
+    children: Vec<Child>,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    pub(super) async fn start(config: &Config) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for the demo's data")?;
-        let log = std::fs::File::create(folder.path().join("log"))?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--bind", "127.0.0.1:0", "--data-dir"])
-            .arg(folder.path().join("data"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start the server")?;
-        let stdout = child.stdout.take().context("the server has no output")?;
-        let first = async {
-            let mut lines = BufReader::new(stdout).lines();
-            lines.next_line().await
+        let mut children = Vec::new();
+        let address = if config.has_services() {
+            crate::migrate::run(config).await?;
+            let address = spawn(&mut children, &folder, &["api", "--bind", "127.0.0.1:0"], "listening on ").await?;
+            spawn(&mut children, &folder, &["worker"], "probes on ").await?;
+            address
+        } else {
+            let data = folder.path().join("data");
+            let data = data.to_str().context("the temporary folder's path is no text")?;
+            let arguments = ["serve", "--bind", "127.0.0.1:0", "--data-dir", data];
+            spawn(&mut children, &folder, &arguments, "listening on ").await?
         };
-        let line = tokio::time::timeout(START_TIMEOUT, first).await.context("the server did not start in time")??;
-        if let Some(address) = line.as_deref().and_then(|l| l.strip_prefix("listening on ")) {
-            return Ok(Self { address: address.to_owned(), child, folder });
-        }
-        let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        anyhow::bail!("the server did not start:\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
+        Ok(Self { address, children, folder })
     }
 
-    /// Asks the server to stop, as a service manager would.
+    /// Asks the processes to stop, as a service manager would.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = self.child.id().and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw)
-        {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        for child in &mut self.children {
+            if let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw) {
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+            }
+            let ended = tokio::time::timeout(STOP_TIMEOUT, child.wait()).await;
+            let Ok(status) = ended else {
+                child.kill().await?;
+                anyhow::bail!("the server did not stop within {} s and was killed", STOP_TIMEOUT.as_secs());
+            };
+            let status = status?;
+            let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            anyhow::ensure!(status.success(), "the server ended with {status}:\n{log}");
         }
-        let ended = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await;
-        let Ok(status) = ended else {
-            self.child.kill().await?;
-            anyhow::bail!("the server did not stop within {} s and was killed", STOP_TIMEOUT.as_secs());
-        };
-        let status = status?;
-        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-        anyhow::ensure!(status.success(), "the server ended with {status}:\n{log}");
         Ok(())
     }
+}
+
+/// Starts a process, waits for its first line, which begins with `prefix`, and gives the rest of that.
+async fn spawn(
+    children: &mut Vec<Child>,
+    folder: &tempfile::TempDir,
+    arguments: &[&str],
+    prefix: &str,
+) -> anyhow::Result<String> {
+    let path = folder.path().join("log");
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(arguments)
+        .env("FACE_ID_WORKER__PROBES_BIND", "127.0.0.1:0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::options().create(true).append(true).open(&path)?)
+        .kill_on_drop(true)
+        .spawn()
+        .context("start the server")?;
+    let stdout = child.stdout.take().context("the server has no output")?;
+    children.push(child);
+    let first = async {
+        let mut lines = BufReader::new(stdout).lines();
+        lines.next_line().await
+    };
+    let line = tokio::time::timeout(START_TIMEOUT, first).await.context("the server did not start in time")??;
+    if let Some(rest) = line.as_deref().and_then(|l| l.strip_prefix(prefix)) {
+        return Ok(rest.to_owned());
+    }
+    let log = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<_> = log.lines().collect();
+    anyhow::bail!("the server did not start:\n{}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"))
 }

@@ -7,12 +7,12 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 use worker::testing::synthetic_picture;
 
-use crate::server::{SIDE, Server, inline, photo, read};
+use crate::server::{SIDE, Server, Site, inline, on_both, photo, read};
 
-#[tokio::test]
-async fn a_bad_request_has_a_code() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start_with(folder.path(), &[("FACE_ID_SERVER__MAX_BODY_BYTES", "100000")]).await;
+on_both!(a_bad_request_has_a_code, a_bad_picture_is_rejected, unusual_pictures_work);
+
+async fn a_bad_request_has_a_code(site: Site) {
+    let server = Server::start_with(&site, &[("FACE_ID_SERVER__MAX_BODY_BYTES", "100000")]).await;
     server.make_collection("c").await;
     let post = |path: &str| server.request(Method::POST, path);
     let (uploads, identify, enroll) =
@@ -70,10 +70,8 @@ async fn a_bad_request_has_a_code() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_bad_picture_is_rejected() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn a_bad_picture_is_rejected(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let jpeg = jpeg();
     let mut cases = vec![(png_header(100_000, 100_000), "image_too_large"), (png_header(30, 30), "image_truncated")];
@@ -102,10 +100,8 @@ async fn a_bad_picture_is_rejected() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn unusual_pictures_work() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn unusual_pictures_work(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     server.enroll("c", 1).await;
     let identified = async |picture: &[u8]| {

@@ -5,17 +5,17 @@ use std::collections::HashSet;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::server::{Server, inline, photo};
+use crate::server::{Server, Site, inline, on_both, photo};
+
+on_both!(every_accepted_job_ends_once_after_a_kill);
 
 const JOBS: u32 = 200;
 const ROUNDS: u32 = 4;
 
-#[tokio::test]
-async fn every_accepted_job_ends_once_after_a_kill() {
-    let folder = tempfile::tempdir().unwrap();
+async fn every_accepted_job_ends_once_after_a_kill(site: Site) {
     // One at a time, so that the kill finds work that waits and work that runs.
     let settings = [("FACE_ID_WORKER__CONCURRENCY", "1")];
-    let mut server = Server::start_with(folder.path(), &settings).await;
+    let mut server = Server::start_with(&site, &settings).await;
     server.make_collection("c").await;
     let mut jobs = Vec::new();
     let mut interrupted = 0;
@@ -32,7 +32,7 @@ async fn every_accepted_job_ends_once_after_a_kill() {
         let waiting = server.get("/v1/jobs?collection=c&state=queued&limit=500").await;
         interrupted += waiting["items"].as_array().unwrap().len();
         server.kill().await;
-        server = Server::start_with(folder.path(), &settings).await;
+        server = Server::start_with(&site, &settings).await;
     }
     assert!(interrupted > 0, "the kills came after all the work; more jobs are needed");
 

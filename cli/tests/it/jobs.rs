@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::server::{Server, inline, photo, read};
+use crate::server::{Server, Site, inline, on_both, photo, read};
 
-#[tokio::test]
-async fn a_waiting_client_is_answered_when_the_job_ends() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+on_both!(a_waiting_client_is_answered_when_the_job_ends, the_same_key_is_the_same_job, a_waiting_job_can_be_cancelled);
+
+async fn a_waiting_client_is_answered_when_the_job_ends(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let request =
         server.request(Method::POST, "/v1/collections/c/identify").json(&json!({ "image": inline(&photo(&[1])) }));
@@ -28,10 +28,8 @@ async fn a_waiting_client_is_answered_when_the_job_ends() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn the_same_key_is_the_same_job() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn the_same_key_is_the_same_job(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let send = async |kind: &str, seed: u32, key: &str| {
         let mut body = json!({ "image": inline(&photo(&[seed])) });
@@ -58,10 +56,8 @@ async fn the_same_key_is_the_same_job() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_waiting_job_can_be_cancelled() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start_with(folder.path(), &[("FACE_ID_WORKER__CONCURRENCY", "1")]).await;
+async fn a_waiting_job_can_be_cancelled(site: Site) {
+    let server = Server::start_with(&site, &[("FACE_ID_WORKER__CONCURRENCY", "1")]).await;
     server.make_collection("c").await;
     let mut jobs = Vec::new();
     for seed in 0..60 {

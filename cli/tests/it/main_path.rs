@@ -3,12 +3,20 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::server::{Server, command, inline, photo, read};
+use crate::server::{Server, Site, command, inline, on_both, photo, read};
 
-#[tokio::test]
-async fn people_are_enrolled_and_recognised() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+on_both!(
+    people_are_enrolled_and_recognised,
+    faces_are_verified,
+    which_face_is_enrolled_is_a_choice,
+    a_picture_is_indexed_once,
+    what_is_deleted_is_gone,
+    uploads_come_raw_or_as_a_form,
+    lists_have_pages
+);
+
+async fn people_are_enrolled_and_recognised(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     for seed in 1..=3 {
         let result = server.enroll("c", seed).await;
@@ -31,10 +39,8 @@ async fn people_are_enrolled_and_recognised() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn faces_are_verified() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn faces_are_verified(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let person = server.enroll("c", 1).await["person_id"].clone();
     let one = inline(&photo(&[1]));
@@ -52,10 +58,8 @@ async fn faces_are_verified() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn which_face_is_enrolled_is_a_choice() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn which_face_is_enrolled_is_a_choice(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let two = inline(&photo(&[1, 2]));
     let enroll =
@@ -87,10 +91,8 @@ async fn which_face_is_enrolled_is_a_choice() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_picture_is_indexed_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn a_picture_is_indexed_once(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let person = server.enroll("c", 1).await["person_id"].clone();
     let picture = photo(&[1, 2, 3]);
@@ -113,10 +115,8 @@ async fn a_picture_is_indexed_once() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn what_is_deleted_is_gone() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn what_is_deleted_is_gone(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let ann = server.enroll("c", 1).await;
     let bob = server.enroll("c", 2).await;
@@ -142,10 +142,8 @@ async fn what_is_deleted_is_gone() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn uploads_come_raw_or_as_a_form() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn uploads_come_raw_or_as_a_form(site: Site) {
+    let server = Server::start(&site).await;
     server.make_collection("c").await;
     let picture = photo(&[4]);
     let raw = server.upload("c", picture.clone()).await;
@@ -165,10 +163,8 @@ async fn uploads_come_raw_or_as_a_form() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn lists_have_pages() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+async fn lists_have_pages(site: Site) {
+    let server = Server::start(&site).await;
     for name in ["a", "b", "c"] {
         server.make_collection(name).await;
     }
@@ -198,8 +194,8 @@ async fn lists_have_pages() {
 
 #[tokio::test]
 async fn the_server_says_how_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path()).await;
+    let site = Site::embedded();
+    let server = Server::start(&site).await;
     assert_eq!(server.get("/healthz").await["status"], "ok");
     let ready = server.get("/readyz").await;
     let names: Vec<_> = ready["checks"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
@@ -210,7 +206,7 @@ async fn the_server_says_how_it_is() {
         assert!(document["paths"][path].is_object(), "{path} is documented");
     }
     let second =
-        command().args(["serve", "--bind", "127.0.0.1:0", "--data-dir"]).arg(folder.path()).output().await.unwrap();
+        command().args(["serve", "--bind", "127.0.0.1:0", "--data-dir"]).arg(site.folder()).output().await.unwrap();
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && text.contains("another face-id serves the data folder"), "{text}");
     server.stop().await;

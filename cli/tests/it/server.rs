@@ -1,4 +1,4 @@
-//! A `face-id serve` of a test's own, and its client.
+//! A server of a test's own, embedded or on real services, and its client.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -9,6 +9,7 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use uuid::Uuid;
 use worker::testing::{repository, synthetic_photo};
 
 /// Nothing here takes nearly as long on a slow machine.
@@ -16,10 +17,39 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Pictures of tests are this large.
 pub(crate) const SIDE: u32 = 256;
 
+/// Runs each test on the embedded set-up and on real services.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::server::Site::embedded()).await;
+            })*
+        }
+        mod services {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(crate::server::Site::services().await).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// Where one test's data is, for servers that come and go.
+pub(crate) struct Site {
+    folder: tempfile::TempDir,
+    /// Settings that name a database, a bucket and queues of the test's own; none in embedded mode.
+    services: Option<Vec<(&'static str, String)>>,
+    objects: PathBuf,
+}
+
 pub(crate) struct Server {
     pub(crate) address: String,
-    data: PathBuf,
-    child: Child,
+    /// The probes of the worker, where it is a process of its own.
+    pub(crate) probes: Option<String>,
+    objects: PathBuf,
+    processes: Vec<Child>,
     http: reqwest::Client,
 }
 
@@ -31,6 +61,8 @@ pub(crate) fn command() -> Command {
         .env("FACE_ID_MODELS__CATALOGUE_DIR", repository().join("models/tiny"))
         .env("FACE_ID_MODELS__DEFAULT_PIPELINE", "tiny")
         .env("FACE_ID_MODELS__ALLOW_DOWNLOAD", "false")
+        .env("FACE_ID_WORKER__PIPELINES", "tiny")
+        .env("FACE_ID_WORKER__PROBES_BIND", "127.0.0.1:0")
         .env("FACE_ID_WORKER__SWEEP_S", "0.1")
         .env("FACE_ID_WORKER__POLL_S", "0.1")
         .stdin(Stdio::null())
@@ -38,40 +70,89 @@ pub(crate) fn command() -> Command {
     command
 }
 
+impl Site {
+    pub(crate) fn embedded() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = folder.path().join("objects");
+        Self { folder, services: None, objects }
+    }
+
+    pub(crate) async fn services() -> Self {
+        let name = format!("test-{}", Uuid::now_v7().simple());
+        let (postgres, rabbitmq) = tokio::join!(services::postgres::shared(), services::rabbitmq::shared());
+        let s3 = services::s3::shared().await;
+        s3.create_bucket(&name).await.unwrap();
+        let settings = vec![
+            ("FACE_ID_DATABASE__URL", postgres.create_database(&name).await.unwrap()),
+            ("FACE_ID_QUEUE__URL", rabbitmq.url()),
+            ("FACE_ID_QUEUE__NAMESPACE", name.clone()),
+            ("FACE_ID_OBJECTS__BUCKET", name.clone()),
+            ("FACE_ID_OBJECTS__ENDPOINT", s3.endpoint()),
+            ("FACE_ID_OBJECTS__ACCESS_KEY_ID", services::s3::ACCESS_KEY.to_owned()),
+            ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", services::s3::SECRET_KEY.to_owned()),
+            // A worker that was killed is missed soon.
+            ("FACE_ID_WORKER__LEASE_S", "3".to_owned()),
+            ("FACE_ID_WORKER__HEARTBEAT_S", "1".to_owned()),
+            ("FACE_ID_WORKER__REAP_S", "0.5".to_owned()),
+        ];
+        let migrated = command().arg("migrate").envs(settings.clone()).output().await.unwrap();
+        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+        let objects = s3.root().join(&name);
+        Self { folder: tempfile::tempdir().unwrap(), services: Some(settings), objects }
+    }
+
+    /// The embedded mode's data folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
 impl Server {
-    pub(crate) async fn start(data: &Path) -> Self {
-        Self::start_with(data, &[]).await
+    pub(crate) async fn start(site: &Site) -> Self {
+        Self::start_with(site, &[]).await
     }
 
     /// Starts it with these variables in its environment.
-    pub(crate) async fn start_with(data: &Path, variables: &[(&str, &str)]) -> Self {
-        let mut child = command()
-            .args(["serve", "--bind", "127.0.0.1:0", "--data-dir"])
-            .arg(data)
-            .envs(variables.iter().copied())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await.unwrap().unwrap();
-        let line = line.expect("the server ended before it listened; its log is above");
-        let address = line.strip_prefix("listening on ").unwrap().to_owned();
+    pub(crate) async fn start_with(site: &Site, variables: &[(&str, &str)]) -> Self {
+        let started = |arguments: &[&str]| {
+            let mut command = command();
+            command.args(arguments).envs(site.services.iter().flatten().cloned());
+            command.envs(variables.iter().copied()).stdout(Stdio::piped()).spawn().unwrap()
+        };
+        let data = site.folder.path().to_str().unwrap();
+        let mut processes = Vec::new();
+        let mut probes = None;
+        if site.services.is_some() {
+            let mut worker = started(&["worker"]);
+            probes = Some(first_line(&mut worker, "probes on ").await);
+            processes.push(worker);
+            processes.push(started(&["api", "--bind", "127.0.0.1:0"]));
+        } else {
+            processes.push(started(&["serve", "--bind", "127.0.0.1:0", "--data-dir", data]));
+        }
+        let address = first_line(processes.last_mut().unwrap(), "listening on ").await;
         let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap();
-        Self { address, data: data.to_owned(), child, http }
+        Self { address, probes, objects: site.objects.clone(), processes, http }
     }
 
     /// SIGKILL, as a crash or the kernel's out-of-memory killer would.
     pub(crate) async fn kill(mut self) {
-        self.child.kill().await.unwrap();
+        for process in &mut self.processes {
+            process.kill().await.unwrap();
+        }
     }
 
     /// SIGTERM, and the wait for a clean end.
     pub(crate) async fn stop(mut self) {
-        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let status = tokio::time::timeout(TIMEOUT, self.child.wait()).await.unwrap().unwrap();
-        assert!(status.success(), "SIGTERM ends it cleanly, got {status}");
+        for process in &mut self.processes {
+            let pid = i32::try_from(process.id().unwrap()).unwrap();
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        }
+        for process in &mut self.processes {
+            let status = tokio::time::timeout(TIMEOUT, process.wait()).await.unwrap().unwrap();
+            assert!(status.success(), "SIGTERM ends it cleanly, got {status}");
+        }
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -136,9 +217,9 @@ impl Server {
         job["result"].clone()
     }
 
-    /// Keys of the objects in the data folder.
+    /// The objects that are stored.
     pub(crate) fn objects(&self) -> Vec<PathBuf> {
-        files_below(&self.data.join("objects"))
+        files_below(&self.objects)
     }
 
     /// Waits until the sweeper has left just `count` objects.
@@ -151,6 +232,14 @@ impl Server {
         }
         panic!("{count} objects should be left, there are {:?}", self.objects());
     }
+}
+
+/// What a process prints first, after `prefix`.
+async fn first_line(process: &mut Child, prefix: &str) -> String {
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await.unwrap().unwrap();
+    let line = line.expect("the process ended before it listened; its log is above");
+    line.strip_prefix(prefix).unwrap().to_owned()
 }
 
 /// Sends the request; the body as JSON where it is any.

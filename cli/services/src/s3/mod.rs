@@ -19,6 +19,7 @@ use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -61,6 +62,11 @@ impl S3Server {
     /// Its address, for path-style requests.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The folder that holds a folder for each bucket.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Makes a bucket; one that is there stays as it is.
@@ -120,4 +126,26 @@ async fn serve_connection(socket: TcpStream, service: S3Service, faults: Faults)
             }
         }
     }
+}
+
+/// One server for all tests of a process, on a thread of its own: it outlives the runtime of the test that comes first.
+///
+/// # Panics
+/// It does not start.
+pub async fn shared() -> &'static S3Server {
+    static SHARED: OnceCell<S3Server> = OnceCell::const_new();
+    SHARED
+        .get_or_init(|| async {
+            let (started, server) = oneshot::channel();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("make a runtime for the S3 server").block_on(async move {
+                    let server = S3Server::start(&crate::process_folder("s3"), 0).await;
+                    let _ = started.send(server.expect("start an S3 server for the tests of this process"));
+                    std::future::pending::<()>().await;
+                });
+            });
+            server.await.expect("the S3 server starts")
+        })
+        .await
 }

@@ -1,6 +1,7 @@
 //! Which queued jobs the queue has not been told of, and the mark that says it has.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
@@ -24,9 +25,16 @@ pub struct DueJob {
     pub traceparent: Option<String>,
     /// The queue's epoch when the job was read; a mark of an older epoch means nothing.
     pub epoch: Option<EpochId>,
+    /// For how long it has been due, in microseconds, by the database's clock.
+    pub overdue_us: i64,
 }
 
 impl DueJob {
+    /// For how long it has been due.
+    pub fn overdue(&self) -> Duration {
+        Duration::from_micros(u64::try_from(self.overdue_us).unwrap_or_default())
+    }
+
     /// A job that was committed just now, to be dispatched at once.
     pub async fn submitted(db: &Db, job: &Model) -> Result<Self, DbErr> {
         Ok(Self {
@@ -39,6 +47,7 @@ impl DueJob {
             alone: job.alone,
             traceparent: job.traceparent.clone(),
             epoch: epoch(db).await?,
+            overdue_us: 0,
         })
     }
 }
@@ -47,7 +56,7 @@ impl DueJob {
 pub async fn due(db: &Db, lane: Lane, limit: u64) -> Result<Vec<DueJob>, DbErr> {
     let sql = format!(
         "SELECT id, collection_id, kind, lane, pipeline, attempt, alone, traceparent,
-            (SELECT epoch FROM queue_epochs) AS epoch FROM jobs
+            (SELECT epoch FROM queue_epochs) AS epoch, {{now}} - run_at AS overdue_us FROM jobs
          WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND run_at <= {{now}}
          ORDER BY id LIMIT {limit}"
     );

@@ -1,0 +1,73 @@
+//! What `face-id-api` and `face-id api` do: put the API together on PostgreSQL, RabbitMQ and S3, and serve.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use shared::backends::Backends;
+use shared::catalogue::Catalogue;
+use shared::config::Config;
+use shared::process;
+use shared::queue::JobQueue as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::serve::serve_within;
+use crate::state::AppState;
+
+/// How long requests that are under way at the stop may take.
+const REQUESTS_GRACE: Duration = Duration::from_secs(10);
+
+/// Arguments of the command.
+#[derive(clap::Args, Debug)]
+pub struct ApiArgs {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<SocketAddr>,
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+///
+/// # Errors
+/// The settings make no sense, the database is out of reach or not migrated, or the address is taken.
+pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
+    config.server.bind = args.bind.unwrap_or(config.server.bind);
+    config.check()?;
+    process::begin(&config).map_err(|e| anyhow::anyhow!("set up logs and metrics: {e}"))?;
+    let config = Arc::new(config);
+    let stop = CancellationToken::new();
+    let watching = tokio::spawn(process::watch(stop.clone()));
+
+    let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
+    let backends = Backends::open(&config, None).await?;
+    let state = AppState {
+        config: Arc::clone(&config),
+        catalogue,
+        db: backends.db.clone(),
+        queue: backends.queue.clone(),
+        objects: backends.objects.clone(),
+        finished: backends.finished.clone(),
+        checks: backends.checks(),
+        stop: stop.clone(),
+    };
+    let listener =
+        TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
+    announce(&listener)?;
+    let hearing = tokio::spawn(backends.hear_ends(stop.clone()));
+    let served = serve_within(listener, state, REQUESTS_GRACE).await;
+    stop.cancel();
+    let _ = hearing.await;
+    backends.queue.close().await;
+    watching.abort();
+    backends.db.close().await.context("close the database")?;
+    served.context("serve HTTP")
+}
+
+#[expect(clippy::print_stdout, reason = "whoever started the server reads its address here")]
+fn announce(listener: &TcpListener) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    println!("listening on http://{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! What `face-id-worker` and `face-id worker` do: put the worker together on PostgreSQL, RabbitMQ and S3, and work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use shared::backends::Backends;
+use shared::catalogue::Catalogue;
+use shared::config::Config;
+use shared::face_index::pgvector::{PgvectorFaceIndex, has_partition};
+use shared::health::Check;
+use shared::process;
+use shared::queue::JobQueue;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::assets::Assets;
+use crate::context::{Engines, Pulse, WorkerContext};
+use crate::inference::EngineOptions;
+use crate::probes;
+
+/// The consumer looks for work at least every few seconds, unless all its slots are taken by jobs, which end by their
+/// timeout; this much later it stands still.
+const STANDSTILL: Duration = Duration::from_secs(20);
+
+/// Works until SIGTERM or Ctrl-C, then finishes or gives back what runs.
+///
+/// # Errors
+/// The settings make no sense, the database is out of reach or not migrated, or the models cannot be loaded.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    process::begin(&config).map_err(|e| anyhow::anyhow!("set up logs and metrics: {e}"))?;
+    let config = Arc::new(config);
+    let stop = CancellationToken::new();
+    let watching = tokio::spawn(process::watch(stop.clone()));
+
+    let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
+    let pipelines = pipelines(&config, &catalogue)?;
+    let backends = Backends::open(&config, Some(pipelines.clone())).await?;
+    for pipeline in &pipelines {
+        let there = has_partition(&backends.db, pipeline).await.context("look for the pipeline's vectors")?;
+        anyhow::ensure!(
+            there,
+            "the database has no place for vectors of the pipeline {pipeline}: run `face-id migrate`"
+        );
+    }
+    let context = context(&config, &catalogue, &backends).await?;
+    let listener = TcpListener::bind(config.worker.probes_bind)
+        .await
+        .with_context(|| format!("listen on {} (worker.probes_bind)", config.worker.probes_bind))?;
+    tracing::info!(probes = %listener.local_addr()?, pipelines = pipelines.join(","), "worker started");
+    announce(&listener)?;
+    // The probes answer, and ends are told, for as long as jobs run.
+    let working = CancellationToken::new();
+    let probes = tokio::spawn(probes::serve(listener, checks(&backends, &context), working.clone()));
+    let telling = tokio::spawn(backends.tell_ends(working.clone()));
+    let worked = crate::run(context, stop).await;
+    backends.queue.close().await;
+    working.cancel();
+    let _ = telling.await;
+    let probed = probes.await.context("the probes panicked")?;
+    watching.abort();
+    backends.db.close().await.context("close the database")?;
+    worked.and(probed)
+}
+
+/// The pipelines whose jobs this worker takes.
+fn pipelines(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Vec<String>> {
+    if config.worker.pipelines.is_empty() {
+        return Ok(catalogue.usable(&config.models.accepted_licences).map(|p| p.name.clone()).collect());
+    }
+    for name in &config.worker.pipelines {
+        catalogue.pipeline(name).context("worker.pipelines")?;
+    }
+    Ok(config.worker.pipelines.clone())
+}
+
+async fn context(
+    config: &Arc<Config>,
+    catalogue: &Arc<Catalogue>,
+    backends: &Backends,
+) -> anyhow::Result<WorkerContext> {
+    let assets = Assets::configured(config);
+    let options = EngineOptions::for_cpu(config.worker.sessions());
+    let engines = Arc::new(Engines::new(Arc::clone(catalogue), assets, options));
+    let pipeline = &config.models.default_pipeline;
+    engines.get(pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
+    Ok(WorkerContext {
+        config: Arc::clone(config),
+        db: backends.db.clone(),
+        queue: Arc::clone(&backends.queue) as Arc<dyn JobQueue>,
+        objects: backends.objects.clone(),
+        face_index: Arc::new(PgvectorFaceIndex::new(backends.db.clone(), config.face_index.hnsw_from)),
+        finished: backends.finished.clone(),
+        engines,
+        pulse: Pulse::new(),
+    })
+}
+
+fn checks(backends: &Backends, context: &WorkerContext) -> Vec<Check> {
+    let mut checks = backends.checks();
+    checks.push(context.engines.check(context.config.models.default_pipeline.clone()));
+    let pulse = context.pulse.clone();
+    let limit = STANDSTILL + Duration::from_secs_f64(context.config.worker.job_timeout_s);
+    checks.push(Check::new("consumer", move || {
+        let age = pulse.age();
+        async move {
+            if age < limit { Ok(()) } else { Err(format!("has not looked for work for {} s", age.as_secs())) }
+        }
+    }));
+    checks
+}
+
+#[expect(clippy::print_stdout, reason = "whoever started the worker reads the probes' address here")]
+fn announce(listener: &TcpListener) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    println!("probes on http://{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+    Ok(())
+}
