@@ -40,6 +40,10 @@ services-down: ## Stop them; their data stays in .cache/services
 test: setup-services ## Run all tests, those on real services too
 	cargo test --workspace --locked
 
+faults: setup-services ## Break everything in turn under load; a table, and what became of the jobs as JSON
+	FAULT_JOBS=110 cargo test --workspace --locked --test it faults
+	@cat target/tmp/faults.txt
+
 check: setup ## Formatting, lints, documentation, dependency directions, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings

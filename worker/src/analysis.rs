@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 use shared::catalogue::Detector;
 use shared::embedding::Embedding;
+use shared::failpoints::failpoint;
 
 use crate::inference::{Engine, InferenceError};
 use crate::vision::align::aligned_crop;
@@ -55,6 +56,7 @@ pub enum AnalysisError {
 pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> Result<Analysis, AnalysisError> {
     let picture = Arc::new(tokio::task::spawn_blocking(move || decode(&bytes, &limits)).await??);
     let found = find_faces(engine, &engine.pipeline().detector, &picture).await?;
+    failpoint("mid_inference");
     let faces = embed_faces(engine, &picture, found).await?;
     Ok(Analysis { size: [picture.width, picture.height], faces })
 }

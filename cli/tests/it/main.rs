@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod crash;
+mod faults;
 mod jobs;
 mod main_path;
 mod server;
+mod workers;

@@ -46,8 +46,6 @@ pub(crate) struct Site {
 
 pub(crate) struct Server {
     pub(crate) address: String,
-    /// The probes of the worker, where it is a process of its own.
-    pub(crate) probes: Option<String>,
     objects: PathBuf,
     processes: Vec<Child>,
     http: reqwest::Client,
@@ -121,10 +119,9 @@ impl Server {
         };
         let data = site.folder.path().to_str().unwrap();
         let mut processes = Vec::new();
-        let mut probes = None;
         if site.services.is_some() {
             let mut worker = started(&["worker"]);
-            probes = Some(first_line(&mut worker, "probes on ").await);
+            first_line(&mut worker, "probes on ").await;
             processes.push(worker);
             processes.push(started(&["api", "--bind", "127.0.0.1:0"]));
         } else {
@@ -132,7 +129,7 @@ impl Server {
         }
         let address = first_line(processes.last_mut().unwrap(), "listening on ").await;
         let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap();
-        Self { address, probes, objects: site.objects.clone(), processes, http }
+        Self { address, objects: site.objects.clone(), processes, http }
     }
 
     /// SIGKILL, as a crash or the kernel's out-of-memory killer would.
