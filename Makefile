@@ -14,7 +14,7 @@ SERVICES := target/debug/face-id-services --dir .cache/services
 BACKEND ?= embedded
 LFW ?= $(FACE_ID_ASSETS_DIR)/data/lfw
 
-.PHONY: help setup setup-services build demo test check serve eval services services-down faults
+.PHONY: help setup setup-services build demo test check serve eval services services-down faults bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ check: setup ## Formatting, lints, documentation, dependency directions, licence
 
 serve: build ## Run the server on 127.0.0.1:8080 with its data in ./data
 	$(FACE_ID) serve
+
+bench: services ## Measure the face index: pgvector beside the exact index in memory
+	@eval "$$($(SERVICES) env)" && $(FACE_ID) migrate >/dev/null && $(FACE_ID) bench face-index
 
 eval: build ## Measure accuracy and speed on LFW (LFW=DIR with pairs.txt and lfw-deepfunneled)
 	$(FACE_ID) eval lfw --images "$(LFW)/lfw-deepfunneled" --pairs "$(LFW)/pairs.txt"

@@ -6,14 +6,20 @@ set -euo pipefail
 
 version=0.1.4
 cache=${FACE_ID_CACHE_DIR:?set FACE_ID_CACHE_DIR, or run this through make}
-postgres=$cache/pgserver/pgserver/pginstall/bin/postgres
+folder=$cache/pgserver-$version
+postgres=$folder/pgserver/pginstall/bin/postgres
 
 missing=()
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
-command -v setpriv >/dev/null || missing+=(util-linux)
-python=$(find_python)
-if [ ! -x "$postgres" ] && [ -z "$python" ]; then missing+=(python3 python3-pip); fi
-[ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+if ! command -v setpriv >/dev/null || ! command -v setsid >/dev/null; then missing+=(util-linux); fi
+if [ ! -x "$postgres" ] && [ -z "$(find_python)" ]; then missing+=(python3 python3-pip); fi
+if [ ${#missing[@]} != 0 ]; then
+  install_packages "${missing[@]}"
+  # Where systemd runs, apt starts a broker on the usual ports; it was not there before, so nobody needs it.
+  if [[ " ${missing[*]} " == *" rabbitmq-server "* ]] && [ -d /run/systemd/system ]; then
+    as_root systemctl disable --quiet --now rabbitmq-server || say "the system's own rabbitmq-server could not be stopped"
+  fi
+fi
 
 if [ ! -x "$postgres" ]; then
   say "fetching PostgreSQL with pgvector (pgserver $version)"
@@ -24,6 +30,8 @@ if [ ! -x "$postgres" ]; then
   # The server runs as another user where this is root.
   chmod -R a+rX "$work"
   "$work/pgserver/pginstall/bin/psql" --version >/dev/null
-  rm -rf "$cache/pgserver"
-  mv "$work" "$cache/pgserver"
+  # The wheel stays as it is: its programs find their libraries by where they lie. And one rename within a file system,
+  # so that a folder that is there is whole.
+  rm -rf "$folder"
+  mv "$work" "$folder"
 fi

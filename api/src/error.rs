@@ -164,18 +164,26 @@ impl IntoResponse for ApiError {
 
 impl From<sea_orm::DbErr> for ApiError {
     fn from(error: sea_orm::DbErr) -> Self {
-        match error {
-            sea_orm::DbErr::ConnectionAcquire(_) => {
-                tracing::warn!(%error, "no database connection was free");
-                Self::unavailable("the server is busy; try again in a second")
-            }
-            error => Self::internal(&error),
+        if shared::db::is_outage(&error) {
+            tracing::warn!(%error, "the database is out of reach or busy");
+            return Self::unavailable("the server is busy or its database out of reach; try again in a second");
         }
+        if matches!(error.sql_err(), Some(sea_orm::SqlErr::ForeignKeyConstraintViolation(_))) {
+            return Self::conflict(
+                "gone_meanwhile",
+                "what the request names was deleted while it was answered; look again",
+            );
+        }
+        Self::internal(&error)
     }
 }
 
 impl From<shared::objects::ObjectError> for ApiError {
     fn from(error: shared::objects::ObjectError) -> Self {
+        if error.is_transient() {
+            tracing::warn!(%error, "the object store is out of reach");
+            return Self::unavailable("the object store is out of reach; try again in a second");
+        }
         Self::internal(&error)
     }
 }

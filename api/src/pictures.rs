@@ -10,7 +10,7 @@ use serde::Deserialize;
 use shared::db::uploads::{self, NewUpload};
 use shared::digest::sha256_hex;
 use shared::ids::{CollectionId, UploadId};
-use shared::job::ImageRef;
+use shared::job::{ImageRef, UploadedImage};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ApiResult};
@@ -30,13 +30,15 @@ pub struct ImageInput {
     pub upload_id: Option<UploadId>,
     /// The picture's bytes in base64, instead of an upload.
     pub base64: Option<String>,
+    /// `s3://bucket/key` of a picture in a bucket that the operator allows, instead of an upload.
+    pub s3: Option<String>,
 }
 
 /// A picture of a request that is not stored yet, or an upload that is.
 #[derive(Debug)]
 pub enum Picture {
-    /// Stored before.
-    Uploaded(ImageRef),
+    /// Stored before, or lies elsewhere.
+    There(ImageRef),
     /// To be stored once the request is known to be new.
     Inline(InlinePicture),
 }
@@ -50,10 +52,11 @@ pub struct InlinePicture {
 }
 
 impl Picture {
-    /// SHA-256 of the bytes, lower-case hex.
-    pub fn sha256(&self) -> &str {
+    /// What tells it from other pictures: the SHA-256 of its bytes, or its address.
+    pub fn identity(&self) -> &str {
         match self {
-            Self::Uploaded(image) => &image.sha256,
+            Self::There(ImageRef::Upload(upload)) => &upload.sha256,
+            Self::There(ImageRef::Reference { s3 }) => s3,
             Self::Inline(picture) => &picture.sha256,
         }
     }
@@ -108,22 +111,30 @@ pub async fn resolve(
     input: &ImageInput,
     pointer: &str,
 ) -> ApiResult<Picture> {
-    match (input.upload_id, &input.base64) {
-        (Some(id), None) => {
+    match (input.upload_id, &input.base64, &input.s3) {
+        (Some(id), None, None) => {
             let found = uploads::find(&state.db.read, collection, id).await?.ok_or_else(|| {
                 let detail =
                     format!("there is no upload {id} in this collection (uploads expire); send the picture again");
                 ApiError::not_found("upload_not_found", detail)
             })?;
-            Ok(Picture::Uploaded(ImageRef { upload_id: id, object_key: found.object_key, sha256: found.sha256 }))
+            let upload = UploadedImage { upload_id: id, object_key: found.object_key, sha256: found.sha256 };
+            Ok(Picture::There(ImageRef::Upload(upload)))
         }
-        (None, Some(text)) => {
+        (None, Some(text), None) => {
             let bytes = BASE64
                 .decode(text.trim_ascii())
                 .map_err(|e| ApiError::invalid(format!("{pointer}/base64"), format!("is no base64: {e}")))?;
             InlinePicture::new(bytes.into()).map(Picture::Inline)
         }
-        _ => Err(ApiError::invalid(pointer, "needs exactly one of upload_id and base64")),
+        (None, None, Some(uri)) => {
+            state
+                .objects
+                .check_reference(uri)
+                .map_err(|e| ApiError::invalid(format!("{pointer}/s3"), e.to_string()))?;
+            Ok(Picture::There(ImageRef::Reference { s3: uri.clone() }))
+        }
+        _ => Err(ApiError::invalid(pointer, "needs exactly one of upload_id, base64 and s3")),
     }
 }
 

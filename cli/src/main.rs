@@ -1,5 +1,6 @@
 //! `face-id`: the whole of face-id in one command.
 
+mod bench;
 mod demo;
 mod eval;
 mod migrate;
@@ -42,6 +43,9 @@ enum Command {
     /// Measure a pipeline's accuracy and speed.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Measure speed, as ratios between two ways in one run.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Bring the PostgreSQL database to this version's schema; run it before the new api and workers start.
     Migrate,
     /// Print every setting with its default and what it does.
@@ -74,6 +78,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,
+        Command::Bench(command) => bench::run(&config, command).await,
         Command::Config { .. } => Ok(()),
     }
 }

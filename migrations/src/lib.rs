@@ -10,6 +10,7 @@ mod m20261123_000002_faces;
 mod m20261123_000003_embeddings;
 mod m20261123_000004_jobs;
 mod m20261123_000005_leaders;
+mod m20261123_000006_image_references;
 mod statements;
 
 /// All migrations in order.
@@ -24,6 +25,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000003_embeddings::Migration),
             Box::new(m20261123_000004_jobs::Migration),
             Box::new(m20261123_000005_leaders::Migration),
+            Box::new(m20261123_000006_image_references::Migration),
         ]
     }
 }

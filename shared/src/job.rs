@@ -112,15 +112,38 @@ impl JobState {
     }
 }
 
-/// The picture a job works on: an upload's bytes in the object store.
+/// The picture a job works on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRef {
+#[serde(untagged)]
+pub enum ImageRef {
+    /// An upload.
+    Upload(UploadedImage),
+    /// An object of a bucket that the operator allows, read when the job runs.
+    Reference {
+        /// `s3://bucket/key`.
+        s3: String,
+    },
+}
+
+/// An upload's bytes in the object store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadedImage {
     /// The upload that brought the picture.
     pub upload_id: UploadId,
     /// Its key in the object store.
     pub object_key: String,
     /// SHA-256 of its bytes, lower-case hex.
     pub sha256: String,
+}
+
+impl ImageRef {
+    /// The upload, where it is one.
+    pub fn upload(&self) -> Option<&UploadedImage> {
+        match self {
+            Self::Upload(upload) => Some(upload),
+            Self::Reference { .. } => None,
+        }
+    }
 }
 
 /// Whom an enroll job's face belongs to.

@@ -15,7 +15,7 @@ use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::failpoints::failpoint;
 use shared::ids::PersonId;
-use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, VerifyTarget};
+use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, UploadedImage, VerifyTarget};
 use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
@@ -273,14 +273,14 @@ async fn accept(
     let mut images = Vec::new();
     for picture in checked.pictures {
         images.push(match picture {
-            Picture::Uploaded(image) => image,
+            Picture::There(image) => image,
             Picture::Inline(picture) => {
                 let stored = picture.store(state, collection.id, true).await?;
-                let image = ImageRef {
+                let image = ImageRef::Upload(UploadedImage {
                     upload_id: stored.id,
                     object_key: stored.object_key.clone(),
                     sha256: stored.sha256.clone(),
-                };
+                });
                 inline_uploads.push(stored);
                 image
             }
@@ -313,7 +313,7 @@ fn idempotency(
     checked: &Checked,
 ) -> Option<Idempotency> {
     let key = headers.idempotency_key.clone()?;
-    let pictures: Vec<&str> = checked.pictures.iter().map(Picture::sha256).collect();
+    let pictures: Vec<&str> = checked.pictures.iter().map(Picture::identity).collect();
     let text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
     Some(Idempotency {
         route: format!("{}/{}", collection.id, checked.kind.as_str()),

@@ -19,12 +19,15 @@ trap '' INT TERM HUP
 # A background command's input is nothing, so the pipe gets a number of its own.
 exec 3>&1 5<&0
 log=$1 signal=$2; shift 2
+# What an owner before left may still be ending, on the same data.
+exec 9>>"$log"
+flock --wait 30 9 || { echo "another process is still at work here" >&9; exit 1; }
 # The id is told from inside the new session: who knows it can signal the group.
 ( trap - INT TERM HUP
-  exec setsid bash -c 'echo $$ >&3; exec "$@" 3>&-' start "$@" ) </dev/null >>"$log" 2>&1 5<&- & pid=$!
+  exec setsid bash -c 'echo $$ >&3; exec "$@" 3>&-' start "$@" ) </dev/null >>"$log" 2>&1 5<&- 9>&- & pid=$!
 exec 3>&- >/dev/null 2>&1
 # The owner may be gone before the session is there: the process itself is meant as well as its group.
-( cat <&5; kill -$signal -- -$pid $pid; kill -CONT -- -$pid; n=0
+( exec 9>&-; cat <&5; kill -$signal -- -$pid $pid; kill -CONT -- -$pid; n=0
   while { kill -0 -- -$pid || kill -0 $pid; } && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done
   kill -KILL -- -$pid $pid ) & watcher=$!
 wait $pid; status=$?
@@ -75,7 +78,8 @@ impl Guarded {
         let stdout = guard.stdout.take().context("the shell has no output")?;
         let first = BufReader::new(stdout).lines().next_line().await?;
         let pid = first.as_deref().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
-        let group = pid.with_context(|| format!("{} did not start", service.command[0].display()))?;
+        let program = || service.command[0].display();
+        let group = pid.with_context(|| format!("{} did not start:{}", program(), last_lines(log)))?;
         Ok(Self { group, guard, _pipe: pipe })
     }
 
@@ -83,7 +87,7 @@ impl Guarded {
     pub(crate) async fn until(&mut self, ready: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
         tokio::select! {
             ready = ready => ready,
-            status = self.guard.wait() => bail!("it ended at once ({})", status?),
+            status = self.guard.wait() => bail!("it ended by itself ({})", status?),
         }
     }
 
@@ -119,6 +123,18 @@ impl Guarded {
         ensure!(ended.is_ok(), "a process did not end within {} s after {signal:?}", STOP_TIMEOUT.as_secs());
         Ok(())
     }
+}
+
+/// The end of a log, for an error: who reads that may be unable to open the file.
+pub(crate) fn last_lines(log: &Path) -> String {
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let mut end = String::new();
+    for line in &lines[lines.len().saturating_sub(8)..] {
+        end.push_str("\n  | ");
+        end.extend(line.chars().take(200));
+    }
+    end
 }
 
 /// A process as `/proc` shows it: ids are used again, so a start time (in clock ticks since boot) tells two apart.

@@ -36,10 +36,13 @@ fn own_folder(parent: &Path) -> anyhow::Result<PathBuf> {
 
 /// A folder for one service of this process, below the system's temporary folder: whoever runs the service can enter it.
 /// What processes that are gone left there is deleted.
-fn process_folder(service: &str) -> anyhow::Result<PathBuf> {
-    let base = own_folder(&std::env::temp_dir())?;
+///
+/// # Panics
+/// It cannot be made.
+fn process_folder(service: &str) -> PathBuf {
+    let base = own_folder(&std::env::temp_dir()).expect("make a folder for temporary services");
     let folder = base.join(format!("{service}-{}", std::process::id()));
-    for entry in std::fs::read_dir(&base)?.flatten() {
+    for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.split('-').next_back()).and_then(|pid| pid.parse::<u32>().ok());
         let gone = owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).is_dir());
@@ -49,6 +52,5 @@ fn process_folder(service: &str) -> anyhow::Result<PathBuf> {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
-    std::fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
-    Ok(folder)
+    folder
 }

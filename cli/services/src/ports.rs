@@ -13,12 +13,29 @@ use tokio::net::TcpStream;
 /// and again could otherwise be given the server's own port, and keep it.
 const RANGE: Range<u32> = 15_000..32_000;
 
-/// A request for TLS, which a `PostgreSQL` server answers with one byte whoever asks.
-pub(crate) const POSTGRES_HELLO: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-/// What an AMQP 0-9-1 client says first.
-pub(crate) const AMQP_HELLO: [u8; 8] = *b"AMQP\x00\x00\x09\x01";
-/// What Erlang's name server is asked for all names with.
-pub(crate) const EPMD_HELLO: [u8; 3] = [0, 1, b'n'];
+/// What a server is asked, to see that it answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Protocol {
+    /// PostgreSQL: a request for TLS, which is answered with one byte whoever asks.
+    Postgres,
+    /// AMQP 0-9-1: the header that a client begins with.
+    Amqp,
+    /// Erlang's name server: a request for all names.
+    Epmd,
+    /// HTTP/1.1: a request without credentials.
+    Http,
+}
+
+impl Protocol {
+    fn hello(self) -> &'static [u8] {
+        match self {
+            Self::Postgres => &[0, 0, 0, 8, 4, 210, 22, 47],
+            Self::Amqp => b"AMQP\x00\x00\x09\x01",
+            Self::Epmd => &[0, 1, b'n'],
+            Self::Http => b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        }
+    }
+}
 
 /// A port that nobody listens on at this moment, another one at every call of a process.
 ///
@@ -38,11 +55,11 @@ pub fn free_port() -> anyhow::Result<u16> {
     bail!("no port of 127.0.0.1 from {} to {} is free", RANGE.start, RANGE.end)
 }
 
-/// Waits until a server answers `hello` on the port.
-pub(crate) async fn wait_for_answer(port: u16, hello: &[u8], patience: Duration) -> anyhow::Result<()> {
+/// Waits until a server answers on the port.
+pub(crate) async fn wait_for_answer(port: u16, protocol: Protocol, patience: Duration) -> anyhow::Result<()> {
     let began = Instant::now();
     while began.elapsed() < patience {
-        if answers(port, hello).await.is_ok() {
+        if answers(port, protocol).await.is_ok() {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -50,11 +67,14 @@ pub(crate) async fn wait_for_answer(port: u16, hello: &[u8], patience: Duration)
     bail!("nothing answered on port {port} within {} s", patience.as_secs())
 }
 
-/// Whether a server answers `hello` on the port within 5 s.
-pub(crate) async fn answers(port: u16, hello: &[u8]) -> anyhow::Result<()> {
+/// Asks the server on a port of 127.0.0.1.
+///
+/// # Errors
+/// There is none, or it says nothing within 5 s.
+pub async fn answers(port: u16, protocol: Protocol) -> anyhow::Result<()> {
     let dialogue = async {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
-        stream.write_all(hello).await?;
+        stream.write_all(protocol.hello()).await?;
         stream.read_exact(&mut [0]).await
     };
     let answer = tokio::time::timeout(Duration::from_secs(5), dialogue).await;

@@ -8,8 +8,8 @@ use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::guard::{Guarded, Service};
-use crate::ports::{POSTGRES_HELLO, free_port, wait_for_answer};
+use crate::guard::{Guarded, Service, last_lines};
+use crate::ports::{Protocol, free_port, wait_for_answer};
 use crate::unprivileged::{User, as_user, enterable, make_owned, reachable_programs};
 
 /// The server's superuser, who needs no password from the loopback address.
@@ -47,7 +47,8 @@ impl Postgres {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let user = User::find()?;
         let wheel = reachable_programs(user.as_ref(), &find_wheel()?, &format!("{PROGRAMS}/postgres"))?;
-        let dir = enterable(user.as_ref(), &std::path::absolute(dir)?)?;
+        let dir = enterable(user.as_ref(), dir)?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         let server = Self { programs: wheel.join(PROGRAMS), user, dir, port, durable, process: Mutex::default() };
         if !server.data().is_dir() {
             server.init().await?;
@@ -166,13 +167,15 @@ impl Postgres {
         let service = Service { command: &command, variables: &[], log: &log, stop_signal: "INT" };
         let mut process = Guarded::start(&service).await?;
         let up = process.until(self.ready()).await;
-        up.with_context(|| format!("start PostgreSQL on port {}; its log is {}", self.port, log.display()))?;
+        up.with_context(|| {
+            format!("start PostgreSQL on port {}; its log {} ends:{}", self.port, log.display(), last_lines(&log))
+        })?;
         *self.process.lock().await = Some(process);
         Ok(())
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
-        wait_for_answer(self.port, &POSTGRES_HELLO, START_TIMEOUT).await?;
+        wait_for_answer(self.port, Protocol::Postgres, START_TIMEOUT).await?;
         // It answers before it has recovered.
         let mut tries = 0;
         while let Err(error) = self.psql("postgres", "SELECT 1").await {
@@ -211,7 +214,16 @@ impl Postgres {
     }
 }
 
-/// One server for all tests of a process; it ends with the process.
+/// Where the data of a server started with `dir` is, see [`Postgres::dir`]; looks at the folders that are there.
+///
+/// # Errors
+/// The folders above cannot be looked at.
+pub fn folder(dir: &Path) -> anyhow::Result<PathBuf> {
+    enterable(User::find()?.as_ref(), dir)
+}
+
+/// One server for all tests of a process; it ends with the process. A test that ends or pauses it needs one of its own:
+/// others use this one, and its process belongs to the runtime of whichever test came first.
 ///
 /// # Panics
 /// It does not start.
@@ -219,7 +231,7 @@ pub async fn shared() -> &'static Postgres {
     static SHARED: OnceCell<Postgres> = OnceCell::const_new();
     SHARED
         .get_or_init(|| async {
-            let dir = crate::process_folder("postgres").expect("make a folder for PostgreSQL");
+            let dir = crate::process_folder("postgres");
             Postgres::start(&dir, false).await.expect("start PostgreSQL for the tests of this process")
         })
         .await

@@ -8,8 +8,8 @@ use rustix::process::Signal;
 use tokio::process::Command;
 use tokio::sync::{Mutex, OnceCell};
 
-use crate::guard::{Guarded, Service};
-use crate::ports::{AMQP_HELLO, EPMD_HELLO, free_port, wait_for_answer};
+use crate::guard::{Guarded, Service, last_lines};
+use crate::ports::{Protocol, free_port, wait_for_answer};
 
 /// Where Debian's package puts the scripts that take their whole configuration from the environment.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
@@ -102,20 +102,20 @@ impl RabbitMq {
         let mut processes = self.processes.lock().await;
         if processes.epmd.is_none() {
             let command = ["epmd".into(), "-port".into(), self.epmd_port.to_string().into()];
+            let log = self.dir.join("epmd.log");
             let service = Service { command: &command, variables, log: &log, stop_signal: "TERM" };
             let mut epmd = Guarded::start(&service).await?;
             // A node that finds none starts one of its own, which would stay.
-            let up = epmd.until(wait_for_answer(self.epmd_port, &EPMD_HELLO, EPMD_TIMEOUT)).await;
-            up.with_context(|| format!("start epmd; its log is {}", log.display()))?;
+            let up = epmd.until(wait_for_answer(self.epmd_port, Protocol::Epmd, EPMD_TIMEOUT)).await;
+            up.with_context(|| format!("start epmd; its log {} ends:{}", log.display(), last_lines(&log)))?;
             processes.epmd = Some(epmd);
         }
         let command = [Path::new(SCRIPTS).join("rabbitmq-server").into()];
         let service = Service { command: &command, variables, log: &log, stop_signal: "TERM" };
         let mut node = Guarded::start(&service).await?;
-        let up = node.until(wait_for_answer(self.port, &AMQP_HELLO, START_TIMEOUT)).await;
+        let up = node.until(wait_for_answer(self.port, Protocol::Amqp, START_TIMEOUT)).await;
         up.with_context(|| {
-            let more = self.dir.join("log");
-            format!("start RabbitMQ on port {}; its logs are {} and {}", self.port, log.display(), more.display())
+            format!("start RabbitMQ on port {}; its log {} ends:{}", self.port, log.display(), last_lines(&log))
         })?;
         processes.node = Some(node);
         Ok(())
@@ -180,7 +180,8 @@ impl RabbitMq {
     }
 }
 
-/// One node for all tests of a process; it ends with the process.
+/// One node for all tests of a process; it ends with the process. A test that ends or pauses it needs one of its own:
+/// others use this one, and its process belongs to the runtime of whichever test came first.
 ///
 /// # Panics
 /// It does not start.
@@ -188,7 +189,7 @@ pub async fn shared() -> &'static RabbitMq {
     static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
     SHARED
         .get_or_init(|| async {
-            let dir = crate::process_folder("rabbitmq").expect("make a folder for RabbitMQ");
+            let dir = crate::process_folder("rabbitmq");
             RabbitMq::start(&dir).await.expect("start RabbitMQ for the tests of this process")
         })
         .await

@@ -50,14 +50,13 @@ pub(crate) fn make_owned(user: Option<&User>, folder: &Path) -> anyhow::Result<(
 
 /// The folder itself, or one for the same purpose below /var/tmp where `user` may not enter it, as below root's home.
 pub(crate) fn enterable(user: Option<&User>, folder: &Path) -> anyhow::Result<PathBuf> {
-    let Some(user) = user else { return Ok(folder.to_owned()) };
-    if user.can("-x", folder)? {
-        return Ok(folder.to_owned());
+    let folder = std::path::absolute(folder)?;
+    let Some(user) = user else { return Ok(folder) };
+    if !folder.is_dir() || user.can("-x", &folder)? {
+        return Ok(folder);
     }
     let name = folder.to_string_lossy().trim_matches('/').replace('/', "-");
-    let other = crate::own_folder(Path::new("/var/tmp"))?.join(name);
-    std::fs::create_dir_all(&other).with_context(|| format!("make {}", other.display()))?;
-    Ok(other)
+    Ok(crate::own_folder(Path::new("/var/tmp"))?.join(name))
 }
 
 /// The folder of programs itself, or a copy below /var/tmp where `user` may not enter it.

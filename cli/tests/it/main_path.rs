@@ -227,3 +227,35 @@ async fn a_wrong_catalogue_entry_is_told_at_start() {
         assert!(text.contains(part), "{text} lacks {part}");
     }
 }
+
+#[tokio::test]
+async fn pictures_of_an_allowed_bucket_are_indexed() {
+    let site = Site::services().await;
+    let library = site.put_into_another_bucket("2019/summer day.png", &photo(&[3])).await;
+    let server = Server::start_with(&site, &[("FACE_ID_OBJECTS__ALLOWED_BUCKETS", &library)]).await;
+    server.make_collection("c").await;
+    let index = async |uri: String| server.run("c", "index", &json!({ "image": { "s3": uri } })).await;
+    let job = index(format!("s3://{library}/2019/summer day.png")).await;
+    assert_eq!((&job["state"], job["result"]["faces"].as_array().unwrap().len()), (&json!("succeeded"), 1), "{job}");
+    let again = index(format!("s3://{library}/2019/summer day.png")).await;
+    assert_eq!(again["result"]["already_indexed"], true);
+    let missing = index(format!("s3://{library}/2019/none.png")).await;
+    assert_eq!(
+        (&missing["state"], &missing["problem"]["code"]),
+        (&json!("rejected"), &json!("source_gone")),
+        "{missing}"
+    );
+    for wrong in ["s3://elsewhere/a.png", "https://example.org/a.png", "s3://x"] {
+        let request =
+            server.request(Method::POST, "/v1/collections/c/index").json(&json!({ "image": { "s3": wrong } }));
+        let (status, body) = read(request).await;
+        assert_eq!(
+            (status, &body["errors"][0]["pointer"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/image/s3")),
+            "{body}"
+        );
+    }
+    assert_eq!(server.objects().len(), 0, "nothing is copied");
+    assert_eq!(server.delete("/v1/collections/c").await, StatusCode::NO_CONTENT);
+    server.stop().await;
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use shared::objects::{ObjectStore as _, S3Options, S3Store};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use uuid::Uuid;
@@ -97,6 +98,23 @@ impl Site {
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         let objects = s3.root().join(&name);
         Self { folder: tempfile::tempdir().unwrap(), services: Some(settings), objects }
+    }
+
+    /// Makes a bucket beside the installation's own with one object, and gives its name.
+    pub(crate) async fn put_into_another_bucket(&self, key: &str, bytes: &[u8]) -> String {
+        let bucket = format!("library-{}", Uuid::now_v7().simple());
+        let s3 = services::s3::shared().await;
+        s3.create_bucket(&bucket).await.unwrap();
+        let options = S3Options {
+            bucket: bucket.clone(),
+            endpoint: Some(s3.endpoint()),
+            access_key_id: services::s3::ACCESS_KEY.to_owned(),
+            secret_access_key: services::s3::SECRET_KEY.to_owned(),
+            path_style: true,
+            ..S3Options::default()
+        };
+        S3Store::open(options).unwrap().put(key, bytes).await.unwrap();
+        bucket
     }
 
     /// The embedded mode's data folder.

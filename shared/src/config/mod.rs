@@ -344,6 +344,9 @@ impl Config {
         if self.objects.bucket().is_some() && (self.objects.access_key_id.is_empty() || self.objects.secret_access_key.expose().is_empty()) {
             return invalid("objects.access_key_id", "and objects.secret_access_key must both be set with objects.bucket");
         }
+        if self.objects.bucket().is_some_and(|own| self.objects.allowed_buckets.iter().any(|b| b == own)) {
+            return invalid("objects.allowed_buckets", "must not hold objects.bucket: any client could read all pictures");
+        }
         if self.objects.endpoint().is_some_and(|e| !e.starts_with("http://") && !e.starts_with("https://")) {
             return invalid("objects.endpoint", "must begin with http:// or https://");
         }

@@ -141,7 +141,7 @@ pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
 async fn delete_once(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     let orphan = "INSERT INTO orphaned_objects (object_key)
-        SELECT object_key FROM images WHERE collection_id = $1
+        SELECT object_key FROM images WHERE collection_id = $1 AND object_key IS NOT NULL
         UNION SELECT object_key FROM uploads WHERE collection_id = $1
         ON CONFLICT DO NOTHING";
     execute(&txn, orphan, [id.into()]).await?;

@@ -6,7 +6,6 @@ use sea_orm::{FromQueryResult as _, QueryFilter};
 use super::entity::image::{Column, Entity, Model};
 use super::{count, execute, statement};
 use crate::ids::{CollectionId, ImageId};
-use crate::job::ImageRef;
 
 /// The image of that id in that collection.
 pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: ImageId) -> Result<Option<Model>, DbErr> {
@@ -22,24 +21,36 @@ pub async fn find_by_sha256(
     Entity::find().filter(Column::CollectionId.eq(collection)).filter(Column::Sha256.eq(sha256)).one(conn).await
 }
 
-/// The image with those bytes, made from the upload where it is new; its size is in upright pixels. Until the
+/// A picture's bytes, and where they lie.
+#[derive(Clone, Debug)]
+pub struct ImageSource {
+    /// SHA-256 of the bytes, lower-case hex.
+    pub sha256: String,
+    /// Its key in our object store; `None` where it lies elsewhere.
+    pub object_key: Option<String>,
+    /// Where it lies, when not in our object store.
+    pub uri: Option<String>,
+}
+
+/// The image with those bytes, made where it is new; its size is in upright pixels. Until the
 /// transaction ends, others that want the same image wait: what is read of its faces stays true.
 pub async fn find_or_create(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
-    source: &ImageRef,
+    source: &ImageSource,
     (width, height): (u32, u32),
 ) -> Result<Model, DbErr> {
-    let sql = "INSERT INTO images (id, collection_id, sha256, object_key, width, height, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, {now})
+    let sql = "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, {now})
         ON CONFLICT (collection_id, sha256) DO UPDATE SET sha256 = excluded.sha256
-        RETURNING id, collection_id, sha256, object_key, width, height, created_at";
+        RETURNING id, collection_id, sha256, object_key, uri, width, height, created_at";
     let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
     let values = [
         ImageId::new().into(),
         collection.into(),
         source.sha256.as_str().into(),
-        source.object_key.as_str().into(),
+        source.object_key.clone().into(),
+        source.uri.clone().into(),
         side(width).into(),
         side(height).into(),
     ];
@@ -75,7 +86,7 @@ pub(super) async fn delete_if_empty(txn: &impl ConnectionTrait, image: ImageId) 
         AND NOT EXISTS (SELECT 1 FROM image_analyses a WHERE a.image_id = images.id)";
     let orphan = format!(
         "INSERT INTO orphaned_objects (object_key) SELECT object_key FROM images
-         WHERE {empty} AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.object_key = images.object_key)
+         WHERE {empty} AND object_key IS NOT NULL AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.object_key = images.object_key)
          ON CONFLICT DO NOTHING"
     );
     execute(txn, &orphan, [image.into()]).await?;

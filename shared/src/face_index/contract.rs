@@ -8,7 +8,7 @@ use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::{Db, images, persons};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, PersonId, UploadId};
-use crate::job::{FaceBox, ImageRef, PersonRef};
+use crate::job::{FaceBox, PersonRef};
 
 /// The pipelines that the suite stores vectors of, with their dimensions.
 pub const PIPELINES: [(&str, usize); 3] = [("contract-2", 2), ("contract-3", 3), ("contract-19", 19)];
@@ -53,7 +53,8 @@ async fn store(
 ) -> (FaceId, Option<PersonId>) {
     let txn = db.begin().await.expect("begin");
     let upload_id = UploadId::new();
-    let source = ImageRef { upload_id, object_key: format!("k/{upload_id}"), sha256: upload_id.to_string() };
+    let object_key = Some(format!("k/{upload_id}"));
+    let source = images::ImageSource { sha256: upload_id.to_string(), object_key, uri: None };
     let image = images::find_or_create(&txn, gallery.collection, &source, (10, 10)).await.expect("image");
     let new = NewFace {
         face_box: FaceBox { x: 0.0, y: 0.0, width: 5.0, height: 5.0 },

@@ -73,6 +73,14 @@ impl ObjectStore for FolderStore {
         Ok(read)
     }
 
+    async fn get_reference(&self, uri: &str, _: usize) -> Result<Vec<u8>, ObjectError> {
+        self.check_reference(uri).and(Err(ObjectError::NoReferences))
+    }
+
+    fn check_reference(&self, _: &str) -> Result<(), ObjectError> {
+        Err(ObjectError::NoReferences)
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
         check_key(key)?;
         self.blocking("look at", key, |root, key| meta(&root.join(key), key.to_owned())).await

@@ -43,6 +43,9 @@ pub enum ObjectError {
     /// The text is no reference to an object of an S3 store.
     #[error("{0:?} is no reference to an object; write s3://bucket/key")]
     BadReference(String),
+    /// There is no S3 store to read references from.
+    #[error("this installation has no S3 store and reads no s3:// references; send the picture itself")]
+    NoReferences,
     /// The reference names a bucket that the operator has not allowed.
     #[error("bucket {0:?} is not among objects.allowed_buckets; send the picture itself, or have the bucket added")]
     BucketNotAllowed(String),
@@ -93,6 +96,12 @@ pub trait ObjectStore: Send + Sync {
 
     /// The bytes, unless they are more than `max_bytes`.
     async fn get(&self, key: &str, max_bytes: usize) -> Result<Vec<u8>, ObjectError>;
+
+    /// The bytes of an object of another bucket, one of the allowed ones, unless they are more than `max_bytes`.
+    async fn get_reference(&self, uri: &str, max_bytes: usize) -> Result<Vec<u8>, ObjectError>;
+
+    /// Refuses a reference that [`ObjectStore::get_reference`] would never follow.
+    fn check_reference(&self, uri: &str) -> Result<(), ObjectError>;
 
     /// What is known of the object.
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError>;

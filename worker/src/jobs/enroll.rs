@@ -4,10 +4,11 @@ use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::db::entity::job::Model as Job;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
+use shared::db::images::ImageSource;
 use shared::db::{faces, images, persons};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
 
-use super::pictures::{analysed, chosen, face_json, new_face};
+use super::pictures::{Fetched, analysed, chosen, face_json, fetched, new_face};
 use super::{Done, JobError};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
@@ -15,7 +16,7 @@ use crate::vision::quality::Gate;
 /// A face that is to become a person's.
 #[derive(Debug)]
 pub struct Enrollment {
-    image: ImageRef,
+    image: ImageSource,
     size: [u32; 2],
     person: PersonRef,
     face: NewFace,
@@ -32,11 +33,12 @@ pub(super) async fn run(
     face: FaceChoice,
 ) -> Result<Done, JobError> {
     let engine = ctx.engines.get(&job.pipeline).await?;
-    let analysis = analysed(ctx, &engine, image).await?;
+    let Fetched { bytes, source } = fetched(ctx, image).await?;
+    let analysis = analysed(ctx, &engine, bytes).await?;
     let gate = Gate::enroll(engine.pipeline().detector.match_score);
     let face = chosen(&analysis, face, &gate)?;
     Ok(Done::Enroll(Box::new(Enrollment {
-        image: image.clone(),
+        image: source,
         size: analysis.size,
         person: person.clone(),
         face: new_face(&face, engine.pipeline()),

@@ -12,7 +12,7 @@ use shared::face_index::{Found, Gallery, GallerySize, Hit};
 use shared::ids::PersonId;
 use shared::job::{Decision, ImageRef};
 
-use super::pictures::{analysed, face_json};
+use super::pictures::{analysed, face_json, fetched};
 use super::{Done, JobError, settings};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
@@ -28,7 +28,7 @@ pub(super) async fn run(
 ) -> Result<Done, JobError> {
     let engine = ctx.engines.get(&job.pipeline).await?;
     let settings = settings(collection)?;
-    let analysis = analysed(ctx, &engine, image).await?;
+    let analysis = analysed(ctx, &engine, fetched(ctx, image).await?.bytes).await?;
     let k = max_matches.unwrap_or(settings.max_matches);
     let (faces, size) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, k).await?;
     Ok(Done::Answer(json!({

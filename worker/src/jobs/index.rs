@@ -5,19 +5,20 @@ use serde_json::{Value, json};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
+use shared::db::images::ImageSource;
 use shared::db::{faces, images, persons};
 use shared::ids::PersonId;
 use shared::job::{Decision, ImageRef};
 
 use super::identify::matched;
-use super::pictures::{analysed, new_face};
+use super::pictures::{Fetched, analysed, fetched, new_face};
 use super::{Done, JobError, settings};
 use crate::context::WorkerContext;
 
 /// The faces of a picture that are to be stored.
 #[derive(Debug)]
 pub struct Indexing {
-    image: ImageRef,
+    image: ImageSource,
     size: [u32; 2],
     detector_revision: String,
     faces: Vec<NewFace>,
@@ -33,16 +34,23 @@ pub(super) async fn run(
 ) -> Result<Done, JobError> {
     let engine = ctx.engines.get(&job.pipeline).await?;
     let detector_revision = engine.pipeline().detector_revision();
-    if let Some(known) = images::find_by_sha256(&ctx.db.read, job.collection_id, &image.sha256).await?
-        && images::is_analysed(&ctx.db.read, known.id, &detector_revision).await?
+    // What an upload holds is known before it is read.
+    if let Some(upload) = image.upload()
+        && let Some(answer) = already_indexed(ctx, job, &upload.sha256, &detector_revision).await?
     {
-        return Ok(Done::Answer(already_indexed(ctx, known.id).await?));
+        return Ok(Done::Answer(answer));
+    }
+    let Fetched { bytes, source } = fetched(ctx, image).await?;
+    if image.upload().is_none()
+        && let Some(answer) = already_indexed(ctx, job, &source.sha256, &detector_revision).await?
+    {
+        return Ok(Done::Answer(answer));
     }
     let settings = settings(collection)?;
-    let analysis = analysed(ctx, &engine, image).await?;
+    let analysis = analysed(ctx, &engine, bytes).await?;
     let (answers, _) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, settings.max_matches).await?;
     Ok(Done::Index(Box::new(Indexing {
-        image: image.clone(),
+        image: source,
         size: analysis.size,
         faces: analysis.faces.iter().map(|f| new_face(f, engine.pipeline())).collect(),
         detector_revision,
@@ -50,14 +58,23 @@ pub(super) async fn run(
     })))
 }
 
-/// The answer about a picture whose bytes were indexed before.
-async fn already_indexed(ctx: &WorkerContext, image: shared::ids::ImageId) -> Result<Value, JobError> {
-    let known = faces::of_image(&ctx.db.read, image).await?;
+/// The answer about a picture, if its bytes were indexed before.
+async fn already_indexed(
+    ctx: &WorkerContext,
+    job: &Job,
+    sha256: &str,
+    detector_revision: &str,
+) -> Result<Option<Value>, JobError> {
+    let Some(image) = images::find_by_sha256(&ctx.db.read, job.collection_id, sha256).await? else { return Ok(None) };
+    if !images::is_analysed(&ctx.db.read, image.id, detector_revision).await? {
+        return Ok(None);
+    }
+    let known = faces::of_image(&ctx.db.read, image.id).await?;
     let faces: Vec<Value> = known
         .iter()
         .map(|f| json!({ "face_id": f.face.id, "box": f.geometry.face_box(), "score": f.geometry.score, "person_id": f.face.person_id }))
         .collect();
-    Ok(json!({ "image_id": image, "faces": faces, "already_indexed": true }))
+    Ok(Some(json!({ "image_id": image.id, "faces": faces, "already_indexed": true })))
 }
 
 impl Indexing {

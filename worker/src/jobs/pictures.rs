@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
 use shared::db::faces::NewFace;
-use shared::job::{FaceBox, FaceChoice, ImageRef, Problem};
+use shared::db::images::ImageSource;
+use shared::digest::sha256_hex;
+use shared::job::{FaceBox, FaceChoice, ImageRef, Problem, UploadedImage};
 use shared::objects::ObjectError;
 
 use super::JobError;
@@ -14,22 +16,62 @@ use crate::vision::Detection;
 use crate::vision::choose::{ChooseError, choose_face};
 use crate::vision::quality::{Gate, Quality, QualityReason};
 
-/// Fetches the picture and finds its faces.
-pub(super) async fn analysed(ctx: &WorkerContext, engine: &Engine, image: &ImageRef) -> Result<Analysis, JobError> {
-    let bytes = match ctx.objects.get(&image.object_key, ctx.config.vision.max_image_bytes).await {
-        Ok(bytes) => bytes,
-        Err(ObjectError::NotFound(_)) => {
-            return Err(JobError::rejected(
-                "source_gone",
-                "the picture is no longer in the object store; send it again",
-            ));
+/// A picture's bytes, and what its row says of them.
+pub(super) struct Fetched {
+    pub(super) bytes: Vec<u8>,
+    pub(super) source: ImageSource,
+}
+
+/// Fetches the picture.
+pub(super) async fn fetched(ctx: &WorkerContext, image: &ImageRef) -> Result<Fetched, JobError> {
+    let max_bytes = ctx.config.vision.max_image_bytes;
+    match image {
+        ImageRef::Upload(upload) => {
+            let bytes = ctx.objects.get(&upload.object_key, max_bytes).await?;
+            Ok(Fetched { bytes, source: upload_source(upload) })
         }
-        Err(error @ ObjectError::TooLarge { .. }) => {
-            return Err(JobError::rejected("image_too_large", error.to_string()));
+        ImageRef::Reference { s3 } => {
+            let bytes = ctx.objects.get_reference(s3, max_bytes).await?;
+            let source = ImageSource { sha256: sha256_hex(&bytes), object_key: None, uri: Some(s3.clone()) };
+            Ok(Fetched { bytes, source })
         }
-        Err(error) => return Err(JobError::Transient(anyhow::Error::new(error).context("fetch the picture"))),
-    };
+    }
+}
+
+/// What an upload's row will say.
+fn upload_source(upload: &UploadedImage) -> ImageSource {
+    ImageSource { sha256: upload.sha256.clone(), object_key: Some(upload.object_key.clone()), uri: None }
+}
+
+/// Finds the picture's faces.
+pub(super) async fn analysed(ctx: &WorkerContext, engine: &Engine, bytes: Vec<u8>) -> Result<Analysis, JobError> {
     Ok(analyse(engine, bytes, ctx.decode_limits()).await?)
+}
+
+impl From<ObjectError> for JobError {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            ObjectError::NotFound(_) => {
+                Self::rejected("source_gone", "the picture is no longer in the object store; send it again")
+            }
+            ObjectError::TooLarge { .. } => Self::rejected("image_too_large", error.to_string()),
+            ObjectError::BucketNotAllowed(_) => Self::rejected("bucket_not_allowed", error.to_string()),
+            ObjectError::BadReference(_) | ObjectError::BadKey(_) | ObjectError::NoReferences => {
+                Self::rejected("bad_reference", error.to_string())
+            }
+            ObjectError::Refused { .. } => {
+                // Clients need not know the store's own words.
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::new(error)),
+                    "the object store refuses a picture"
+                );
+                let detail =
+                    "the object store refuses to give out the picture; the operator has to grant face-id access";
+                Self::failed("source_refused", detail)
+            }
+            ObjectError::Store { .. } => Self::Transient(anyhow::Error::new(error).context("fetch the picture")),
+        }
+    }
 }
 
 /// The face of the picture that is meant, if it passes the gate.

@@ -7,7 +7,7 @@ use shared::db::{faces, persons};
 use shared::ids::{FaceId, PersonId};
 use shared::job::{FaceChoice, ImageRef, VerifyTarget};
 
-use super::pictures::{analysed, chosen, face_json};
+use super::pictures::{analysed, chosen, face_json, fetched};
 use super::{Done, JobError, settings};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
@@ -58,7 +58,7 @@ async fn face_of(
     face: FaceChoice,
     gate: &Gate,
 ) -> Result<AnalysedFace, JobError> {
-    chosen(&analysed(ctx, engine, image).await?, face, gate)
+    chosen(&analysed(ctx, engine, fetched(ctx, image).await?.bytes).await?, face, gate)
 }
 
 /// The best score against the person's enrolled faces, and which face gave it.

@@ -13,7 +13,10 @@ pub struct Model {
     pub id: ImageId,
     pub collection_id: CollectionId,
     pub sha256: String,
-    pub object_key: String,
+    /// Its key in our object store.
+    pub object_key: Option<String>,
+    /// Where it lies, when not in our object store.
+    pub uri: Option<String>,
     pub width: i32,
     pub height: i32,
     pub created_at: i64,

@@ -9,7 +9,7 @@ use sea_orm::prelude::*;
 use crate::db::entity::job::{ActiveModel, Entity, Model};
 use crate::db::{Db, execute, micros, now, statement, uploads};
 use crate::ids::{CollectionId, JobId};
-use crate::job::{JobArgs, JobState};
+use crate::job::{ImageRef, JobArgs, JobState};
 
 /// What a client asks for.
 #[derive(Clone, Debug)]
@@ -116,7 +116,7 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
     .await?;
     let args = serde_json::to_string(&new.args).map_err(|e| DbErr::Json(e.to_string()))?;
     execute(txn, "INSERT INTO job_payloads (job_id, args) VALUES ($1, $2)", [job.id.into(), args.into()]).await?;
-    for image in new.args.images() {
+    for image in new.args.images().into_iter().filter_map(ImageRef::upload) {
         // The same upload may be on both sides of a verify.
         let sql = "INSERT INTO job_uploads (job_id, upload_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         execute(txn, sql, [job.id.into(), image.upload_id.into()]).await?;

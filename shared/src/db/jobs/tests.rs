@@ -14,7 +14,7 @@ use super::submit::{Idempotency, NewJob, Submitted, submit};
 use crate::db::entity::job;
 use crate::db::{Db, collections, execute, uploads};
 use crate::ids::{ClaimId, CollectionId, JobId, UploadId};
-use crate::job::{ImageRef, JobArgs, JobState, Problem};
+use crate::job::{ImageRef, JobArgs, JobState, Problem, UploadedImage};
 
 const JOBS: usize = 4;
 const LEASE: Duration = Duration::from_secs(3600);
@@ -254,7 +254,7 @@ impl World {
 /// An index job of a picture of its own.
 fn request(collection: CollectionId, idempotency: Option<Idempotency>) -> NewJob {
     let id = UploadId::new();
-    let image = ImageRef { upload_id: id, object_key: format!("k/{id}"), sha256: String::new() };
+    let image = UploadedImage { upload_id: id, object_key: format!("k/{id}"), sha256: String::new() };
     let upload = uploads::NewUpload {
         id,
         collection,
@@ -268,7 +268,7 @@ fn request(collection: CollectionId, idempotency: Option<Idempotency>) -> NewJob
     NewJob {
         collection,
         pipeline: "tiny".to_owned(),
-        args: JobArgs::Index { image },
+        args: JobArgs::Index { image: ImageRef::Upload(image) },
         tag: None,
         traceparent: None,
         idempotency,

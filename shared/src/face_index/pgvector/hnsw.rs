@@ -98,13 +98,8 @@ async fn replace(db: &Db, gallery: &Gallery, last_face: FaceId, faces: i64, dime
     let sql = "INSERT INTO hnsw_indexes (pipeline, collection_id, name, last_face, faces) VALUES ($1, $2, $3, $4, $5)
         ON CONFLICT (pipeline, collection_id) DO UPDATE
         SET name = excluded.name, last_face = excluded.last_face, faces = excluded.faces";
-    let values = [
-        gallery.pipeline.as_str().into(),
-        gallery.collection.into(),
-        name.into(),
-        last_face.into(),
-        faces.into(),
-    ];
+    let values =
+        [gallery.pipeline.as_str().into(), gallery.collection.into(), name.into(), last_face.into(), faces.into()];
     execute(&db.write, sql, values).await?;
     if let Some(old) = old {
         run_long(db, &[&format!("DROP INDEX CONCURRENTLY IF EXISTS {}", old.name)]).await?;

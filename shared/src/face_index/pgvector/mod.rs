@@ -20,7 +20,7 @@ use crate::db::{Db, embeddings, execute, statement};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
 
-pub use partitions::{create_partition, has_partition};
+pub use partitions::{create_partition, drop_partition, has_partition, partition_name};
 
 /// Nearest faces fetched at first for each person wanted: most persons have a few faces.
 const FACES_PER_PERSON: usize = 4;
@@ -72,7 +72,12 @@ impl PgvectorFaceIndex {
     ///
     /// # Errors
     /// The database fails, or the query has another dimension than the templates.
-    pub async fn search_exactly(&self, gallery: &Gallery, query: &Embedding, k: usize) -> Result<Vec<Hit>, FaceIndexError> {
+    pub async fn search_exactly(
+        &self,
+        gallery: &Gallery,
+        query: &Embedding,
+        k: usize,
+    ) -> Result<Vec<Hit>, FaceIndexError> {
         let mut limit = k.saturating_mul(FACES_PER_PERSON).max(1);
         loop {
             let sql = format!(

@@ -10,9 +10,12 @@ use crate::digest::sha256_hex;
 const MAX_PLAIN: usize = 1900;
 
 /// The name of a pipeline's partition: readable, and unlike any other's whatever the name holds.
-pub(super) fn partition_name(pipeline: &str) -> String {
-    let readable: String =
-        pipeline.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).take(30).collect();
+pub fn partition_name(pipeline: &str) -> String {
+    let readable: String = pipeline
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+        .take(30)
+        .collect();
     format!("embeddings_{readable}_{}", &sha256_hex(pipeline)[..8])
 }
 
@@ -38,6 +41,18 @@ pub async fn create_partition(db: &Db, pipeline: &str, dimension: usize) -> Resu
     }
     txn.commit().await?;
     Ok(true)
+}
+
+/// Drops the partition of a pipeline with all its vectors, if it is there.
+///
+/// # Errors
+/// The lock was not to be had.
+pub async fn drop_partition(db: &Db, pipeline: &str) -> Result<(), DbErr> {
+    let txn = db.begin().await?;
+    execute(&txn, "SET LOCAL lock_timeout = '2s'", []).await?;
+    execute(&txn, &format!("DROP TABLE IF EXISTS {}", partition_name(pipeline)), []).await?;
+    execute(&txn, "DELETE FROM hnsw_indexes WHERE pipeline = $1", [pipeline.into()]).await?;
+    txn.commit().await
 }
 
 /// Whether vectors of the pipeline can be stored.

@@ -137,6 +137,17 @@ impl ObjectStore for S3Store {
         self.read(&self.bucket, key, max_bytes).await
     }
 
+    async fn get_reference(&self, uri: &str, max_bytes: usize) -> Result<Vec<u8>, ObjectError> {
+        let (bucket, key) = parse_s3_uri(uri)?;
+        self.get_from(bucket, key, max_bytes).await
+    }
+
+    fn check_reference(&self, uri: &str) -> Result<(), ObjectError> {
+        let (bucket, _) = parse_s3_uri(uri)?;
+        let allowed = self.allowed_buckets.iter().any(|b| b == bucket);
+        if allowed { Ok(()) } else { Err(ObjectError::BucketNotAllowed(bucket.to_owned())) }
+    }
+
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
         check_key(key)?;
         let head = self.client.head_object().bucket(&self.bucket).key(key).send().await;

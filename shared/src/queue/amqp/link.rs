@@ -10,6 +10,8 @@ use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::queue::QueueError;
+
 /// The longest wait for one answer of the broker.
 const ANSWER: Duration = Duration::from_secs(5);
 /// The longest wait for a connection: TCP, TLS and login, on a broker that may just have begun.
@@ -18,6 +20,11 @@ const CONNECT: Duration = Duration::from_secs(15);
 const HEARTBEAT_S: u16 = 10;
 /// How often the state of a connection is looked at: lapin tells nobody of its end.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
+
+/// AMQP's code, of a missing permission among others.
+const ACCESS_REFUSED: u16 = 403;
+/// What a broker says to a declaration with other arguments; its code alone (406) has more meanings.
+const INEQUIVALENT: &str = "inequivalent arg";
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -56,13 +63,15 @@ impl LinkError {
         }
     }
 
-    /// Whether the broker refused, and would refuse the same at once again; the connection is good.
+    /// Whether the broker would refuse the same again until somebody changes something.
     pub(super) fn is_refusal(&self) -> bool {
-        match self {
-            Self::Mismatch { .. } => true,
-            Self::Failed { source, .. } => source.is_amqp_soft_error(),
-            _ => false,
-        }
+        matches!(self, Self::Mismatch { .. }) || self.reply().is_some_and(|(code, _)| code == ACCESS_REFUSED)
+    }
+}
+
+impl From<LinkError> for QueueError {
+    fn from(error: LinkError) -> Self {
+        Self::Unavailable(error.to_string())
     }
 }
 
@@ -84,7 +93,7 @@ async fn limited<T>(
         Ok(Err(source)) => {
             let doing = doing.into();
             Err(match source.kind() {
-                ErrorKind::ProtocolError(error) if error.get_id() == 406 => {
+                ErrorKind::ProtocolError(error) if error.get_message().as_str().contains(INEQUIVALENT) => {
                     LinkError::Mismatch { doing, detail: error.get_message().to_string() }
                 }
                 _ => LinkError::Failed { doing, source },

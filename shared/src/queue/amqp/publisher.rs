@@ -4,17 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapin::Channel;
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Confirmation};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::link::{self, LinkError};
+use super::sending::Answer;
 use super::session::PublishSession;
 use super::topology::Topology;
 use super::wire;
 use crate::queue::{Message, QueueError};
+
+const CLOSED: &str = "the queue is closed";
 
 /// Publishes for as long as it exists; see the module.
 pub(super) struct Publisher {
@@ -47,12 +50,11 @@ impl Publisher {
             return Err(QueueError::Unavailable("no queue can be named after this pipeline".to_owned()));
         }
         let deadline = tokio::time::Instant::now() + self.timeout;
-        let unanswered = || QueueError::Unavailable(format!("no answer within {} s", self.timeout.as_secs_f32()));
-        let session = tokio::time::timeout_at(deadline, self.session()).await.map_err(|_| unanswered())??;
+        let session = tokio::time::timeout_at(deadline, self.session()).await.map_err(|_| self.unanswered())??;
         let published = tokio::time::timeout_at(deadline, self.publish_over(&session, message)).await;
         published.unwrap_or_else(|_| {
             session.give_up("the broker does not confirm messages");
-            Err(unanswered())
+            Err(self.unanswered())
         })
     }
 
@@ -61,30 +63,46 @@ impl Publisher {
         let asked = async {
             let session = self.session().await?;
             session.usable()?;
-            session.channel().await.map_err(unavailable)
+            Ok(session.channel().await?)
         };
-        let unanswered = || QueueError::Unavailable(format!("no answer within {} s", self.timeout.as_secs_f32()));
-        tokio::time::timeout(self.timeout, asked).await.unwrap_or_else(|_| Err(unanswered()))
+        tokio::time::timeout(self.timeout, asked).await.unwrap_or_else(|_| Err(self.unanswered()))
     }
 
     /// Whether a message could be published now.
-    pub(super) fn check(&self) -> Result<(), QueueError> {
-        match &*self.link.borrow() {
+    pub(super) async fn check(&self) -> Result<(), QueueError> {
+        let link = self.link.borrow().clone();
+        match link {
             Link::Starting => Err(QueueError::Unavailable("the broker has not answered yet".to_owned())),
-            Link::Down(why) => Err(QueueError::Unavailable(why.clone())),
-            Link::Up(session) => session.check(),
+            Link::Down(why) => Err(QueueError::Unavailable(why)),
+            Link::Up(session) => {
+                let checked = tokio::time::timeout(self.timeout, session.check(&self.topology)).await;
+                checked.unwrap_or_else(|_| Err(self.unanswered()))
+            }
         }
     }
 
+    fn unanswered(&self) -> QueueError {
+        QueueError::Unavailable(format!("the broker did not answer within {} s", self.timeout.as_secs_f32()))
+    }
+
     async fn session(&self) -> Result<Arc<PublishSession>, QueueError> {
+        if self.closed.is_cancelled() {
+            return Err(QueueError::Closed);
+        }
+        // Without a wait where none is needed, which keeps the order of calls.
+        if let Link::Up(session) = &*self.link.borrow() {
+            return Ok(Arc::clone(session));
+        }
         let mut link = self.link.clone();
+        let settled = async { link.wait_for(|link| !matches!(link, Link::Starting)).await.map(|link| link.clone()) };
         let settled = tokio::select! {
+            biased;
             () = self.closed.cancelled() => return Err(QueueError::Closed),
-            settled = link.wait_for(|link| !matches!(link, Link::Starting)) => settled,
+            settled = settled => settled,
         };
-        match settled.as_deref() {
-            Ok(Link::Up(session)) => Ok(Arc::clone(session)),
-            Ok(Link::Down(why)) => Err(QueueError::Unavailable(why.clone())),
+        match settled {
+            Ok(Link::Up(session)) => Ok(session),
+            Ok(Link::Down(why)) => Err(QueueError::Unavailable(why)),
             Ok(Link::Starting) | Err(_) => Err(QueueError::Closed),
         }
     }
@@ -94,16 +112,10 @@ impl Publisher {
         let (body, properties) = wire::encode(message);
         // A queue that somebody deleted is made again, once.
         for _ in 0..2 {
-            session.declare(&self.topology, lane, pipeline).await?;
-            match session.send(&self.topology, lane, pipeline, &body, properties.clone()).await? {
-                Confirmation::Ack(None) => return Ok(()),
-                Confirmation::Ack(Some(_)) => session.forget(lane, pipeline),
-                // The queue refuses: it is full.
-                Confirmation::Nack(_) => return Err(QueueError::Full(lane)),
-                Confirmation::NotRequested => {
-                    session.give_up("the channel is not in confirm mode; this is a bug");
-                    return Err(QueueError::Unavailable("the message was sent unconfirmed".to_owned()));
-                }
+            match session.publish(&self.topology, (lane, pipeline), &body, &properties).await? {
+                Answer::Taken => return Ok(()),
+                Answer::Refused => return Err(QueueError::Full(lane)),
+                Answer::NoQueue => session.forget(lane, pipeline),
             }
         }
         let queue = self.topology.lane_queue(lane, pipeline);
@@ -111,23 +123,27 @@ impl Publisher {
     }
 }
 
-/// What a failure means to whoever uses the queue.
-pub(super) fn unavailable(error: LinkError) -> QueueError {
-    QueueError::Unavailable(error.to_string())
-}
-
 async fn keep(uri: AMQPUri, topology: Arc<Topology>, sender: watch::Sender<Link>, closed: CancellationToken) {
     let report = |error: &LinkError| drop(sender.send_replace(Link::Down(error.to_string())));
     let session = || async {
-        let opened = tokio::select! {
+        let (opened, sending) = tokio::select! {
             () = closed.cancelled() => return Ok(()),
-            opened = PublishSession::open(&uri, &topology) => Arc::new(opened?),
+            opened = PublishSession::open(&uri, &topology) => opened?,
         };
+        let opened = Arc::new(opened);
         sender.send_replace(Link::Up(Arc::clone(&opened)));
         tracing::info!("connected to the message broker for publishing");
+        // Publishes that are under way when the queue is closed get their answer.
+        let over = async {
+            closed.cancelled().await;
+            sender.send_replace(Link::Down(CLOSED.to_owned()));
+            while Arc::strong_count(&opened) > 1 {
+                tokio::time::sleep(link::LOOK).await;
+            }
+        };
         let ended = tokio::select! {
-            () = closed.cancelled() => Ok(()),
-            error = opened.watch() => Err(error),
+            () = over => Ok(()),
+            error = opened.watch(sending) => Err(error),
         };
         if let Err(error) = &ended {
             // Those who wait for a confirmation of this connection will never get it.
@@ -136,6 +152,5 @@ async fn keep(uri: AMQPUri, topology: Arc<Topology>, sender: watch::Sender<Link>
         ended
     };
     link::keep_up("publish", &closed, report, session).await;
-    // A publish that is under way holds the connection until it has its answer.
-    sender.send_replace(Link::Down("the queue is closed".to_owned()));
+    sender.send_replace(Link::Down(CLOSED.to_owned()));
 }

@@ -6,13 +6,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::uri::AMQPUri;
-use lapin::{BasicProperties, Channel, Confirmation, Connection, Event};
-use tokio::sync::watch;
+use lapin::{BasicProperties, Channel, Connection, Event};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::link::{self, LinkError, within};
+use super::sending::{Answer, Request, Sending, WAITING};
 use super::topology::{Topology, route, short};
 use crate::job::Lane;
 use crate::queue::QueueError;
@@ -23,12 +25,11 @@ const REFUSAL: Duration = Duration::from_secs(30);
 /// See the module.
 pub(super) struct PublishSession {
     channel: Channel,
-    /// lapin counts a message before it sends it: without turns two tasks could get each other's confirmations.
-    sending: tokio::sync::Mutex<()>,
-    declaring: tokio::sync::Mutex<()>,
+    requests: mpsc::Sender<Request>,
+    /// Held from the declaration of a queue until the message is in line, which keeps messages in the order of calls.
+    turn: tokio::sync::Mutex<()>,
     declared: Mutex<HashMap<(Lane, String), Declared>>,
     trouble: watch::Sender<Trouble>,
-    // Last: dropping it closes what the fields above stand on.
     connection: Connection,
 }
 
@@ -48,41 +49,45 @@ enum Trouble {
 }
 
 impl PublishSession {
-    /// Connects, and declares what every publisher needs.
-    pub(super) async fn open(uri: &AMQPUri, topology: &Topology) -> Result<Self, LinkError> {
+    /// Connects, and declares what every publisher needs. The second of the pair is for `watch`.
+    pub(super) async fn open(uri: &AMQPUri, topology: &Topology) -> Result<(Self, Sending), LinkError> {
         let connection = link::connect(uri, "publish").await?;
         topology.declare_base(&link::channel(&connection).await?).await?;
         let channel = link::channel(&connection).await?;
         within("ask for confirmations", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(Self {
+        let (requests, waiting) = mpsc::channel(WAITING);
+        let sending = Sending::new(channel.clone(), waiting);
+        let session = Self {
             channel,
-            sending: tokio::sync::Mutex::default(),
-            declaring: tokio::sync::Mutex::default(),
+            requests,
+            turn: tokio::sync::Mutex::default(),
             declared: Mutex::default(),
             trouble: watch::Sender::new(Trouble::None),
             connection,
-        })
+        };
+        Ok((session, sending))
     }
 
-    /// Follows the state of the connection until it is lost or given up.
-    pub(super) async fn watch(&self) -> LinkError {
+    /// Sends what is published, and follows the state of the connection until it is lost or given up.
+    pub(super) async fn watch(&self, sending: Sending) -> LinkError {
+        let mut sending = pin!(sending.run());
         let mut events = pin!(self.connection.events_listener());
         // What the broker said before somebody listened.
         if self.connection.status().blocked() {
-            self.blocked(String::new());
+            self.blocked("no reason given");
         }
-        let mut trouble = self.trouble.subscribe();
         loop {
             tokio::select! {
-                _ = trouble.wait_for(|trouble| matches!(trouble, Trouble::Broken(_))) => {
+                () = self.until(|trouble| matches!(trouble, Trouble::Broken(_))) => {
                     return LinkError::Ended(self.trouble().unwrap_or_default());
                 }
                 error = link::loss(&self.connection) => return error,
+                error = &mut sending => return error,
                 () = self.channel_loss() => {
                     return LinkError::Ended("the broker closed the channel for publishing".to_owned());
                 }
                 Some(event) = events.next() => match event {
-                    Event::ConnectionBlocked(reason) => self.blocked(reason),
+                    Event::ConnectionBlocked(reason) => self.blocked(&reason),
                     Event::ConnectionUnblocked => self.unblocked(),
                     // Losses are seen above; an error may be one of a channel that only asked something.
                     _ => {}
@@ -101,14 +106,19 @@ impl PublishSession {
         self.trouble().map_or(Ok(()), |why| Err(QueueError::Unavailable(why)))
     }
 
-    /// Like `usable`, and also an error where a queue could not be declared.
-    pub(super) fn check(&self) -> Result<(), QueueError> {
+    /// Like `usable`, and also an error where a queue could not be declared; that is tried again now and then.
+    pub(super) async fn check(&self, topology: &Topology) -> Result<(), QueueError> {
         self.usable()?;
-        let refused = self.declared().values().find_map(|declared| match declared {
-            Declared::Refused { why, .. } => Some(why.clone()),
-            Declared::Yes => None,
-        });
-        refused.map_or(Ok(()), |why| Err(QueueError::Unavailable(why)))
+        let refused: Vec<_> = {
+            let declared = self.declared();
+            let refused = declared.iter().filter(|(_, declared)| matches!(declared, Declared::Refused { .. }));
+            refused.map(|(key, _)| key.clone()).collect()
+        };
+        let _turn = self.turn.lock().await;
+        for (lane, pipeline) in refused {
+            self.declare(topology, lane, &pipeline).await?;
+        }
+        Ok(())
     }
 
     /// Gives the connection up; it is made anew.
@@ -122,13 +132,45 @@ impl PublishSession {
         });
     }
 
-    /// Declares the queue of a lane and pipeline, unless this connection has done so before.
-    pub(super) async fn declare(&self, topology: &Topology, lane: Lane, pipeline: &str) -> Result<(), QueueError> {
-        let key = (lane, pipeline.to_owned());
-        if self.is_declared(&key)? {
-            return Ok(());
+    /// Sends a message to the queue of a lane and pipeline, and waits for what the broker says to it.
+    pub(super) async fn publish(
+        &self,
+        topology: &Topology,
+        (lane, pipeline): (Lane, &str),
+        body: &[u8],
+        properties: &BasicProperties,
+    ) -> Result<Answer, QueueError> {
+        let (answer, said) = oneshot::channel();
+        let (exchange, key) = (short(&topology.jobs_exchange()), short(&route(lane, pipeline)));
+        let request = Request { exchange, key, body: body.to_vec(), properties: properties.clone(), answer };
+        {
+            // Where nothing has to be waited for, nothing is: many calls within one task would come out of order, as
+            // Tokio lets each wait now and then.
+            self.usable()?;
+            let _turn = match self.turn.try_lock() {
+                Ok(turn) => turn,
+                Err(_) => self.turn.lock().await,
+            };
+            self.declare(topology, lane, pipeline).await?;
+            match self.requests.try_send(request) {
+                Ok(()) => {}
+                Err(TrySendError::Full(request)) => {
+                    self.unless_in_trouble(self.requests.send(request)).await?.map_err(|_| lost())?;
+                }
+                Err(TrySendError::Closed(_)) => return Err(lost()),
+            }
         }
-        let _turn = self.declaring.lock().await;
+        self.unless_in_trouble(said).await?.map_err(|_| lost())
+    }
+
+    /// Has the queue declared again at the next message.
+    pub(super) fn forget(&self, lane: Lane, pipeline: &str) {
+        self.declared().remove(&(lane, pipeline.to_owned()));
+    }
+
+    /// Declares the queue of a lane and pipeline, unless this connection has done so before.
+    async fn declare(&self, topology: &Topology, lane: Lane, pipeline: &str) -> Result<(), QueueError> {
+        let key = (lane, pipeline.to_owned());
         if self.is_declared(&key)? {
             return Ok(());
         }
@@ -154,45 +196,20 @@ impl PublishSession {
         Err(QueueError::Unavailable(why))
     }
 
-    /// Declares it again at the next message.
-    pub(super) fn forget(&self, lane: Lane, pipeline: &str) {
-        self.declared().remove(&(lane, pipeline.to_owned()));
-    }
-
-    /// Sends a message and waits for what the broker says to it.
-    pub(super) async fn send(
-        &self,
-        topology: &Topology,
-        lane: Lane,
-        pipeline: &str,
-        body: &[u8],
-        properties: BasicProperties,
-    ) -> Result<Confirmation, QueueError> {
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let (exchange, key) = (short(&topology.jobs_exchange()), short(&route(lane, pipeline)));
-        let sending = async {
-            let turn = self.sending.lock().await;
-            let confirmation = self.channel.basic_publish(exchange, key, options, body, properties).await?;
-            drop(turn);
-            confirmation.await
-        };
-        self.unless_in_trouble(sending).await?.map_err(|error| {
-            let why = format!("publish a message: {error}");
-            self.give_up(why.clone());
-            QueueError::Unavailable(why)
-        })
-    }
-
     /// Waits for `answer`, but not longer than the connection is in order.
     async fn unless_in_trouble<T>(&self, answer: impl Future<Output = T>) -> Result<T, QueueError> {
-        let mut trouble = self.trouble.subscribe();
         tokio::select! {
             biased;
-            _ = trouble.wait_for(|trouble| !matches!(trouble, Trouble::None)) => {
+            () = self.until(|trouble| !matches!(trouble, Trouble::None)) => {
                 Err(QueueError::Unavailable(self.trouble().unwrap_or_default()))
             }
             answer = answer => Ok(answer),
         }
+    }
+
+    async fn until(&self, is_so: fn(&Trouble) -> bool) {
+        // The sender is this session's: it cannot be gone.
+        let _ = self.trouble.subscribe().wait_for(is_so).await.is_ok();
     }
 
     async fn channel_loss(&self) {
@@ -211,9 +228,10 @@ impl PublishSession {
         }
     }
 
-    fn blocked(&self, reason: String) {
+    fn blocked(&self, reason: &str) {
         tracing::warn!(reason, "the message broker takes no messages for now");
-        let why = format!("the broker blocks publishers ({})", if reason.is_empty() { "no reason given" } else { &reason });
+        let why =
+            format!("the broker blocks publishers ({})", if reason.is_empty() { "no reason given" } else { &reason });
         self.change(Trouble::Blocked(why));
     }
 
@@ -242,4 +260,8 @@ impl PublishSession {
     fn declared(&self) -> MutexGuard<'_, HashMap<(Lane, String), Declared>> {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn lost() -> QueueError {
+    QueueError::Unavailable("the connection was lost before the broker answered".to_owned())
 }

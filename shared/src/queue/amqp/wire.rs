@@ -64,8 +64,7 @@ pub(super) fn encode(message: &Message) -> (Vec<u8>, BasicProperties) {
 
 /// The message that `encode` made these of.
 pub(super) fn decode(body: &[u8], properties: &BasicProperties) -> Result<Message, WireError> {
-    let body: Body =
-        serde_json::from_slice(body).map_err(|error| WireError::Form(error.classify(), error.column()))?;
+    let body: Body = serde_json::from_slice(body).map_err(|error| WireError::Form(error.classify(), error.column()))?;
     if body.v != VERSION {
         return Err(WireError::Version(body.v));
     }

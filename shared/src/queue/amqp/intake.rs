@@ -1,0 +1,202 @@
+//! One consuming connection: from its consumers into the lines, and back what is not wanted.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream, SelectAll};
+use futures_util::{StreamExt as _, future};
+use lapin::message::Delivery as Arrival;
+use lapin::options::BasicRejectOptions;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Acker, Channel, Connection};
+use tokio::sync::mpsc;
+
+use super::consumer::{Plan, Shared};
+use super::delivery::{AmqpDelivery, Line};
+use super::link::{self, LinkError, within};
+use super::topology::{self, LANES, short};
+use super::wire::{self, message_id};
+use crate::job::Lane;
+
+/// How often the broker is asked whether it still serves this connection: a consumer alone never notices.
+const PROBE: Duration = Duration::from_secs(5);
+/// Dead letters in this process at once.
+const DEAD_PREFETCH: u16 = 16;
+
+/// See the module.
+pub(super) struct Intake {
+    shared: Arc<Shared>,
+    arrivals: SelectAll<BoxStream<'static, Event>>,
+    /// Channels with the tags of their consumers.
+    consumers: Vec<(Channel, String)>,
+    /// Asks; a question about a queue that is gone closes it.
+    control: Channel,
+    queues: Vec<String>,
+    given: mpsc::UnboundedSender<Acker>,
+    returns: mpsc::UnboundedReceiver<Acker>,
+}
+
+/// Where a message belongs.
+#[derive(Clone, Copy)]
+enum Place {
+    Lane(Lane),
+    Dead,
+}
+
+enum Event {
+    Arrived(Place, Box<Arrival>),
+    Ended(LinkError),
+}
+
+impl Intake {
+    /// Declares all that this process consumes, and registers its consumers: a channel for each lane.
+    pub(super) async fn open(connection: &Connection, plan: &Plan, shared: &Arc<Shared>) -> Result<Self, LinkError> {
+        let control = link::channel(connection).await?;
+        plan.topology.declare_base(&control).await?;
+        let (given, returns) = mpsc::unbounded_channel();
+        let mut intake = Self {
+            shared: Arc::clone(shared),
+            arrivals: SelectAll::new(),
+            consumers: Vec::new(),
+            control,
+            queues: Vec::new(),
+            given,
+            returns,
+        };
+        for lane in LANES {
+            let channel = limited_channel(connection, plan.prefetch).await?;
+            for pipeline in &plan.pipelines {
+                plan.topology.declare_lane(&intake.control, lane, pipeline).await?;
+                intake.consume(&channel, Place::Lane(lane), plan.topology.lane_queue(lane, pipeline)).await?;
+            }
+        }
+        let channel = limited_channel(connection, DEAD_PREFETCH).await?;
+        intake.consume(&channel, Place::Dead, plan.topology.dead_queue()).await?;
+        Ok(intake)
+    }
+
+    /// Takes messages until the connection fails, or until the queue is closed and every message is settled.
+    pub(super) async fn run(mut self, connection: &Connection) -> Result<(), LinkError> {
+        let (control, queues, shared) = (self.control.clone(), self.queues.clone(), Arc::clone(&self.shared));
+        let mut probing = pin!(probe(&control, &queues, &shared));
+        loop {
+            tokio::select! {
+                () = shared.closed.cancelled() => return self.finish(connection).await,
+                error = &mut probing => return Err(error),
+                error = link::loss(connection) => return Err(error),
+                Some(acker) = self.returns.recv() => give_back(&acker).await?,
+                event = self.arrivals.next() => match event {
+                    Some(Event::Arrived(place, arrival)) => self.arrived(place, *arrival).await?,
+                    Some(Event::Ended(error)) => return Err(error),
+                    None => return Err(LinkError::Ended("this process consumes nothing".to_owned())),
+                },
+            }
+        }
+    }
+
+    async fn consume(&mut self, channel: &Channel, place: Place, queue: String) -> Result<(), LinkError> {
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(short(&queue), short(&queue), options, FieldTable::default());
+        let consumer = within(format!("consume the queue {queue}"), consumer).await?;
+        let ended = format!("the broker ended the consumer of the queue {queue}");
+        let failed = format!("consume the queue {queue}");
+        let events = consumer
+            .map(move |arrival| match arrival {
+                Ok(arrival) => Event::Arrived(place, Box::new(arrival)),
+                Err(source) => Event::Ended(LinkError::Failed { doing: failed.clone(), source }),
+            })
+            .chain(stream::once(future::ready(Event::Ended(LinkError::Ended(ended)))));
+        self.arrivals.push(events.boxed());
+        self.consumers.push((channel.clone(), queue.clone()));
+        self.queues.push(queue);
+        Ok(())
+    }
+
+    async fn arrived(&mut self, place: Place, arrival: Arrival) -> Result<(), LinkError> {
+        match wire::decode(&arrival.data, &arrival.properties) {
+            Ok(message) => {
+                let delivery = AmqpDelivery::new(message, arrival.acker, self.given.clone());
+                self.line(place).push(delivery);
+                Ok(())
+            }
+            Err(error) => {
+                let id = message_id(&arrival.properties);
+                tracing::error!(message.id = id, %error, "not a message of this program; it is put aside");
+                put_aside(place, &arrival.acker).await
+            }
+        }
+    }
+
+    fn line(&self, place: Place) -> &Line {
+        match place {
+            Place::Lane(lane) => self.shared.line(lane),
+            Place::Dead => &self.shared.dead,
+        }
+    }
+
+    /// Stops the consumers, gives back what nobody has begun, and holds the connection for the rest.
+    async fn finish(mut self, connection: &Connection) -> Result<(), LinkError> {
+        let cancelled = self.consumers.iter().map(|(channel, tag)| {
+            within("cancel a consumer", channel.basic_cancel(short(tag), BasicCancelOptions::default()))
+        });
+        for result in future::join_all(cancelled).await {
+            result?;
+        }
+        // Every consumer's stream ends after its cancellation, and with what came before it.
+        while let Some(event) = self.arrivals.next().await {
+            if let Event::Arrived(_, arrival) = event {
+                give_back(&arrival.acker).await?;
+            }
+        }
+        self.shared.clear();
+        while let Ok(acker) = self.returns.try_recv() {
+            give_back(&acker).await?;
+        }
+        self.shared.all_given_back();
+        drop(self.given);
+        loop {
+            tokio::select! {
+                returned = self.returns.recv() => match returned {
+                    Some(acker) => give_back(&acker).await?,
+                    None => break,
+                },
+                error = link::loss(connection) => return Err(error),
+            }
+        }
+        within("close the connection", connection.close(200, short("the process stops"))).await
+    }
+}
+
+async fn limited_channel(connection: &Connection, prefetch: u16) -> Result<Channel, LinkError> {
+    let channel = link::channel(connection).await?;
+    within("limit what is prefetched", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    Ok(channel)
+}
+
+/// Asks for the consumed queues in turn; returns what was wrong at last.
+async fn probe(control: &Channel, queues: &[String], shared: &Shared) -> LinkError {
+    for queue in queues.iter().cycle() {
+        tokio::time::sleep(PROBE).await;
+        if let Err(error) = topology::exists(control, queue).await {
+            return error;
+        }
+        shared.proven();
+    }
+    LinkError::Ended("this process consumes nothing".to_owned())
+}
+
+async fn give_back(acker: &Acker) -> Result<(), LinkError> {
+    let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+    within("give a message back", acker.nack(options)).await.map(drop)
+}
+
+/// To the dead letters; from there nowhere, as nobody could ever make anything of it.
+async fn put_aside(place: Place, acker: &Acker) -> Result<(), LinkError> {
+    let settled = match place {
+        Place::Lane(_) => within("reject a message", acker.reject(BasicRejectOptions { requeue: false })).await,
+        Place::Dead => within("acknowledge a dead letter", acker.ack(BasicAckOptions::default())).await,
+    };
+    settled.map(drop)
+}
