@@ -11,6 +11,7 @@ mod m20261123_000003_embeddings;
 mod m20261123_000004_jobs;
 mod m20261123_000005_leaders;
 mod m20261123_000006_image_references;
+mod m20261123_000007_reference_indexes;
 mod statements;
 
 /// All migrations in order.
@@ -26,6 +27,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000004_jobs::Migration),
             Box::new(m20261123_000005_leaders::Migration),
             Box::new(m20261123_000006_image_references::Migration),
+            Box::new(m20261123_000007_reference_indexes::Migration),
         ]
     }
 }

@@ -9,6 +9,11 @@ pub(crate) struct Migration;
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
+    /// All of it or nothing, on `SQLite` too.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         run(manager, &UP).await?;
         if is_sqlite(manager) { Ok(()) } else { run(manager, &UP_POSTGRES).await }
@@ -44,5 +49,4 @@ const UP_POSTGRES: [&str; 2] = [
         autovacuum_vacuum_cost_delay = 0)",
 ];
 
-const DOWN: [&str; 3] =
-    ["ALTER TABLE jobs DROP COLUMN traceparent", "DROP TABLE queue_epochs", "DROP TABLE leaders"];
+const DOWN: [&str; 3] = ["ALTER TABLE jobs DROP COLUMN traceparent", "DROP TABLE queue_epochs", "DROP TABLE leaders"];

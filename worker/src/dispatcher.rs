@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sea_orm::DbErr;
-use shared::db::jobs::outbox;
+use shared::db::jobs::outbox::{self, DueJob};
 use shared::dispatch::dispatch;
 use shared::ids::EpochId;
 use shared::job::Lane;
@@ -55,22 +55,31 @@ enum Round {
     More,
 }
 
-/// Fills the lane up to the queue's capacity.
+/// Fills the lane's queues up to their capacity, each pipeline's on its own: one that no worker takes must not keep others
+/// from moving.
 async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
-    let capacity = u64::from(ctx.config.queue.capacity);
-    let dispatched = u64::try_from(outbox::dispatched(&ctx.db, lane).await?).unwrap_or_default();
-    let room = capacity.saturating_sub(dispatched).min(ROUND);
-    if room == 0 {
-        return Ok(Round::More);
+    let mut round = Round::Done;
+    let (mut waiting, mut oldest) = (0, Duration::ZERO);
+    for pipeline in outbox::pipelines(&ctx.db, lane).await? {
+        let dispatched = u64::try_from(outbox::dispatched(&ctx.db, lane, &pipeline).await?).unwrap_or_default();
+        let room = u64::from(ctx.config.queue.capacity).saturating_sub(dispatched).min(ROUND);
+        if room == 0 {
+            continue;
+        }
+        let due = outbox::due(&ctx.db, lane, &pipeline, room).await?;
+        waiting += due.len();
+        oldest = due.iter().map(DueJob::overdue).fold(oldest, Duration::max);
+        let taken = dispatch(&ctx.db, &*ctx.queue, &due).await?;
+        if taken > 0 {
+            tracing::debug!(?lane, pipeline, jobs = taken, "dispatched");
+        }
+        // What the queue refused is tried at the next poll: to hammer a sick broker would not heal it.
+        if taken == due.len() && due.len() as u64 == room {
+            round = Round::More;
+        }
     }
-    let due = outbox::due(&ctx.db, lane, room).await?;
-    metrics::outbox(lane, due.len(), due.first().map_or(Duration::ZERO, |job| job.overdue()));
-    let taken = dispatch(&ctx.db, &*ctx.queue, &due).await?;
-    if taken > 0 {
-        tracing::debug!(?lane, jobs = taken, "dispatched");
-    }
-    // What the queue refused is tried at the next poll: to hammer a sick broker would not heal it.
-    Ok(if taken == due.len() && due.len() as u64 == room { Round::More } else { Round::Done })
+    metrics::outbox(lane, waiting, oldest);
+    Ok(round)
 }
 
 /// Notices that the queue has lost its messages, and has them all sent again.

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use sea_orm::DbErr;
-use shared::db::jobs::claims::{Claim, ClaimedJob, Heartbeat, claim, heartbeat};
+use shared::db::jobs::claims::{Claim, ClaimedJob, Heartbeat, Wanted, claim, heartbeat};
 use shared::db::jobs::settle::release;
 use shared::failpoints::failpoint;
 use shared::ids::{ClaimId, JobId};
 use shared::job::Problem;
-use shared::queue::Delivery;
+use shared::queue::{Delivery, Message};
 use shared::telemetry::metrics;
 use shared::telemetry::trace::TraceContext;
 use tokio::sync::RwLock;
@@ -39,10 +39,10 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
     failpoint("before_claim");
     let settled = if message.alone >= ALONE_IN_PROCESS {
         let _alone = solitude.write().await;
-        work(ctx, &message.jobs, stop).await
+        work(ctx, &message, stop).await
     } else {
         let _beside_others = solitude.read().await;
-        work(ctx, &message.jobs, stop).await
+        work(ctx, &message, stop).await
     };
     match settled {
         Ok(()) => {
@@ -61,21 +61,22 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
 
 async fn claim_through_outages(
     ctx: &WorkerContext,
-    ids: &[JobId],
+    message: &Message,
     stop: &CancellationToken,
 ) -> Result<Option<Claim>, DbErr> {
     let mut outage = Outage::new();
     loop {
-        match claim(&ctx.db, &owner(), ids, ctx.config.worker.lease()).await {
+        let wanted = Wanted { jobs: &message.jobs, alone: message.alone, owner: &owner() };
+        match claim(&ctx.db, wanted, ctx.config.worker.lease()).await {
             Err(error) if outage.wait(ctx, &error, stop).await => {}
             claimed => return claimed,
         }
     }
 }
 
-async fn work(ctx: &WorkerContext, ids: &[JobId], stop: &CancellationToken) -> Result<(), DbErr> {
-    let Some(Claim { id, jobs }) = claim_through_outages(ctx, ids, stop).await? else {
-        tracing::debug!(jobs = ids.len(), "nothing to claim: doubled, cancelled or not due");
+async fn work(ctx: &WorkerContext, message: &Message, stop: &CancellationToken) -> Result<(), DbErr> {
+    let Some(Claim { id, jobs }) = claim_through_outages(ctx, message, stop).await? else {
+        tracing::debug!(jobs = message.jobs.len(), "nothing to claim: doubled, cancelled or not due");
         return Ok(());
     };
     failpoint("after_claim");

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use sea_orm::DbErr;
-use shared::db::is_outage;
 use shared::db::jobs::claims::{ClaimedJob, heartbeat};
 use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, finish, retry};
+use shared::db::{is_deadlock, is_outage};
 use shared::failpoints::failpoint;
 use shared::ids::ClaimId;
 use shared::job::{JobState, Problem};
@@ -57,7 +57,7 @@ impl Outage {
     /// True when it is time to try again, false when waiting makes no sense: the error is none of the connection's, it
     /// has lasted too long, or the process stops.
     pub(crate) async fn wait(&mut self, ctx: &WorkerContext, error: &DbErr, stop: &CancellationToken) -> bool {
-        if !is_outage(error) || self.since.elapsed() > PATIENCE {
+        if !(is_outage(error) || is_deadlock(error)) || self.since.elapsed() > PATIENCE {
             return false;
         }
         self.tries += 1;

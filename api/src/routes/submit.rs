@@ -297,10 +297,12 @@ async fn accept(
         inline_uploads,
     };
     let submitted = submit(&state.db, new).await;
-    if !matches!(submitted, Ok(Submitted::New(_))) {
-        // No row names these objects.
+    if matches!(submitted, Ok(Submitted::Existing(_) | Submitted::KeyReused)) {
+        // No row names these objects. After an error one may, if only the answer to the commit was lost; the sweeper sees.
         for key in keys {
-            state.objects.delete(&key).await?;
+            if let Err(error) = state.objects.delete(&key).await {
+                tracing::warn!(%error, "delete the picture of a repeated request; the sweeper does it");
+            }
         }
     }
     answer(state, submitted?).await

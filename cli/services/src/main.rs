@@ -118,7 +118,12 @@ async fn status(files: &Files) -> anyhow::Result<()> {
             silent.push(service);
         }
     }
-    ensure!(silent.is_empty(), "without an answer: {}; see the logs below {}", silent.join(", "), files.dir().display());
+    ensure!(
+        silent.is_empty(),
+        "without an answer: {}; see the logs below {}",
+        silent.join(", "),
+        files.dir().display()
+    );
     Ok(())
 }
 

@@ -334,23 +334,34 @@ impl Config {
         if let Some((missing, _)) = services.iter().find(|(_, is_set)| !is_set).filter(|_| set > 0) {
             return invalid(missing, "is empty: set database.url, queue.url and objects.bucket, or none of them");
         }
-        let database = self.database.url().is_some_and(|u| !u.starts_with("postgres://") && !u.starts_with("postgresql://"));
+        let database =
+            self.database.url().is_some_and(|u| !u.starts_with("postgres://") && !u.starts_with("postgresql://"));
         if database {
             return invalid("database.url", "must begin with postgres:// or postgresql://");
         }
         if self.queue.url().is_some_and(|u| !u.starts_with("amqp://") && !u.starts_with("amqps://")) {
             return invalid("queue.url", "must begin with amqp:// or amqps://");
         }
-        if self.objects.bucket().is_some() && (self.objects.access_key_id.is_empty() || self.objects.secret_access_key.expose().is_empty()) {
-            return invalid("objects.access_key_id", "and objects.secret_access_key must both be set with objects.bucket");
+        if self.objects.bucket().is_some()
+            && (self.objects.access_key_id.is_empty() || self.objects.secret_access_key.expose().is_empty())
+        {
+            return invalid(
+                "objects.access_key_id",
+                "and objects.secret_access_key must both be set with objects.bucket",
+            );
         }
         if self.objects.bucket().is_some_and(|own| self.objects.allowed_buckets.iter().any(|b| b == own)) {
-            return invalid("objects.allowed_buckets", "must not hold objects.bucket: any client could read all pictures");
+            return invalid(
+                "objects.allowed_buckets",
+                "must not hold objects.bucket: any client could read all pictures",
+            );
         }
         if self.objects.endpoint().is_some_and(|e| !e.starts_with("http://") && !e.starts_with("https://")) {
             return invalid("objects.endpoint", "must begin with http:// or https://");
         }
-        if self.queue.namespace.is_empty() || !self.queue.namespace.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+        if self.queue.namespace.is_empty()
+            || !self.queue.namespace.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+        {
             return invalid("queue.namespace", "must be one or more of letters, digits, - and _");
         }
         Ok(())

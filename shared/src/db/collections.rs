@@ -6,11 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, execute, is_deadlock, now};
+use super::{Db, count, execute, now, through_deadlocks};
 use crate::ids::CollectionId;
-
-/// Tries of a deletion that others keep in their way.
-const DELETE_TRIES: u32 = 5;
 
 /// How a collection decides; stored as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -128,14 +125,7 @@ pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr
 
 /// Deletes the collection and all it holds; its objects are left to the sweeper. False when it is not there.
 pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
-    let mut tries = 1;
-    loop {
-        match delete_once(db, id).await {
-            // It meets the jobs that run in it in another order than they lock what they need.
-            Err(error) if is_deadlock(&error) && tries < DELETE_TRIES => tries += 1,
-            deleted => return deleted,
-        }
-    }
+    through_deadlocks(|| delete_once(db, id)).await
 }
 
 async fn delete_once(db: &Db, id: CollectionId) -> Result<bool, DbErr> {

@@ -13,11 +13,7 @@ struct StoredVector(Embedding);
 
 /// The vector as a value to bind.
 pub(crate) fn to_value(conn: &impl ConnectionTrait, embedding: &Embedding) -> Value {
-    if is_postgres(conn) {
-        PgVector::from(embedding.as_slice().to_vec()).into()
-    } else {
-        embedding.to_bytes().into()
-    }
+    if is_postgres(conn) { PgVector::from(embedding.as_slice().to_vec()).into() } else { embedding.to_bytes().into() }
 }
 
 impl sea_orm::TryGetable for StoredVector {

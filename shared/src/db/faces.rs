@@ -4,7 +4,7 @@ use sea_orm::prelude::*;
 use sea_orm::{ActiveValue::Set, FromQueryResult as _, QueryOrder, QuerySelect};
 
 use super::entity::{face, face_geometry};
-use super::{Db, embeddings, execute, images, now, placeholders, statement};
+use super::{Db, embeddings, execute, images, now, placeholders, statement, through_deadlocks};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
 use crate::job::FaceBox;
@@ -76,18 +76,29 @@ pub async fn list(
     after: Option<FaceId>,
     limit: u64,
 ) -> Result<Vec<PlacedFace>, DbErr> {
-    let mut query = face::Entity::find()
-        .filter(face::Column::CollectionId.eq(collection))
-        .order_by_asc(face::Column::Id)
-        .limit(limit);
-    if let Some(person) = person {
-        query = query.filter(face::Column::PersonId.eq(person));
+    let mut after = after;
+    let mut found = Vec::new();
+    loop {
+        let missing = limit - found.len() as u64;
+        let mut query = face::Entity::find()
+            .filter(face::Column::CollectionId.eq(collection))
+            .order_by_asc(face::Column::Id)
+            .limit(missing);
+        if let Some(person) = person {
+            query = query.filter(face::Column::PersonId.eq(person));
+        }
+        if let Some(after) = after {
+            query = query.filter(face::Column::Id.gt(after));
+        }
+        let rows = query.all(&db.read).await?;
+        let is_end = (rows.len() as u64) < missing;
+        after = rows.last().map(|face| face.id);
+        // One that was deleted between the two reads must not make the page look like the last.
+        found.extend(with_geometry(&db.read, rows).await?);
+        if is_end || found.len() as u64 >= limit {
+            return Ok(found);
+        }
     }
-    if let Some(after) = after {
-        query = query.filter(face::Column::Id.gt(after));
-    }
-    let rows = query.all(&db.read).await?;
-    with_geometry(&db.read, rows).await
 }
 
 /// The faces of an image.
@@ -112,10 +123,10 @@ fn best_at(known: &[PlacedFace], place: &FaceBox) -> Option<usize> {
     (0..known.len()).max_by(|a, b| overlap(a).total_cmp(&overlap(b))).filter(|at| overlap(at) > SAME_FACE_IOU)
 }
 
-/// The ids of a person's faces.
+/// The ids of a person's faces, in the order of their images.
 pub(super) async fn ids_of_person(conn: &impl ConnectionTrait, person: PersonId) -> Result<Vec<FaceId>, DbErr> {
-    let rows = face::Entity::find().filter(face::Column::PersonId.eq(person)).all(conn).await?;
-    Ok(rows.into_iter().map(|r| r.id).collect())
+    let query = face::Entity::find().filter(face::Column::PersonId.eq(person)).order_by_asc(face::Column::ImageId);
+    Ok(query.all(conn).await?.into_iter().map(|r| r.id).collect())
 }
 
 /// The embeddings that one pipeline made of a person's enrolled faces.
@@ -160,6 +171,10 @@ pub async fn assign(
 
 /// Deletes the face with its vectors. False when it is not there.
 pub async fn delete(db: &Db, collection: CollectionId, id: FaceId) -> Result<bool, DbErr> {
+    through_deadlocks(|| delete_once(db, collection, id)).await
+}
+
+async fn delete_once(db: &Db, collection: CollectionId, id: FaceId) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     if find(&txn, collection, id).await?.is_none() {
         return Ok(false);
@@ -171,6 +186,8 @@ pub async fn delete(db: &Db, collection: CollectionId, id: FaceId) -> Result<boo
 
 pub(super) async fn delete_within(txn: &impl ConnectionTrait, id: FaceId) -> Result<(), DbErr> {
     let Some(row) = face::Entity::find_by_id(id).one(txn).await? else { return Ok(()) };
+    // The image before its faces, as jobs do.
+    images::lock(txn, row.image_id).await?;
     face::Entity::delete_by_id(id).exec(txn).await?;
     images::delete_if_empty(txn, row.image_id).await
 }

@@ -77,11 +77,15 @@ pub async fn is_analysed(conn: &impl ConnectionTrait, image: ImageId, detector_r
     Ok(count(conn, sql, [image.into(), detector_revision.into()]).await? > 0)
 }
 
-/// Deletes the image if no face and no analysis is left of it, and leaves its object to the sweeper.
+/// Locks the image: a job that stores faces of it at this moment is waited for.
+pub(super) async fn lock(txn: &impl ConnectionTrait, image: ImageId) -> Result<(), DbErr> {
+    let sql = "SELECT count(*) AS n FROM (SELECT id FROM images WHERE id = $1 {for update}) AS locked";
+    count(txn, sql, [image.into()]).await?;
+    Ok(())
+}
+
+/// Deletes the locked image if no face and no analysis is left of it, and leaves its object to the sweeper.
 pub(super) async fn delete_if_empty(txn: &impl ConnectionTrait, image: ImageId) -> Result<(), DbErr> {
-    // Locked before it is looked at: a job that stores faces of it at this moment is waited for.
-    let lock = "SELECT count(*) AS n FROM (SELECT id FROM images WHERE id = $1 {for update}) AS locked";
-    count(txn, lock, [image.into()]).await?;
     let empty = "id = $1 AND NOT EXISTS (SELECT 1 FROM faces f WHERE f.image_id = images.id)
         AND NOT EXISTS (SELECT 1 FROM image_analyses a WHERE a.image_id = images.id)";
     let orphan = format!(

@@ -174,15 +174,33 @@ pub fn is_outage(error: &DbErr) -> bool {
 }
 
 /// `PostgreSQL` (Appendix A of its manual): connection exceptions, operator intervention (shutdown, crash, start-up, a
-/// terminated session), resources, a session that was idle in its transaction, read-only while it recovers. `SQLite`: busy.
+/// terminated session), resources, a session that was idle in its transaction, read-only while it recovers. `SQLite`: busy, the disk full or failing.
 fn is_outage_code(code: &str) -> bool {
-    const SQLITE_BUSY: [&str; 3] = ["5", "261", "517"];
-    let classes = ["08", "57P", "53", "25006", "25P03", "25P04", "58"];
-    if code.len() == 5 { classes.iter().any(|class| code.starts_with(class)) } else { SQLITE_BUSY.contains(&code) }
+    const SQLITE_BUSY_FULL_IO: [&str; 5] = ["5", "261", "517", "13", "10"];
+    let classes = ["08", "57", "53", "25006", "25P03", "25P04", "58"];
+    let is_listed = || SQLITE_BUSY_FULL_IO.contains(&code);
+    if code.len() == 5 { classes.iter().any(|class| code.starts_with(class)) } else { is_listed() }
+}
+
+/// Tries of a transaction that meets others in another order than they lock what they need.
+const DEADLOCK_TRIES: u32 = 5;
+
+/// Runs a transaction again when it was given up so that another one could go on.
+pub(crate) async fn through_deadlocks<T, F>(run: impl Fn() -> F) -> Result<T, DbErr>
+where
+    F: Future<Output = Result<T, DbErr>>,
+{
+    let mut tries = 1;
+    loop {
+        match run().await {
+            Err(error) if is_deadlock(&error) && tries < DEADLOCK_TRIES => tries += 1,
+            done => return done,
+        }
+    }
 }
 
 /// Whether the transaction was given up so that another one could go on; the same again will do.
-pub(crate) fn is_deadlock(error: &DbErr) -> bool {
+pub fn is_deadlock(error: &DbErr) -> bool {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
         return false;
     };

@@ -4,7 +4,7 @@ use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult as _, QueryOrder, QuerySelect};
 
 use super::entity::person::{Column, Entity, Model};
-use super::{Db, count, faces, statement};
+use super::{Db, count, faces, statement, through_deadlocks};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -79,14 +79,20 @@ pub async fn find_or_create(
     let sql = "INSERT INTO persons (id, collection_id, external_id, name, created_at) VALUES ($1, $2, $3, $4, {now})
         ON CONFLICT (collection_id, external_id) DO UPDATE SET name = COALESCE(excluded.name, persons.name)
         RETURNING id, collection_id, external_id, name, created_at";
-    let values =
-        [PersonId::new().into(), collection.into(), external_id.as_str().into(), name.clone().into()];
+    let values = [PersonId::new().into(), collection.into(), external_id.as_str().into(), name.clone().into()];
     Model::find_by_statement(statement(txn, sql, values)).one(txn).await
 }
 
 /// Deletes the person with all faces and vectors. False when it is not there.
 pub async fn delete(db: &Db, collection: CollectionId, id: PersonId) -> Result<bool, DbErr> {
+    through_deadlocks(|| delete_once(db, collection, id)).await
+}
+
+async fn delete_once(db: &Db, collection: CollectionId, id: PersonId) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
+    // Locked, so that no job gives the person another face meanwhile, which would be left behind.
+    let lock = "SELECT count(*) AS n FROM (SELECT id FROM persons WHERE id = $1 {for update}) AS locked";
+    count(&txn, lock, [id.into()]).await?;
     if find(&txn, collection, id).await?.is_none() {
         return Ok(false);
     }

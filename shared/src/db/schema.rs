@@ -6,7 +6,7 @@ use sea_orm::prelude::*;
 use super::{Db, is_postgres, statement};
 
 /// The last migration that this version knows.
-pub const LAST_MIGRATION: &str = "m20261123_000006_image_references";
+pub const LAST_MIGRATION: &str = "m20261123_000007_reference_indexes";
 
 /// Oldest pgvector that is known to work.
 const MIN_PGVECTOR: (u32, u32) = (0, 6);
@@ -66,7 +66,11 @@ pub async fn check_server(db: &Db) -> Result<(), SchemaError> {
         FROM pg_available_extensions WHERE name = 'vector'";
     let row = Row::find_by_statement(statement(&db.read, sql, [])).one(&db.read).await?;
     let version = row.and_then(|r| r.version).ok_or(SchemaError::NoPgvector)?;
-    if parse(&version).is_some_and(|found| found >= MIN_PGVECTOR) { Ok(()) } else { Err(SchemaError::OldPgvector(version)) }
+    if parse(&version).is_some_and(|found| found >= MIN_PGVECTOR) {
+        Ok(())
+    } else {
+        Err(SchemaError::OldPgvector(version))
+    }
 }
 
 fn parse(version: &str) -> Option<(u32, u32)> {

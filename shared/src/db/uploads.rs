@@ -6,8 +6,11 @@ use sea_orm::prelude::*;
 use sea_orm::{ActiveValue::Set, FromQueryResult};
 
 use super::entity::upload::{ActiveModel, Column, Entity, Model};
-use super::{Db, execute, micros, now, statement};
+use super::{Db, execute, micros, now, placeholders, statement};
 use crate::ids::{CollectionId, JobId, UploadId};
+
+/// A verify has two.
+const INLINE_OF_A_JOB: u64 = 16;
 
 /// What is known of a picture that was just stored.
 #[derive(Clone, Debug)]
@@ -50,32 +53,39 @@ pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: Upl
 /// Drops the pictures that came inside a job's own request, once no unfinished job needs them. An object that an image
 /// refers to stays, any other is left to the sweeper.
 pub async fn drop_inline_of_job(txn: &impl ConnectionTrait, job: JobId) -> Result<(), DbErr> {
-    let of_job = "u.inline AND EXISTS (SELECT 1 FROM job_uploads l WHERE l.upload_id = u.id AND l.job_id = $1)
+    let of_job = "u.inline AND u.id IN (SELECT l.upload_id FROM job_uploads l WHERE l.job_id = $1)
         AND NOT EXISTS (SELECT 1 FROM job_uploads l JOIN jobs j ON j.id = l.job_id
             WHERE l.upload_id = u.id AND j.state IN ('queued', 'running'))";
-    drop_where(txn, of_job, vec![job.into()]).await?;
+    drop_where(txn, of_job, vec![job.into()], INLINE_OF_A_JOB).await?;
     Ok(())
 }
 
 /// Drops up to `limit` uploads that expired and that no unfinished job needs; returns how many.
 pub async fn drop_expired(db: &Db, limit: u64) -> Result<u64, DbErr> {
     let txn = db.begin().await?;
-    let expired = format!(
-        "u.id IN (SELECT x.id FROM uploads x WHERE x.expires_at < {{now}} AND NOT EXISTS (
+    let expired = "u.expires_at < {now} AND NOT EXISTS (
             SELECT 1 FROM job_uploads l JOIN jobs j ON j.id = l.job_id
-            WHERE l.upload_id = x.id AND j.state IN ('queued', 'running')) LIMIT {limit})"
-    );
-    let dropped = drop_where(&txn, &expired, vec![]).await?;
+            WHERE l.upload_id = u.id AND j.state IN ('queued', 'running'))";
+    let dropped = drop_where(&txn, expired, vec![], limit).await?;
     txn.commit().await?;
     Ok(dropped)
 }
 
-async fn drop_where(txn: &impl ConnectionTrait, condition: &str, values: Vec<Value>) -> Result<u64, DbErr> {
+/// Drops up to `limit` uploads of which the condition is true.
+async fn drop_where(txn: &impl ConnectionTrait, condition: &str, values: Vec<Value>, limit: u64) -> Result<u64, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: UploadId,
+    }
+    let first = values.len() + 1;
     // Locked before they are looked at: a job that begins to need one at this moment is waited for, and seen below.
-    let lock = format!(
-        "SELECT count(*) AS n FROM (SELECT u.id FROM uploads u WHERE {condition} ORDER BY u.id {{for update}}) AS locked"
-    );
-    super::count(txn, &lock, values.clone()).await?;
+    let lock = format!("SELECT u.id FROM uploads u WHERE {condition} ORDER BY u.id LIMIT {limit} {{for update}}");
+    let locked = Row::find_by_statement(statement(txn, &lock, values.clone())).all(txn).await?;
+    if locked.is_empty() {
+        return Ok(0);
+    }
+    let condition = format!("{condition} AND u.id IN ({})", placeholders(first, locked.len()));
+    let values: Vec<Value> = values.into_iter().chain(locked.into_iter().map(|row| row.id.into())).collect();
     let orphan = format!(
         "INSERT INTO orphaned_objects (object_key) SELECT u.object_key FROM uploads u
          WHERE {condition} AND NOT EXISTS (SELECT 1 FROM images i WHERE i.object_key = u.object_key)

@@ -66,7 +66,11 @@ fn describe() {
     for (name, unit, text) in [
         ("face_id_queue_connected", Unit::Count, "1 while the connection to the broker stands, by direction."),
         ("face_id_queue_blocked", Unit::Count, "1 while the broker takes no messages (memory or disk alarm)."),
-        ("face_id_outbox_jobs", Unit::Count, "Jobs that are due and not dispatched, by lane; up to the queue's capacity."),
+        (
+            "face_id_outbox_jobs",
+            Unit::Count,
+            "Jobs that are due and not dispatched, by lane; up to the queue's capacity.",
+        ),
         ("face_id_outbox_oldest_age_seconds", Unit::Seconds, "How long the oldest of them has been due, by lane."),
         ("face_id_last_progress_timestamp_seconds", Unit::Seconds, "When this worker last ended a job (Unix time)."),
         ("face_id_leader", Unit::Count, "1 while this worker leads, by role."),
@@ -75,9 +79,17 @@ fn describe() {
     }
     for (name, unit, text) in [
         ("face_id_job_wait_seconds", Unit::Seconds, "From a job's creation to its first attempt, by lane."),
-        ("face_id_job_run_seconds", Unit::Seconds, "From the start of the last attempt to the job's end, by kind and lane."),
+        (
+            "face_id_job_run_seconds",
+            Unit::Seconds,
+            "From the start of the last attempt to the job's end, by kind and lane.",
+        ),
         ("face_id_http_request_seconds", Unit::Seconds, "HTTP requests, by route, method and status."),
-        ("face_id_inference_batch_fill", Unit::Count, "Share of the largest batch that a run of a model used, by stage."),
+        (
+            "face_id_inference_batch_fill",
+            Unit::Count,
+            "Share of the largest batch that a run of a model used, by stage.",
+        ),
     ] {
         describe_histogram!(name, unit, text);
     }
@@ -106,7 +118,7 @@ pub fn attempt_failed(kind: JobKind) {
     counter!("face_id_attempts_failed_total", "kind" => kind.as_str()).increment(1);
 }
 
-/// A message was handed to the queue; `result` is ack, full, returned, timeout or unavailable.
+/// A message was handed to the queue; `result` is ack, full or unavailable.
 pub fn published(result: &'static str) {
     counter!("face_id_messages_published_total", "result" => result).increment(1);
 }
@@ -159,7 +171,7 @@ pub fn leads(role: &'static str, leads: bool) {
     gauge!("face_id_leader", "role" => role).set(f64::from(u8::from(leads)));
 }
 
-/// A run of a model took `items` of at most `max` in one batch; `stage` is detect or embed.
+/// A run of a model took `items` of at most `max` in one batch; `stage` is detector or recognizer.
 pub fn batch_run(stage: &'static str, items: usize, max: usize) {
     histogram!("face_id_inference_batch_fill", "stage" => stage).record(items as f64 / max.max(1) as f64);
 }

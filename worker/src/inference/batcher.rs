@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use shared::telemetry::metrics;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::InferenceError;
@@ -50,7 +51,7 @@ struct Request {
 
 impl Batcher {
     /// Starts a thread for each model.
-    pub(super) fn start(name: &str, models: Vec<Model>, max_batch: usize) -> std::io::Result<Self> {
+    pub(super) fn start(name: &'static str, models: Vec<Model>, max_batch: usize) -> std::io::Result<Self> {
         let free_batch = models.iter().all(Model::has_free_batch);
         let line = Arc::new(Line {
             state: Mutex::default(),
@@ -63,6 +64,7 @@ impl Batcher {
             let line = Arc::clone(&line);
             let thread = std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
                 while let Some(batch) = line.next_batch() {
+                    metrics::batch_run(name, batch.len(), line.max_batch);
                     run_batch(&mut model, batch);
                 }
             })?;

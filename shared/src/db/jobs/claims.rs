@@ -38,16 +38,27 @@ pub enum Heartbeat {
     Lost,
 }
 
-/// Begins an attempt of those of `jobs` that are queued and due; `None` when there is none (a doubled or late message).
-pub async fn claim(db: &Db, owner: &str, jobs: &[JobId], lease: Duration) -> Result<Option<Claim>, DbErr> {
+/// The jobs of a message that a worker wants to begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The jobs.
+    pub jobs: &'a [JobId],
+    /// How much alone the message lets them run; a job that has to run more alone by now is left.
+    pub alone: i32,
+    /// Who wants them, for an operator who looks at the table.
+    pub owner: &'a str,
+}
+
+/// Begins an attempt of those of the jobs that are queued and due; `None` when there is none (a doubled or late message).
+pub async fn claim(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<Option<Claim>, DbErr> {
     let id = ClaimId::new();
     let claimed = if is_postgres(&db.write) {
-        claim_in_one_statement(db, id, owner, jobs, lease).await?
+        claim_in_one_statement(db, id, wanted, lease).await?
     } else {
-        claim_in_steps(db, id, owner, jobs, lease).await?
+        claim_in_steps(db, id, wanted, lease).await?
     };
-    if claimed.len() < jobs.len() {
-        unmark(db, jobs).await?;
+    if claimed.len() < wanted.jobs.len() {
+        unmark(db, wanted.jobs).await?;
     }
     Ok((!claimed.is_empty()).then_some(Claim { id, jobs: claimed }))
 }
@@ -55,11 +66,10 @@ pub async fn claim(db: &Db, owner: &str, jobs: &[JobId], lease: Duration) -> Res
 async fn claim_in_one_statement(
     db: &Db,
     id: ClaimId,
-    owner: &str,
-    jobs: &[JobId],
+    wanted: Wanted<'_>,
     lease: Duration,
 ) -> Result<Vec<ClaimedJob>, DbErr> {
-    let (update, mut values) = update(jobs, Move::Claim(id));
+    let (update, mut values) = update(wanted.jobs, Move::Claim(id, wanted.alone));
     let next = values.len() + 1;
     let sql = format!(
         "WITH moved AS ({update} RETURNING *), held AS (
@@ -68,24 +78,19 @@ async fn claim_in_one_statement(
          SELECT moved.*, p.args FROM moved JOIN job_payloads p ON p.job_id = moved.id ORDER BY moved.id",
         next + 1
     );
-    values.extend([owner.into(), micros(lease).into()]);
+    values.extend([wanted.owner.into(), micros(lease).into()]);
     read(&db.write, statement(&db.write, &sql, values)).await
 }
 
-async fn claim_in_steps(
-    db: &Db,
-    id: ClaimId,
-    owner: &str,
-    jobs: &[JobId],
-    lease: Duration,
-) -> Result<Vec<ClaimedJob>, DbErr> {
+async fn claim_in_steps(db: &Db, id: ClaimId, wanted: Wanted<'_>, lease: Duration) -> Result<Vec<ClaimedJob>, DbErr> {
     let txn = db.begin().await?;
-    if transition(&txn, jobs, Move::Claim(id)).await?.is_empty() {
+    if transition(&txn, wanted.jobs, Move::Claim(id, wanted.alone)).await?.is_empty() {
         return Ok(Vec::new());
     }
     let sql = "INSERT INTO claims (id, owner, lease_expires_at) VALUES ($1, $2, {now} + $3)";
-    execute(&txn, sql, [id.into(), owner.into(), micros(lease).into()]).await?;
-    let sql = "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
+    execute(&txn, sql, [id.into(), wanted.owner.into(), micros(lease).into()]).await?;
+    let sql =
+        "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
     let claimed = read(&txn, statement(&txn, sql, [id.into()])).await?;
     txn.commit().await?;
     Ok(claimed)
@@ -110,7 +115,7 @@ pub async fn heartbeat(db: &Db, claim: ClaimId, lease: Duration) -> Result<Heart
     let values = [micros(lease).into(), claim.into()];
     if is_postgres(&db.write) {
         let sql = "WITH held AS (UPDATE claims SET lease_expires_at = {now} + $1 WHERE id = $2 RETURNING id)
-            SELECT j.id FROM held LEFT JOIN jobs j ON j.claim_id = held.id AND j.cancel_requested";
+            SELECT j.id FROM held LEFT JOIN jobs j ON j.claim_id = held.id AND j.cancel_requested ORDER BY j.id";
         let rows = Row::find_by_statement(statement(&db.write, sql, values)).all(&db.write).await?;
         let lost = rows.is_empty();
         let cancelled = rows.into_iter().filter_map(|r| r.id).collect();
@@ -120,13 +125,13 @@ pub async fn heartbeat(db: &Db, claim: ClaimId, lease: Duration) -> Result<Heart
     if execute(&db.write, sql, values).await? == 0 {
         return Ok(Heartbeat::Lost);
     }
-    let sql = "SELECT id FROM jobs WHERE claim_id = $1 AND cancel_requested";
+    let sql = "SELECT id FROM jobs WHERE claim_id = $1 AND cancel_requested ORDER BY id";
     let rows = Row::find_by_statement(statement(&db.read, sql, [claim.into()])).all(&db.read).await?;
     Ok(Heartbeat::Held(rows.into_iter().filter_map(|r| r.id).collect()))
 }
 
-/// Clears the mark of jobs that this message came for and that still wait, be it that it came too early, so that they
-/// are dispatched again when they are due.
+/// Clears the mark of jobs that this message came for and that still wait, be it that it came too early or would let them
+/// run too little alone, so that they are dispatched again.
 async fn unmark(db: &Db, jobs: &[JobId]) -> Result<(), DbErr> {
     let sql = format!(
         "UPDATE jobs SET dispatched_at = NULL WHERE state = 'queued' AND dispatched_at IS NOT NULL

@@ -20,7 +20,8 @@ pub struct DueJob {
     pub kind: JobKind,
     pub lane: Lane,
     pub pipeline: String,
-    pub attempt: i32,
+    /// Grows with every change of the job's state.
+    pub version: i64,
     pub alone: i32,
     pub traceparent: Option<String>,
     /// The queue's epoch when the job was read; a mark of an older epoch means nothing.
@@ -43,7 +44,7 @@ impl DueJob {
             kind: job.kind,
             lane: job.lane,
             pipeline: job.pipeline.clone(),
-            attempt: job.attempt,
+            version: job.version,
             alone: job.alone,
             traceparent: job.traceparent.clone(),
             epoch: epoch(db).await?,
@@ -52,40 +53,66 @@ impl DueJob {
     }
 }
 
-/// Up to `limit` jobs of a lane that are due and not dispatched, oldest first.
-pub async fn due(db: &Db, lane: Lane, limit: u64) -> Result<Vec<DueJob>, DbErr> {
+/// The pipelines of a lane that have jobs which are not dispatched.
+pub async fn pipelines(db: &Db, lane: Lane) -> Result<Vec<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        pipeline: String,
+    }
+    // From one to the next through the index: a million waiting jobs of one pipeline are not looked at.
+    let next = |after: &str| {
+        format!(
+            "SELECT pipeline FROM jobs WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 {after}
+             ORDER BY pipeline LIMIT 1"
+        )
+    };
     let sql = format!(
-        "SELECT id, collection_id, kind, lane, pipeline, attempt, alone, traceparent,
+        "WITH RECURSIVE p (pipeline) AS (
+            SELECT pipeline FROM ({}) AS first
+            UNION ALL SELECT ({}) FROM p WHERE p.pipeline IS NOT NULL)
+         SELECT pipeline FROM p WHERE pipeline IS NOT NULL",
+        next(""),
+        next("AND jobs.pipeline > p.pipeline")
+    );
+    let rows = Row::find_by_statement(statement(&db.read, &sql, [lane.to_value().into()])).all(&db.read).await?;
+    Ok(rows.into_iter().map(|r| r.pipeline).collect())
+}
+
+/// Up to `limit` jobs of a lane and pipeline that are due and not dispatched, oldest first.
+pub async fn due(db: &Db, lane: Lane, pipeline: &str, limit: u64) -> Result<Vec<DueJob>, DbErr> {
+    let sql = format!(
+        "SELECT id, collection_id, kind, lane, pipeline, version, alone, traceparent,
             (SELECT epoch FROM queue_epochs) AS epoch, {{now}} - run_at AS overdue_us FROM jobs
-         WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND run_at <= {{now}}
+         WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND pipeline = $2 AND run_at <= {{now}}
          ORDER BY id LIMIT {limit}"
     );
-    DueJob::find_by_statement(statement(&db.read, &sql, [lane.to_value().into()])).all(&db.read).await
+    let values = [lane.to_value().into(), pipeline.into()];
+    DueJob::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
 }
 
-/// How many jobs of a lane are dispatched and not yet claimed.
-pub async fn dispatched(db: &Db, lane: Lane) -> Result<i64, DbErr> {
-    let sql = "SELECT count(*) AS n FROM jobs WHERE dispatched_at IS NOT NULL AND lane = $1";
-    count(&db.read, sql, [lane.to_value().into()]).await
+/// How many jobs of a lane and pipeline are dispatched and not yet claimed.
+pub async fn dispatched(db: &Db, lane: Lane, pipeline: &str) -> Result<i64, DbErr> {
+    let sql = "SELECT count(*) AS n FROM jobs WHERE dispatched_at IS NOT NULL AND lane = $1 AND pipeline = $2";
+    count(&db.read, sql, [lane.to_value().into(), pipeline.into()]).await
 }
 
-/// Marks jobs as dispatched. A job that was claimed since, even if it is queued again by now, is left alone: the mark
+/// Marks jobs as dispatched. A job that was claimed since, even if it is queued again by now, is left as it is: the mark
 /// would say that a message is on its way which is used up already. So is one that was published in an epoch that is over.
 pub async fn mark_dispatched(db: &Db, jobs: &[DueJob]) -> Result<(), DbErr> {
     let lock = if is_postgres(&db.write) { "FOR KEY SHARE" } else { "" };
-    let mut groups: HashMap<(i32, Option<EpochId>), Vec<JobId>> = HashMap::new();
+    let mut groups: HashMap<(i64, Option<EpochId>), Vec<JobId>> = HashMap::new();
     for job in jobs {
-        groups.entry((job.attempt, job.epoch)).or_default().push(job.id);
+        groups.entry((job.version, job.epoch)).or_default().push(job.id);
     }
-    for ((attempt, epoch), ids) in groups {
+    for ((version, epoch), ids) in groups {
         let sql = format!(
             "UPDATE jobs SET dispatched_at = {{now}}
-             WHERE state = 'queued' AND dispatched_at IS NULL AND attempt = $1
+             WHERE state = 'queued' AND dispatched_at IS NULL AND version = $1
                AND (SELECT epoch FROM queue_epochs {lock}) IS NOT DISTINCT FROM $2
                AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
             placeholders(3, ids.len())
         );
-        let values = [attempt.into(), epoch.into()].into_iter().chain(ids.into_iter().map(Into::into));
+        let values = [version.into(), epoch.into()].into_iter().chain(ids.into_iter().map(Into::into));
         execute(&db.write, &sql, values).await?;
     }
     Ok(())

@@ -87,7 +87,8 @@ async fn jobs_of(conn: &impl ConnectionTrait, claim: ClaimId) -> Result<Vec<JobI
     struct Row {
         id: JobId,
     }
-    let sql = "SELECT id FROM jobs WHERE claim_id = $1 ORDER BY id";
+    // Locked, so that a client cannot cancel one between the looks at it.
+    let sql = "SELECT id FROM jobs WHERE claim_id = $1 ORDER BY id {for update}";
     let rows = Row::find_by_statement(statement(conn, sql, [claim.into()])).all(conn).await?;
     Ok(rows.into_iter().map(|r| r.id).collect())
 }

@@ -77,7 +77,7 @@ pub async fn fence(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId) -> Re
         cancel_requested: bool,
     }
     hold(txn, claim).await?;
-    let sql = "SELECT cancel_requested FROM jobs WHERE id = $1 AND claim_id = $2 AND state = 'running'";
+    let sql = "SELECT cancel_requested FROM jobs WHERE id = $1 AND claim_id = $2 AND state = 'running' {for update}";
     let row = Row::find_by_statement(statement(txn, sql, [job.into(), claim.into()])).one(txn).await?;
     Ok(match row {
         None => Fence::Lost,
@@ -135,6 +135,9 @@ pub async fn release(db: &Db, claim: ClaimId, jobs: &[JobId]) -> Result<(), DbEr
 /// Cancels a job: at once while it waits, by asking its worker while it runs.
 pub async fn cancel(db: &Db, job: JobId) -> Result<Cancel, DbErr> {
     let txn = db.begin().await?;
+    // Locked, so that it cannot go from running to waiting between the two looks.
+    let lock = "SELECT count(*) AS n FROM (SELECT id FROM jobs WHERE id = $1 {for update}) AS locked";
+    count(&txn, lock, [job.into()]).await?;
     let cancelled = transition(&txn, &[job], Move::CancelQueued).await?;
     if !cancelled.is_empty() {
         execute(&txn, "UPDATE job_payloads SET problem = NULL WHERE job_id = $1", [job.into()]).await?;

@@ -84,7 +84,7 @@ pub async fn submit(db: &Db, new: NewJob) -> Result<Submitted, DbErr> {
 /// Forgets up to `limit` idempotency keys whose time is over.
 pub async fn forget_expired_keys(db: &Db, limit: u64) -> Result<u64, DbErr> {
     let sql = format!(
-        "DELETE FROM idempotency_keys WHERE (route, key) IN
+        "DELETE FROM idempotency_keys WHERE expires_at < {{now}} AND (route, key) IN
          (SELECT route, key FROM idempotency_keys WHERE expires_at < {{now}} LIMIT {limit})"
     );
     execute(&db.write, &sql, []).await

@@ -181,8 +181,14 @@ impl World {
     async fn deliver(&mut self, bits: u8) {
         let delivered: Vec<usize> = (0..JOBS).filter(|j| bits & (1 << j) != 0).collect();
         let ids: Vec<JobId> = delivered.iter().map(|j| self.ids[*j]).collect();
-        let claimed = claims::claim(&self.db, "test", &ids, LEASE).await.unwrap();
-        let free: Vec<usize> = delivered.into_iter().filter(|j| self.jobs[*j].state == JobState::Queued).collect();
+        let alone = i32::from(bits % 3);
+        let wanted = claims::Wanted { jobs: &ids, alone, owner: "test" };
+        let claimed = claims::claim(&self.db, wanted, LEASE).await.unwrap();
+        let is_queued = |j: &usize| self.jobs[*j].state == JobState::Queued;
+        let (free, left): (Vec<usize>, Vec<usize>) =
+            delivered.into_iter().filter(is_queued).partition(|j| self.jobs[*j].alone <= alone);
+        // A message that would let them run too little alone is used up: they are sent again.
+        left.into_iter().for_each(|j| self.jobs[j].dispatched = false);
         let got: Vec<JobId> = claimed.iter().flat_map(|c| c.jobs.iter().map(|j| j.job.id)).collect();
         assert_eq!(got, free.iter().map(|j| self.ids[*j]).collect::<Vec<_>>(), "a claim takes what is queued");
         let Some(claimed) = claimed else { return };
@@ -218,7 +224,7 @@ impl World {
     }
 
     async fn dispatch(&mut self) {
-        let due = outbox::due(&self.db, crate::job::Lane::Bulk, 100_000).await.unwrap();
+        let due = outbox::due(&self.db, crate::job::Lane::Bulk, "tiny", 100_000).await.unwrap();
         let due: Vec<_> = due.into_iter().filter(|d| self.ids.contains(&d.id)).collect();
         outbox::mark_dispatched(&self.db, &due).await.unwrap();
         let waiting = self.jobs.iter().filter(|j| j.state == JobState::Queued && !j.dispatched).count();

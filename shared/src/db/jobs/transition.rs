@@ -12,8 +12,8 @@ use crate::job::JobState;
 /// Every way in which a job changes its state. `docs/JOB_STATES.md` draws them.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Move {
-    /// queued -> running: a worker begins the next attempt. Not before `run_at`.
-    Claim(ClaimId),
+    /// queued -> running: a worker begins the next attempt. Not before `run_at`, nor less alone than the job has to run.
+    Claim(ClaimId, i32),
     /// queued -> cancelled: a client no longer wants it.
     CancelQueued,
     /// running -> a terminal state: the attempt ended.
@@ -62,10 +62,10 @@ pub(super) fn update(jobs: &[JobId], step: Move) -> (String, Vec<Value>) {
 fn parts(step: Move) -> (&'static str, &'static str, Vec<Value>) {
     const REQUEUE: &str = "state = 'running' AND claim_id = $1 AND NOT cancel_requested";
     match step {
-        Move::Claim(claim) => (
+        Move::Claim(claim, alone) => (
             "state = 'running', claim_id = $1, attempt = attempt + 1, started_at = COALESCE(started_at, {now})",
-            "state = 'queued' AND run_at <= {now}",
-            vec![claim.into()],
+            "state = 'queued' AND run_at <= {now} AND alone <= $2",
+            vec![claim.into(), alone.into()],
         ),
         Move::CancelQueued => {
             ("state = 'cancelled', cancel_requested = TRUE, finished_at = {now}", "state = 'queued'", vec![])

@@ -14,6 +14,7 @@ use super::link::{self, LinkError};
 use super::topology::Topology;
 use crate::job::Lane;
 use crate::queue::{Delivery, QueueError};
+use crate::telemetry::metrics;
 
 /// So old may the last proof be that the broker still serves the consumers.
 const PROOF: Duration = Duration::from_secs(15);
@@ -154,7 +155,9 @@ async fn keep(plan: Plan, shared: Arc<Shared>) {
         let (connection, intake) = connected?;
         shared.proven();
         tracing::info!(pipelines = ?plan.pipelines, "connected to the message broker for consuming");
+        metrics::queue_connected("consume", true);
         let ended = intake.run(&connection).await;
+        metrics::queue_connected("consume", false);
         shared.clear();
         ended
     };

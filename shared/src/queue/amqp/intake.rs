@@ -19,6 +19,7 @@ use super::link::{self, LinkError, within};
 use super::topology::{self, LANES, short};
 use super::wire::{self, message_id};
 use crate::job::Lane;
+use crate::telemetry::metrics;
 
 /// How often the broker is asked whether it still serves this connection: a consumer alone never notices.
 const PROBE: Duration = Duration::from_secs(5);
@@ -117,6 +118,9 @@ impl Intake {
     async fn arrived(&mut self, place: Place, arrival: Arrival) -> Result<(), LinkError> {
         match wire::decode(&arrival.data, &arrival.properties) {
             Ok(message) => {
+                if let Place::Lane(lane) = place {
+                    metrics::delivered(lane, arrival.redelivered);
+                }
                 let delivery = AmqpDelivery::new(message, arrival.acker, self.given.clone());
                 self.line(place).push(delivery);
                 Ok(())

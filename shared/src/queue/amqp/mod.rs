@@ -32,6 +32,7 @@ use self::topology::Topology;
 use super::{Delivery, JobQueue, Message, QueueError};
 use crate::ids::EpochId;
 use crate::job::Lane;
+use crate::telemetry::metrics;
 
 /// How a process uses the broker.
 #[derive(Clone)]
@@ -146,7 +147,13 @@ impl fmt::Debug for AmqpOptions {
 #[async_trait]
 impl JobQueue for AmqpQueue {
     async fn publish(&self, message: Message) -> Result<(), QueueError> {
-        self.publisher.publish(&message).await
+        let published = self.publisher.publish(&message).await;
+        metrics::published(match &published {
+            Ok(()) => "ack",
+            Err(QueueError::Full(_)) => "full",
+            Err(QueueError::Unavailable(_) | QueueError::Closed) => "unavailable",
+        });
+        published
     }
 
     async fn receive(&self, lane: Lane, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {

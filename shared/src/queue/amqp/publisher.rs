@@ -16,6 +16,7 @@ use super::session::PublishSession;
 use super::topology::Topology;
 use super::wire;
 use crate::queue::{Message, QueueError};
+use crate::telemetry::metrics;
 
 const CLOSED: &str = "the queue is closed";
 
@@ -133,6 +134,7 @@ async fn keep(uri: AMQPUri, topology: Arc<Topology>, sender: watch::Sender<Link>
         let opened = Arc::new(opened);
         sender.send_replace(Link::Up(Arc::clone(&opened)));
         tracing::info!("connected to the message broker for publishing");
+        metrics::queue_connected("publish", true);
         // Publishes that are under way when the queue is closed get their answer.
         let over = async {
             closed.cancelled().await;
@@ -145,6 +147,8 @@ async fn keep(uri: AMQPUri, topology: Arc<Topology>, sender: watch::Sender<Link>
             () = over => Ok(()),
             error = opened.watch(sending) => Err(error),
         };
+        metrics::queue_connected("publish", false);
+        metrics::queue_blocked(false);
         if let Err(error) = &ended {
             // Those who wait for a confirmation of this connection will never get it.
             opened.give_up(error.to_string());

@@ -18,6 +18,7 @@ use super::sending::{Answer, Request, Sending, WAITING};
 use super::topology::{Topology, route, short};
 use crate::job::Lane;
 use crate::queue::QueueError;
+use crate::telemetry::metrics;
 
 /// How long a refused declaration is not tried again.
 const REFUSAL: Duration = Duration::from_secs(30);
@@ -232,11 +233,13 @@ impl PublishSession {
         tracing::warn!(reason, "the message broker takes no messages for now");
         let why =
             format!("the broker blocks publishers ({})", if reason.is_empty() { "no reason given" } else { &reason });
+        metrics::queue_blocked(true);
         self.change(Trouble::Blocked(why));
     }
 
     fn unblocked(&self) {
         tracing::info!("the message broker takes messages again");
+        metrics::queue_blocked(false);
         self.change(Trouble::None);
     }
 
