@@ -28,6 +28,10 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", request.id = %id, trace.id = trace.trace_id(), http.method = %method, http.route = path.as_str());
     async move {
         let began = Instant::now();
+        // No name or id holds one, and databases differ in what they make of it.
+        if request.uri().to_string().contains("%00") {
+            return ApiError::bad_request("bad_request", "the path or query holds a NUL character").render(&id);
+        }
         let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
         let mut response = match answer {
             Ok(response) => with_problem(response, &id),

@@ -63,12 +63,14 @@ fn main() -> std::process::ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
     if matches!(cli.command, Command::Config { effective: false }) {
-        return print_config(Config::documented_defaults());
+        print_config(Config::documented_defaults());
+        return Ok(());
     }
     let mut config = Config::load(cli.config.as_deref())?;
     config.models.accepted_licences.extend(cli.accept_license);
     if matches!(cli.command, Command::Config { .. }) {
-        return print_config(&config.redacted()?);
+        print_config(&config.redacted()?);
+        return Ok(());
     }
     match cli.command {
         Command::Serve(args) => serve::run(config, args).await,
@@ -84,7 +86,6 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn print_config(text: &str) -> anyhow::Result<()> {
+fn print_config(text: &str) {
     print!("{text}");
-    Ok(())
 }

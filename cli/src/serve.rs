@@ -93,7 +93,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
     let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
     let finished = FinishedJobs::new();
-    let options = EngineOptions::for_cpu(config.worker.sessions());
+    let options = EngineOptions::configured(&config.worker);
     let engines = Arc::new(Engines::new(Arc::clone(&catalogue), Assets::configured(&config), options));
     let pipeline = config.models.default_pipeline.clone();
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
@@ -135,7 +135,10 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
 }
 
 async fn open_database(config: &Config) -> anyhow::Result<Db> {
-    let db = Db::open(config).await.with_context(|| format!("open the database in {}", config.data_dir.display()))?;
+    let path = config.data_dir.join("face-id.sqlite");
+    let db = Db::open_sqlite(&path, config.database.synchronous, config.database.read_connections)
+        .await
+        .with_context(|| format!("open the database in {}", config.data_dir.display()))?;
     Migrator::up(&db.write, None).await.context("migrate the database")?;
     let recovered = recover_all(&db).await.context("recover the jobs of an earlier run")?;
     if recovered.requeued.len() + recovered.ended.len() > 0 {

@@ -16,11 +16,11 @@ impl MigrationTrait for Migration {
     }
 
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(manager, if is_sqlite(manager) { &UP_SQLITE } else { &UP_POSTGRES }).await
+        run(manager, if is_sqlite(manager) { UP_SQLITE } else { UP_POSTGRES }).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        run(manager, if is_sqlite(manager) { &DOWN_SQLITE } else { &DOWN_POSTGRES }).await
+        run(manager, if is_sqlite(manager) { DOWN_SQLITE } else { DOWN_POSTGRES }).await
     }
 }
 

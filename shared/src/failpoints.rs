@@ -18,6 +18,7 @@ mod armed {
     static ARMED: OnceLock<Option<(String, u32)>> = OnceLock::new();
     static REACHED: AtomicU32 = AtomicU32::new(0);
 
+    #[expect(clippy::disallowed_methods, reason = "it is no setting: only a test's build reads it")]
     pub(super) fn reach(point: &'static str) {
         let armed = ARMED.get_or_init(|| {
             let wanted = std::env::var("FACE_ID_CRASH_AT").ok()?;

@@ -80,7 +80,7 @@ async fn context(
     backends: &Backends,
 ) -> anyhow::Result<WorkerContext> {
     let assets = Assets::configured(config);
-    let options = EngineOptions::for_cpu(config.worker.sessions());
+    let options = EngineOptions::configured(&config.worker);
     let engines = Arc::new(Engines::new(Arc::clone(catalogue), assets, options));
     let pipeline = &config.models.default_pipeline;
     engines.get(pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;

@@ -7,10 +7,10 @@ use shared::job::Lane;
 use shared::queue::{Delivery, QueueError};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
 use crate::runner::{Solitude, handle};
+use crate::stop::Stop;
 
 /// Of so many deliveries in a row the last is a bulk one, if there is any: bulk keeps moving under any load.
 const BULK_TURN: u32 = 8;
@@ -21,7 +21,7 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Works on up to the configured number of deliveries at once until `stop`, then waits for those that run.
-pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> Result<(), QueueError> {
+pub async fn run(ctx: WorkerContext, stop: Stop) -> Result<(), QueueError> {
     let slots = Arc::new(Semaphore::new(ctx.config.worker.concurrency()));
     let solitude = Solitude::default();
     let mut running = JoinSet::new();
@@ -30,11 +30,11 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> Result<(), Queu
         while running.try_join_next().is_some() {}
         ctx.pulse.beat();
         let slot = tokio::select! {
-            () = stop.cancelled() => break Ok(()),
+            () = stop.asked() => break Ok(()),
             slot = Arc::clone(&slots).acquire_owned() => slot,
         };
         let delivery = tokio::select! {
-            () = stop.cancelled() => break Ok(()),
+            () = stop.asked() => break Ok(()),
             delivery = next(&ctx, turn) => delivery,
         };
         match delivery {
@@ -47,7 +47,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> Result<(), Queu
                 });
             }
             Ok(None) => {}
-            Err(QueueError::Closed) if stop.is_cancelled() => break Ok(()),
+            Err(QueueError::Closed) if stop.is_asked() => break Ok(()),
             Err(error @ QueueError::Closed) => break Err(error),
             Err(error) => {
                 tracing::warn!(%error, "receive from the queue");

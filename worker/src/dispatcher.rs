@@ -16,7 +16,7 @@ use crate::context::WorkerContext;
 use crate::leadership::Leadership;
 
 /// How soon to look again while there is more than the queue takes.
-const BUSY_POLL: Duration = Duration::from_millis(20);
+const BUSY_POLL: Duration = Duration::from_millis(50);
 /// How often the queue is asked whether it still holds what was published.
 const EPOCH_POLL: Duration = Duration::from_secs(5);
 /// Jobs of one round: a slow broker must not keep a leader from renewing its role.
@@ -64,6 +64,7 @@ async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
         let dispatched = u64::try_from(outbox::dispatched(&ctx.db, lane, &pipeline).await?).unwrap_or_default();
         let room = u64::from(ctx.config.queue.capacity).saturating_sub(dispatched).min(ROUND);
         if room == 0 {
+            round = Round::More;
             continue;
         }
         let due = outbox::due(&ctx.db, lane, &pipeline, room).await?;
@@ -87,7 +88,7 @@ async fn keep_epoch(ctx: &WorkerContext) {
     match epoch_round(ctx).await {
         Ok(None) => {}
         Ok(Some(jobs)) => {
-            tracing::warn!(jobs, "the queue is new or has lost its messages; jobs that wait are sent again")
+            tracing::warn!(jobs, "the queue is new or has lost its messages; jobs that wait are sent again");
         }
         Err(error) => tracing::warn!(error = format!("{error:#}"), "ask the queue for its epoch"),
     }

@@ -22,6 +22,7 @@ mod retry;
 mod run;
 pub mod runner;
 mod settle;
+mod stop;
 pub mod sweeper;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -1,9 +1,12 @@
 //! The worker's tasks, and their common end.
 
+use std::time::Duration;
+
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
+use crate::stop::Stop;
 use crate::{consumer, dead_letters, dispatcher, reaper, sweeper};
 
 /// Runs all of the worker until `stop`; returns after the jobs that run have ended or were given back.
@@ -14,9 +17,16 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> anyhow::Result<
     let mut tasks: JoinSet<anyhow::Result<&'static str>> = JoinSet::new();
     // The watchers outlive the consumer: a job that finishes in the grace period still needs them.
     let watching = CancellationToken::new();
-    let (consumer_ctx, consumer_stop) = (ctx.clone(), stop.clone());
+    let (consumer_ctx, consumer_stop) = (ctx.clone(), Stop::new(stop.clone()));
+    let grace = Duration::from_secs_f64(ctx.config.worker.grace_s);
     tasks.spawn(async move {
-        consumer::run(consumer_ctx, consumer_stop).await?;
+        let counting = consumer_stop.clone().count(grace);
+        let consuming = consumer::run(consumer_ctx, consumer_stop);
+        tokio::pin!(consuming);
+        tokio::select! {
+            consumed = &mut consuming => consumed?,
+            () = counting => consuming.await?,
+        }
         Ok("consumer")
     });
     spawn(&mut tasks, "dispatcher", dispatcher::run(ctx.clone(), stop.clone()));

@@ -14,14 +14,14 @@ use shared::job::Problem;
 use shared::queue::{Delivery, Message};
 use shared::telemetry::metrics;
 use shared::telemetry::trace::TraceContext;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::context::WorkerContext;
 use crate::jobs::{self, JobError};
-use crate::settle::{End, Outage, grace_over, settle};
+use crate::settle::{End, Outage, settle};
+use crate::stop::Stop;
 
 /// Jobs that have ended their process before run while nothing else does.
 pub type Solitude = Arc<RwLock<()>>;
@@ -29,21 +29,31 @@ pub type Solitude = Arc<RwLock<()>>;
 /// The level of `jobs.alone` at which a job runs with nothing else in the process.
 const ALONE_IN_PROCESS: i32 = 2;
 
+/// Who may run beside this delivery's jobs, for as long as it is held.
+enum Turn<'a> {
+    Alone(#[expect(dead_code, reason = "it is held, not read")] RwLockWriteGuard<'a, ()>),
+    BesideOthers(#[expect(dead_code, reason = "it is held, not read")] RwLockReadGuard<'a, ()>),
+}
+
 /// Takes a delivery to its end: every job of it settled, or given back because the worker stops.
-pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: &Solitude, stop: &CancellationToken) {
-    if stop.is_cancelled() {
-        // Dropped unsettled, it is the queue's again.
-        return;
-    }
+pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: &Solitude, stop: &Stop) {
     let message = delivery.message().clone();
-    failpoint("before_claim");
-    let settled = if message.alone >= ALONE_IN_PROCESS {
-        let _alone = solitude.write().await;
-        work(ctx, &message, stop).await
-    } else {
-        let _beside_others = solitude.read().await;
-        work(ctx, &message, stop).await
+    let turn = async {
+        if message.alone >= ALONE_IN_PROCESS {
+            Turn::Alone(solitude.write().await)
+        } else {
+            Turn::BesideOthers(solitude.read().await)
+        }
     };
+    let turn = tokio::select! {
+        biased;
+        // Dropped unsettled, the delivery is the queue's again.
+        () = stop.asked() => return,
+        turn = turn => turn,
+    };
+    failpoint("before_claim");
+    let settled = work(ctx, &message, stop).await;
+    drop(turn);
     match settled {
         Ok(()) => {
             failpoint("before_ack");
@@ -59,14 +69,11 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
     }
 }
 
-async fn claim_through_outages(
-    ctx: &WorkerContext,
-    message: &Message,
-    stop: &CancellationToken,
-) -> Result<Option<Claim>, DbErr> {
+async fn claim_through_outages(ctx: &WorkerContext, message: &Message, stop: &Stop) -> Result<Option<Claim>, DbErr> {
     let mut outage = Outage::new();
+    let id = ClaimId::new();
     loop {
-        let wanted = Wanted { jobs: &message.jobs, alone: message.alone, owner: &owner() };
+        let wanted = Wanted { id, jobs: &message.jobs, alone: message.alone, owner: &owner() };
         match claim(&ctx.db, wanted, ctx.config.worker.lease()).await {
             Err(error) if outage.wait(ctx, &error, stop).await => {}
             claimed => return claimed,
@@ -74,7 +81,7 @@ async fn claim_through_outages(
     }
 }
 
-async fn work(ctx: &WorkerContext, message: &Message, stop: &CancellationToken) -> Result<(), DbErr> {
+async fn work(ctx: &WorkerContext, message: &Message, stop: &Stop) -> Result<(), DbErr> {
     let Some(Claim { id, jobs }) = claim_through_outages(ctx, message, stop).await? else {
         tracing::debug!(jobs = message.jobs.len(), "nothing to claim: doubled, cancelled or not due");
         return Ok(());
@@ -92,7 +99,7 @@ async fn work(ctx: &WorkerContext, message: &Message, stop: &CancellationToken) 
         let end = tokio::select! {
             end = attempt(ctx, &job).instrument(span(&job)) => end,
             end = interrupted(ctx, id, job.job.id, &mut beat) => end,
-            () = grace_over(ctx, stop) => End::Stopping,
+            () = stop.over() => End::Stopping,
         };
         if matches!(end, End::Lost) {
             metrics::stale_write_refused();

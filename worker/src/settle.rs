@@ -12,11 +12,11 @@ use shared::ids::ClaimId;
 use shared::job::{JobState, Problem};
 use shared::telemetry::metrics;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
 use crate::jobs::{Done, JobError};
 use crate::retry as backoff;
+use crate::stop::Stop;
 
 /// How long a delivery, or the result of an attempt, is kept while the database is out of reach. Far below the half hour
 /// after which a broker takes a delivery back.
@@ -56,23 +56,17 @@ impl Outage {
 
     /// True when it is time to try again, false when waiting makes no sense: the error is none of the connection's, it
     /// has lasted too long, or the process stops.
-    pub(crate) async fn wait(&mut self, ctx: &WorkerContext, error: &DbErr, stop: &CancellationToken) -> bool {
+    pub(crate) async fn wait(&mut self, ctx: &WorkerContext, error: &DbErr, stop: &Stop) -> bool {
         if !(is_outage(error) || is_deadlock(error)) || self.since.elapsed() > PATIENCE {
             return false;
         }
         self.tries += 1;
         tracing::warn!(%error, tries = self.tries, "the database is out of reach, waiting for it");
         tokio::select! {
-            () = grace_over(ctx, stop) => false,
+            () = stop.over() => false,
             () = tokio::time::sleep(backoff::outage_delay(&ctx.config.worker, self.tries)) => true,
         }
     }
-}
-
-/// Returns when the process stops and the time that running jobs are given is over.
-pub(crate) async fn grace_over(ctx: &WorkerContext, stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(Duration::from_secs_f64(ctx.config.worker.grace_s)).await;
 }
 
 /// Records how the attempt that took `run` ended.
@@ -82,7 +76,7 @@ pub(crate) async fn settle(
     claimed: &ClaimedJob,
     end: &End,
     run: Duration,
-    stop: &CancellationToken,
+    stop: &Stop,
 ) -> Result<(), DbErr> {
     let mut outage = Outage::new();
     let written = loop {
@@ -118,7 +112,7 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, claimed: &ClaimedJob, end: &
     match end {
         End::Done(done) => match record(ctx, claim, claimed, done).await {
             Ok(written) => Ok(written),
-            Err(error) if is_outage(&error) => Err(error),
+            Err(error) if is_outage(&error) || is_deadlock(&error) => Err(error),
             Err(error) => {
                 let error = anyhow::Error::new(error).context("record the result");
                 try_again(ctx, claim, claimed, &error).await

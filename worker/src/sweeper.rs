@@ -31,12 +31,10 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
         if !leadership.held().await {
             continue;
         }
-        if let Err(error) = sweep(&ctx).await {
-            tracing::warn!(error = format!("{error:#}"), "sweep");
-        }
+        sweep(&ctx, &stop).await;
         if compared.elapsed() > COMPARE_EVERY {
             compared = Instant::now();
-            if let Err(error) = delete_abandoned(&ctx).await {
+            if let Err(error) = delete_abandoned(&ctx, &mut leadership, &stop).await {
                 tracing::warn!(error = format!("{error:#}"), "delete abandoned objects");
             }
         }
@@ -44,34 +42,65 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     leadership.resign().await;
 }
 
-async fn sweep(ctx: &WorkerContext) -> anyhow::Result<()> {
+/// One step's failure keeps no other from being done.
+async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
+    let failed = |step, error: &anyhow::Error| tracing::warn!(step, error = format!("{error:#}"), "sweep");
+    if let Err(error) = delete_orphans(ctx, stop).await {
+        failed("uploads and orphaned objects", &error);
+    }
+    if let Err(error) = forget_expired_keys(&ctx.db, LIMIT).await {
+        failed("idempotency keys", &error.into());
+    }
+    if let Err(error) = ctx.objects.clean(ABANDONED_AFTER).await {
+        failed("unfinished writes", &error.into());
+    }
+    if let Err(error) = ctx.face_index.maintain().await {
+        failed("the face index", &error.into());
+    }
+}
+
+async fn delete_orphans(ctx: &WorkerContext, stop: &CancellationToken) -> anyhow::Result<()> {
     let dropped = uploads::drop_expired(&ctx.db, LIMIT).await?;
-    forget_expired_keys(&ctx.db, LIMIT).await?;
     let orphans = uploads::orphaned_objects(&ctx.db, LIMIT).await?;
+    let mut deleted = 0;
     for key in &orphans {
-        ctx.objects.delete(key).await?;
-        uploads::forget_orphan(&ctx.db, key).await?;
+        if stop.is_cancelled() {
+            break;
+        }
+        match ctx.objects.delete(key).await {
+            Ok(()) => {
+                uploads::forget_orphan(&ctx.db, key).await?;
+                deleted += 1;
+            }
+            Err(error) => tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "delete an object"),
+        }
     }
-    if dropped > 0 || !orphans.is_empty() {
-        tracing::debug!(uploads = dropped, objects = orphans.len(), "swept");
+    if dropped > 0 || deleted > 0 {
+        tracing::debug!(uploads = dropped, objects = deleted, "swept");
     }
-    ctx.objects.clean(ABANDONED_AFTER).await?;
-    ctx.face_index.maintain().await?;
     Ok(())
 }
 
-/// Deletes objects that no row has referred to for a day.
-async fn delete_abandoned(ctx: &WorkerContext) -> anyhow::Result<()> {
+/// Deletes objects that no row has referred to for a day, as long as this worker leads and is not asked to stop.
+async fn delete_abandoned(
+    ctx: &WorkerContext,
+    leadership: &mut Leadership,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let mut after: Option<String> = None;
-    loop {
+    while leadership.held().await {
         let page = ctx.objects.list("collections/", after.as_deref(), PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some(last.key.clone());
         for object in page {
+            if stop.is_cancelled() {
+                return Ok(());
+            }
             let age = SystemTime::now().duration_since(object.modified).unwrap_or_default();
             if age > ABANDONED_AFTER && !uploads::is_referenced(&ctx.db, &object.key).await? {
                 ctx.objects.delete(&object.key).await?;
             }
         }
     }
+    Ok(())
 }

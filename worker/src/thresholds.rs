@@ -37,9 +37,13 @@ impl<'a> Thresholds<'a> {
         Self::at(pipeline, settings, settings.target_fpir, faces)
     }
 
-    /// For one comparison.
-    pub fn verify(pipeline: &'a Pipeline, settings: &CollectionSettings) -> Result<Self, NoCalibration> {
-        Self::at(pipeline, settings, settings.verify_far, 1)
+    /// For the best of so many comparisons with one person's faces: each is one more chance of a false match.
+    pub fn verify(
+        pipeline: &'a Pipeline,
+        settings: &CollectionSettings,
+        comparisons: usize,
+    ) -> Result<Self, NoCalibration> {
+        Self::at(pipeline, settings, settings.verify_far, comparisons.max(1))
     }
 
     fn at(
@@ -107,13 +111,26 @@ mod tests {
     }
 
     #[test]
+    fn a_person_of_many_faces_is_harder_to_verify() {
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let settings = CollectionSettings::default();
+        let one = Thresholds::verify(pipeline, &settings, 1).unwrap();
+        let twenty = Thresholds::verify(pipeline, &settings, 20).unwrap();
+        assert!(twenty.match_cosine > one.match_cosine);
+        let score = one.match_cosine;
+        assert_ne!(twenty.decide(score), Decision::Match, "twenty chances must not make a stranger a match");
+        assert!(twenty.false_positive_rate(score) > one.false_positive_rate(score));
+    }
+
+    #[test]
     fn without_calibration_a_threshold_must_be_set() {
         let catalogue = Catalogue::load(None).unwrap();
         let pipeline = catalogue.pipeline("yunet-sface").unwrap();
-        let refused = Thresholds::verify(pipeline, &CollectionSettings::default()).unwrap_err().to_string();
+        let refused = Thresholds::verify(pipeline, &CollectionSettings::default(), 1).unwrap_err().to_string();
         assert!(refused.contains("match_cosine"), "{refused}");
         let set = CollectionSettings { match_cosine: Some(0.363), ..CollectionSettings::default() };
-        let thresholds = Thresholds::verify(pipeline, &set).unwrap();
+        let thresholds = Thresholds::verify(pipeline, &set, 1).unwrap();
         assert_eq!(thresholds.decide(0.4), Decision::Match);
         assert_eq!(thresholds.false_positive_rate(0.4), None);
     }

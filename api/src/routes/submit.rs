@@ -37,12 +37,37 @@ pub struct EnrollRequest {
     /// The picture.
     image: ImageInput,
     /// Whose face it is.
-    person: PersonRef,
+    person: PersonInput,
     /// Which face is meant when there are several.
     #[serde(default)]
     face: FaceChoice,
     /// Given back with the job.
     tag: Option<String>,
+}
+
+/// A person by its id, or by the caller's own id of it.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PersonInput {
+    /// A person that exists.
+    id: Option<PersonId>,
+    /// The caller's id of the person, unique in the collection; the person is made where there is none yet.
+    external_id: Option<String>,
+    /// A name to show, with `external_id`; kept as it was where absent.
+    name: Option<String>,
+}
+
+impl PersonInput {
+    fn resolved(self) -> ApiResult<PersonRef> {
+        match (self.id, self.external_id) {
+            (Some(_), None) if self.name.is_some() => {
+                Err(ApiError::invalid("#/person/name", "is taken with external_id only"))
+            }
+            (Some(id), None) => Ok(PersonRef::Id { id }),
+            (None, Some(external_id)) => Ok(PersonRef::External { external_id, name: self.name }),
+            _ => Err(ApiError::invalid("#/person", "needs exactly one of id and external_id")),
+        }
+    }
 }
 
 /// Store every good face of a picture.
@@ -114,18 +139,19 @@ pub async fn enroll(
     Json(request): Json<EnrollRequest>,
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &collection).await?;
-    check_person(&state, &collection, &request.person).await?;
+    let person = request.person.resolved()?;
+    check_person(&state, &collection, &person).await?;
     check_choice(request.face)?;
     let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
     let checked = Checked {
         kind: JobKind::Enroll,
         pictures: vec![picture],
-        rest: serde_json::json!([&request.person, request.face]),
+        rest: serde_json::json!([&person, request.face]),
         tag: request.tag,
     };
     accept(&state, &collection, &headers, checked, |mut images| JobArgs::Enroll {
         image: images.remove(0),
-        person: request.person,
+        person,
         face: request.face,
     })
     .await

@@ -137,6 +137,7 @@ pub struct ModelsConfig {
 pub struct WorkerConfig {
     pub probes_bind: SocketAddr,
     pub pipelines: Vec<String>,
+    pub execution_provider: ExecutionProvider,
     concurrency: usize,
     sessions: usize,
     pub lease_s: f64,
@@ -149,6 +150,16 @@ pub struct WorkerConfig {
     pub retry_base_s: f64,
     pub retry_max_s: f64,
     pub grace_s: f64,
+}
+
+/// What runs the models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecutionProvider {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
 }
 
 /// `[vision]`
@@ -412,9 +423,13 @@ impl WorkerConfig {
         if self.concurrency > 0 { self.concurrency } else { 2 * cores() }
     }
 
-    /// ONNX Runtime sessions a model: the setting, or one a core.
+    /// ONNX Runtime sessions a model: the setting, or one a core; on a GPU one, whose batches fill it.
     pub fn sessions(&self) -> usize {
-        if self.sessions > 0 { self.sessions } else { cores() }
+        match (self.sessions, self.execution_provider) {
+            (0, ExecutionProvider::Cpu) => cores(),
+            (0, ExecutionProvider::Cuda) => 1,
+            (sessions, _) => sessions,
+        }
     }
 
     /// [`WorkerConfig::lease_s`] as a duration.

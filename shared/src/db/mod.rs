@@ -19,7 +19,7 @@ use sea_orm::{
     RuntimeErr, Statement, TransactionTrait, Value,
 };
 
-use crate::config::{Config, Synchronous};
+use crate::config::Synchronous;
 
 /// How long a query may wait for `SQLite`'s one writer.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,17 +39,6 @@ pub struct Db {
 }
 
 impl Db {
-    /// Opens the configured database: the `PostgreSQL` server of `database.url`, or the `SQLite` file in the data folder.
-    pub async fn open(config: &Config) -> Result<Self, DbErr> {
-        match config.database.url() {
-            Some(url) => Self::open_postgres(url, config.database.connections).await,
-            None => {
-                let path = config.data_dir.join("face-id.sqlite");
-                Self::open_sqlite(&path, config.database.synchronous, config.database.read_connections).await
-            }
-        }
-    }
-
     /// Connects to the `PostgreSQL` database at `url`.
     pub async fn open_postgres(url: &str, connections: u32) -> Result<Self, DbErr> {
         let pool = sea_orm::Database::connect(postgres(url, connections)).await?;
@@ -176,10 +165,11 @@ pub fn is_outage(error: &DbErr) -> bool {
 /// `PostgreSQL` (Appendix A of its manual): connection exceptions, operator intervention (shutdown, crash, start-up, a
 /// terminated session), resources, a session that was idle in its transaction, read-only while it recovers. `SQLite`: busy, the disk full or failing.
 fn is_outage_code(code: &str) -> bool {
-    const SQLITE_BUSY_FULL_IO: [&str; 5] = ["5", "261", "517", "13", "10"];
+    // SQLITE_BUSY, SQLITE_IOERR, SQLITE_FULL; an extended code has the plain one in its lowest byte.
+    const SQLITE: [u32; 3] = [5, 10, 13];
     let classes = ["08", "57", "53", "25006", "25P03", "25P04", "58"];
-    let is_listed = || SQLITE_BUSY_FULL_IO.contains(&code);
-    if code.len() == 5 { classes.iter().any(|class| code.starts_with(class)) } else { is_listed() }
+    let is_sqlite = || code.parse::<u32>().is_ok_and(|code| SQLITE.contains(&(code & 0xff)));
+    if code.len() == 5 { classes.iter().any(|class| code.starts_with(class)) } else { is_sqlite() }
 }
 
 /// Tries of a transaction that meets others in another order than they lock what they need.
@@ -205,7 +195,10 @@ pub fn is_deadlock(error: &DbErr) -> bool {
         return false;
     };
     // deadlock_detected, serialization_failure
-    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "40P01" || code == "40001")
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| code == "40P01" || code == "40001")
 }
 
 /// Runs a statement and returns how many rows it touched.

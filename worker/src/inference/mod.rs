@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::catalogue::{DetectorFamily, Pipeline};
+use shared::config::{ExecutionProvider, WorkerConfig};
 
 use self::batcher::Batcher;
 pub use self::session::SessionError;
@@ -24,12 +25,26 @@ pub struct EngineOptions {
     pub intra_threads: usize,
     /// Inputs that go through a model together. On CPUs one: a batch of eight takes as long as eight runs.
     pub max_batch: usize,
+    /// What runs the models.
+    pub provider: ExecutionProvider,
 }
+
+/// Inputs that go through a model together on a GPU.
+const GPU_BATCH: usize = 16;
 
 impl EngineOptions {
     /// The right ones for `sessions` CPU cores.
     pub fn for_cpu(sessions: usize) -> Self {
-        Self { sessions: sessions.max(1), intra_threads: 1, max_batch: 1 }
+        Self { sessions: sessions.max(1), intra_threads: 1, max_batch: 1, provider: ExecutionProvider::Cpu }
+    }
+
+    /// Those that the settings ask for.
+    pub fn configured(config: &WorkerConfig) -> Self {
+        let cpu = Self::for_cpu(config.sessions());
+        match config.execution_provider {
+            ExecutionProvider::Cpu => cpu,
+            ExecutionProvider::Cuda => Self { max_batch: GPU_BATCH, provider: ExecutionProvider::Cuda, ..cpu },
+        }
     }
 }
 
@@ -152,7 +167,7 @@ fn load(
     };
     let open = |file: &PathBuf, wanted: &Wanted| {
         (0..options.sessions)
-            .map(|_| Model::load(library, file, options.intra_threads, wanted))
+            .map(|_| Model::load(library, file, (options.intra_threads, options.provider), wanted))
             .collect::<Result<Vec<_>, _>>()
     };
     // Detector inputs differ in size from picture to picture, so they go one by one.

@@ -8,6 +8,8 @@ use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{TensorElementType, TensorRef};
 
+use shared::config::ExecutionProvider;
+
 use crate::vision::tensor::Tensor;
 
 /// The environment lives as long as the process: the library cannot be unloaded.
@@ -85,10 +87,21 @@ fn environment(library: &Path) -> Result<Environment, SessionError> {
 
 impl Model {
     /// Loads a file whose checksum is known to be right, for `threads` threads inside one run.
-    pub(super) fn load(library: &Path, file: &Path, threads: usize, wanted: &Wanted) -> Result<Self, SessionError> {
+    pub(super) fn load(
+        library: &Path,
+        file: &Path,
+        (threads, provider): (usize, ExecutionProvider),
+        wanted: &Wanted,
+    ) -> Result<Self, SessionError> {
         let environment = environment(library)?;
+        let providers = match provider {
+            ExecutionProvider::Cpu => Vec::new(),
+            // Without this ONNX Runtime would silently run on the processor.
+            ExecutionProvider::Cuda => vec![ort::ep::CUDA::default().build().error_on_failure()],
+        };
         let load = || -> Result<Session, ort::Error> {
             Session::builder(&environment)?
+                .with_execution_providers(&providers)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
                 // Several sessions share the cores: a thread that spins takes time from another's work.

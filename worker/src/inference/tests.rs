@@ -77,7 +77,7 @@ async fn tells_fifty_people_apart() {
 #[tokio::test]
 async fn batches_and_single_runs_agree() {
     let single = tiny(EngineOptions::for_cpu(2)).await;
-    let batched = tiny(EngineOptions { sessions: 1, intra_threads: 1, max_batch: 8 }).await;
+    let batched = tiny(EngineOptions { max_batch: 8, ..EngineOptions::for_cpu(1) }).await;
     let range = Range { channels: Channels::Rgb, mean: [127.5; 3], scale: [1.0 / 128.0; 3] };
     let inputs: Vec<_> = (0..40).map(|seed| range.tensor(&testing::synthetic_picture(&[seed], 112, 112))).collect();
     let alone = try_join_all(inputs.iter().cloned().map(|i| single.embed(i))).await.unwrap();
@@ -87,6 +87,19 @@ async fn batches_and_single_runs_agree() {
         assert!(one.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-4));
     }
     assert_ne!(alone[0], alone[1]);
+}
+
+/// With a library that knows no GPU, or on a machine that has none.
+#[tokio::test]
+#[expect(clippy::print_stdout, reason = "whoever runs the tests must see what was not tested")]
+async fn a_gpu_that_is_not_there_is_an_error_and_no_fallback() {
+    if std::path::Path::new("/dev/nvidia0").try_exists().unwrap() {
+        println!("this machine has a GPU; not tested");
+        return;
+    }
+    let options = EngineOptions { provider: ExecutionProvider::Cuda, ..EngineOptions::for_cpu(1) };
+    let refused = Engine::load(&testing::tiny_pipeline(), &testing::tiny_assets(), options).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Session(SessionError::Load { .. })), "{refused:?}");
 }
 
 #[tokio::test]

@@ -27,17 +27,17 @@ pub(super) async fn run(
     let settings = settings(collection)?;
     let gate = Gate::identify(engine.pipeline().detector.match_score);
     let one = face_of(ctx, &engine, image, face, &gate).await?;
-    let (score, compared) = match other {
+    let (score, comparisons, compared) = match other {
         VerifyTarget::Image(image) => {
             let two = face_of(ctx, &engine, image, face, &gate).await?;
-            (one.embedding.cosine(&two.embedding), face_json(&two, &gate))
+            (one.embedding.cosine(&two.embedding), 1, face_json(&two, &gate))
         }
         VerifyTarget::Person(person) => {
-            let (score, face_id) = nearest_of_person(ctx, job, *person, &one).await?;
-            (score, json!({ "person_id": person, "face_id": face_id }))
+            let (score, face_id, faces) = nearest_of_person(ctx, job, *person, &one).await?;
+            (score, faces, json!({ "person_id": person, "face_id": face_id }))
         }
     };
-    let thresholds = Thresholds::verify(engine.pipeline(), &settings)
+    let thresholds = Thresholds::verify(engine.pipeline(), &settings, comparisons)
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let answer: Value = json!({
         "score": score,
@@ -61,20 +61,20 @@ async fn face_of(
     chosen(&analysed(ctx, engine, fetched(ctx, image).await?.bytes).await?, face, gate)
 }
 
-/// The best score against the person's enrolled faces, and which face gave it.
+/// The best score against the person's enrolled faces, which face gave it, and of how many.
 async fn nearest_of_person(
     ctx: &WorkerContext,
     job: &Job,
     person: PersonId,
     face: &AnalysedFace,
-) -> Result<(f32, FaceId), JobError> {
+) -> Result<(f32, FaceId, usize), JobError> {
     if persons::find(&ctx.db.read, job.collection_id, person).await?.is_none() {
         return Err(JobError::rejected("person_not_found", format!("there is no person {person} in the collection")));
     }
     let enrolled = faces::embeddings_of_person(&ctx.db.read, person, &job.pipeline).await?;
     enrolled
         .iter()
-        .map(|(id, embedding)| (face.embedding.cosine(embedding), *id))
+        .map(|(id, embedding)| (face.embedding.cosine(embedding), *id, enrolled.len()))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .ok_or_else(|| {
             JobError::rejected("person_has_no_faces", format!("person {person} has no enrolled face; enroll one first"))

@@ -40,12 +40,24 @@ pub(crate) struct Tally {
 /// The same load under one fault after another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_job_ends_once() {
-    let jobs = std::env::var("FAULT_JOBS").map_or(JOBS, |n| n.parse().unwrap());
+    let jobs = jobs_of_each_fault();
     let mut rig = Rig::start().await;
     let mut report = String::new();
-    let header = ["fault", "attempted", "acknowl.", "completed", "lost", "doubled", "unfinished", "stale", "seconds"];
-    let [fault, a, b, c, d, e, f, g, h] = header;
-    writeln!(report, "{fault:<40}{a:>10}{b:>10}{c:>10}{d:>6}{e:>9}{f:>12}{g:>7}{h:>9}").unwrap();
+    let titles = [
+        ("attempted", 10),
+        ("acknowl.", 10),
+        ("completed", 10),
+        ("lost", 6),
+        ("doubled", 9),
+        ("unfinished", 12),
+        ("stale", 7),
+        ("seconds", 9),
+    ];
+    write!(report, "{:<40}", "fault").unwrap();
+    for (title, width) in titles {
+        write!(report, "{title:>width$}").unwrap();
+    }
+    report.push('\n');
     let mut total = Tally::default();
     for (number, fault) in FAULTS.iter().enumerate() {
         let began = std::time::Instant::now();
@@ -82,6 +94,11 @@ async fn every_acknowledged_job_ends_once() {
     assert_eq!(total.completed, total.acknowledged, "\n{report}");
     assert!(total.acknowledged >= FAULTS.len() * jobs * 9 / 10, "hardly anything was acknowledged\n{report}");
     rig.stop().await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is no setting of the program")]
+fn jobs_of_each_fault() -> usize {
+    std::env::var("FAULT_JOBS").map_or(JOBS, |n| n.parse().unwrap())
 }
 
 impl Tally {

@@ -1,6 +1,7 @@
 //! An api and two workers on services of their own, and the hands that break them.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -288,7 +289,7 @@ impl Rig {
         for n in 0..self.logs {
             let log = std::fs::read_to_string(self.folder.path().join(format!("{n}.log"))).unwrap_or_default();
             let lines: Vec<_> = log.lines().collect();
-            text += &format!("\n--- {n}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            write!(text, "\n--- {n}\n{}", lines[lines.len().saturating_sub(40)..].join("\n")).unwrap();
         }
         text
     }

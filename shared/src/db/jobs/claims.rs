@@ -41,6 +41,8 @@ pub enum Heartbeat {
 /// The jobs of a message that a worker wants to begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
+    /// The claim's id, the same for every try to make it: one whose answer was lost is found again.
+    pub id: ClaimId,
     /// The jobs.
     pub jobs: &'a [JobId],
     /// How much alone the message lets them run; a job that has to run more alone by now is left.
@@ -49,14 +51,22 @@ pub struct Wanted<'a> {
     pub owner: &'a str,
 }
 
+/// The jobs of a claim with their arguments.
+const CLAIMED: &str =
+    "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
+
 /// Begins an attempt of those of the jobs that are queued and due; `None` when there is none (a doubled or late message).
 pub async fn claim(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<Option<Claim>, DbErr> {
-    let id = ClaimId::new();
-    let claimed = if is_postgres(&db.write) {
+    let id = wanted.id;
+    let mut claimed = if is_postgres(&db.write) {
         claim_in_one_statement(db, id, wanted, lease).await?
     } else {
         claim_in_steps(db, id, wanted, lease).await?
     };
+    if claimed.is_empty() {
+        // An earlier try may have made it, and only its answer was lost.
+        claimed = read(&db.write, statement(&db.write, CLAIMED, [id.into()])).await?;
+    }
     if claimed.len() < wanted.jobs.len() {
         unmark(db, wanted.jobs).await?;
     }
@@ -89,9 +99,7 @@ async fn claim_in_steps(db: &Db, id: ClaimId, wanted: Wanted<'_>, lease: Duratio
     }
     let sql = "INSERT INTO claims (id, owner, lease_expires_at) VALUES ($1, $2, {now} + $3)";
     execute(&txn, sql, [id.into(), wanted.owner.into(), micros(lease).into()]).await?;
-    let sql =
-        "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
-    let claimed = read(&txn, statement(&txn, sql, [id.into()])).await?;
+    let claimed = read(&txn, statement(&txn, CLAIMED, [id.into()])).await?;
     txn.commit().await?;
     Ok(claimed)
 }

@@ -120,6 +120,11 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
         // The same upload may be on both sides of a verify.
         let sql = "INSERT INTO job_uploads (job_id, upload_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
         execute(txn, sql, [job.id.into(), image.upload_id.into()]).await?;
+        if let Some(idempotency) = &new.idempotency {
+            // A repeat with this key must find the upload that it names.
+            let sql = "UPDATE uploads SET expires_at = {now} + $1 WHERE id = $2 AND expires_at < {now} + $1";
+            execute(txn, sql, [micros(idempotency.keep).into(), image.upload_id.into()]).await?;
+        }
     }
     Ok(job)
 }

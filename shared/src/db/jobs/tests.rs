@@ -182,13 +182,15 @@ impl World {
         let delivered: Vec<usize> = (0..JOBS).filter(|j| bits & (1 << j) != 0).collect();
         let ids: Vec<JobId> = delivered.iter().map(|j| self.ids[*j]).collect();
         let alone = i32::from(bits % 3);
-        let wanted = claims::Wanted { jobs: &ids, alone, owner: "test" };
+        let wanted = claims::Wanted { id: ClaimId::new(), jobs: &ids, alone, owner: "test" };
         let claimed = claims::claim(&self.db, wanted, LEASE).await.unwrap();
         let is_queued = |j: &usize| self.jobs[*j].state == JobState::Queued;
         let (free, left): (Vec<usize>, Vec<usize>) =
             delivered.into_iter().filter(is_queued).partition(|j| self.jobs[*j].alone <= alone);
         // A message that would let them run too little alone is used up: they are sent again.
-        left.into_iter().for_each(|j| self.jobs[j].dispatched = false);
+        for job in left {
+            self.jobs[job].dispatched = false;
+        }
         let got: Vec<JobId> = claimed.iter().flat_map(|c| c.jobs.iter().map(|j| j.job.id)).collect();
         assert_eq!(got, free.iter().map(|j| self.ids[*j]).collect::<Vec<_>>(), "a claim takes what is queued");
         let Some(claimed) = claimed else { return };

@@ -131,17 +131,17 @@ impl PgvectorFaceIndex {
     }
 
     async fn size(&self, gallery: &Gallery) -> Result<GallerySize, DbErr> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            persons: i64,
+            faces: i64,
+        }
         let counted = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(gallery).copied();
         if let Some((size, when)) = counted
             && size.faces > COUNT_EACH_TIME
             && when.elapsed() < COUNT_FOR
         {
             return Ok(size);
-        }
-        #[derive(FromQueryResult)]
-        struct Row {
-            persons: i64,
-            faces: i64,
         }
         let sql = "SELECT count(*) AS persons, COALESCE(sum(n), 0)::bigint AS faces FROM (
             SELECT count(*) AS n FROM embeddings
