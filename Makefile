@@ -35,7 +35,7 @@ services: setup-services build ## Start PostgreSQL, RabbitMQ and an S3 store for
 	@$(SERVICES) up
 
 services-down: ## Stop them; their data stays in .cache/services
-	@$(SERVICES) down
+	@if [ -x $(firstword $(SERVICES)) ]; then $(SERVICES) down; else echo "nothing was built, so nothing runs"; fi
 
 test: setup-services ## Run all tests, those on real services too
 	cargo test --workspace --locked
@@ -44,11 +44,12 @@ faults: setup-services ## Break everything in turn under load; a table, and what
 	FAULT_JOBS=110 cargo test --workspace --locked --test it faults
 	@cat target/tmp/faults.txt
 
-check: setup ## Formatting, lints, documentation, dependency directions, licences
+check: setup ## Formatting, lints, documentation, dependency directions, Dockerfiles, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	scripts/check-dependencies.sh
+	scripts/lint-docker.sh
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences and sources were not checked"; fi
 	@echo "largest source files:"; git ls-files '*.rs' | xargs wc -l | grep -v ' total$$' | sort -rn | head -5
