@@ -56,7 +56,8 @@ impl Picture {
     pub fn identity(&self) -> &str {
         match self {
             Self::There(ImageRef::Upload(upload)) => &upload.sha256,
-            Self::There(ImageRef::Reference { s3 }) => s3,
+            Self::There(ImageRef::Reference { s3, .. }) => s3,
+            Self::There(ImageRef::File { file, .. }) => file,
             Self::Inline(picture) => &picture.sha256,
         }
     }
@@ -132,7 +133,7 @@ pub async fn resolve(
                 .objects
                 .check_reference(uri)
                 .map_err(|e| ApiError::invalid(format!("{pointer}/s3"), e.to_string()))?;
-            Ok(Picture::There(ImageRef::Reference { s3: uri.clone() }))
+            Ok(Picture::There(ImageRef::Reference { s3: uri.clone(), fingerprint: None }))
         }
         _ => Err(ApiError::invalid(pointer, "needs exactly one of upload_id, base64 and s3")),
     }

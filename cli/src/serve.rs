@@ -15,7 +15,7 @@ use shared::db::jobs::recovery::recover_all;
 use shared::face_index::ExactFaceIndex;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
-use shared::objects::FolderStore;
+use shared::objects::{FolderStore, ImportRoots};
 use shared::process;
 use shared::queue::EmbeddedQueue;
 use tokio::net::TcpListener;
@@ -102,6 +102,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         db: db.clone(),
         queue: queue.clone(),
         objects: objects.clone(),
+        import_roots: ImportRoots::new(config.import.roots.clone()),
         face_index: Arc::new(ExactFaceIndex::new(db.clone())),
         finished: finished.clone(),
         engines: Arc::clone(&engines),

@@ -12,6 +12,7 @@ mod m20261123_000004_jobs;
 mod m20261123_000005_leaders;
 mod m20261123_000006_image_references;
 mod m20261123_000007_reference_indexes;
+mod m20261124_000008_batches;
 mod statements;
 
 /// All migrations in order.
@@ -28,6 +29,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000005_leaders::Migration),
             Box::new(m20261123_000006_image_references::Migration),
             Box::new(m20261123_000007_reference_indexes::Migration),
+            Box::new(m20261124_000008_batches::Migration),
         ]
     }
 }

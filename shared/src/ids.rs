@@ -69,6 +69,10 @@ id!(
     JobId
 );
 id!(
+    /// A batch of jobs.
+    BatchId
+);
+id!(
     /// One worker's hold on a delivery of jobs; every write of an attempt is fenced on it.
     ClaimId
 );

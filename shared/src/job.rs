@@ -69,7 +69,21 @@ impl Lane {
 }
 
 /// Where a job stands. `docs/JOB_STATES.md` draws who moves it and when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    EnumIter,
+    DeriveActiveEnum,
+    ToSchema,
+)]
 #[sea_orm(rs_type = "String", db_type = "Text")]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
@@ -122,6 +136,17 @@ pub enum ImageRef {
     Reference {
         /// `s3://bucket/key`.
         s3: String,
+        /// What stood for its bytes when it was listed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fingerprint: Option<String>,
+    },
+    /// A file below one of the folders that the operator allows, read when the job runs.
+    File {
+        /// Its absolute path.
+        file: String,
+        /// What stood for its bytes when it was listed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fingerprint: Option<String>,
     },
 }
 
@@ -141,7 +166,24 @@ impl ImageRef {
     pub fn upload(&self) -> Option<&UploadedImage> {
         match self {
             Self::Upload(upload) => Some(upload),
-            Self::Reference { .. } => None,
+            Self::Reference { .. } | Self::File { .. } => None,
+        }
+    }
+
+    /// Where it lies, when not in our object store: what a collection remembers of it is kept by this.
+    pub fn uri(&self) -> Option<String> {
+        match self {
+            Self::Upload(_) => None,
+            Self::Reference { s3, .. } => Some(s3.clone()),
+            Self::File { file, .. } => Some(format!("file://{file}")),
+        }
+    }
+
+    /// What stood for its bytes when it was listed.
+    pub fn fingerprint(&self) -> Option<&str> {
+        match self {
+            Self::Upload(_) => None,
+            Self::Reference { fingerprint, .. } | Self::File { fingerprint, .. } => fingerprint.as_deref(),
         }
     }
 }

@@ -9,6 +9,7 @@ use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::face_index::pgvector::{PgvectorFaceIndex, has_partition};
 use shared::health::Check;
+use shared::objects::ImportRoots;
 use shared::process;
 use shared::queue::JobQueue;
 use tokio::net::TcpListener;
@@ -89,6 +90,7 @@ async fn context(
         db: backends.db.clone(),
         queue: Arc::clone(&backends.queue) as Arc<dyn JobQueue>,
         objects: backends.objects.clone(),
+        import_roots: ImportRoots::new(config.import.roots.clone()),
         face_index: Arc::new(PgvectorFaceIndex::new(backends.db.clone(), config.face_index.hnsw_from)),
         finished: backends.finished.clone(),
         engines,

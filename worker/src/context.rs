@@ -11,7 +11,7 @@ use shared::db::Db;
 use shared::face_index::FaceIndex;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
-use shared::objects::ObjectStore;
+use shared::objects::{ImportRoots, ObjectStore};
 use shared::queue::JobQueue;
 use tokio::sync::{Mutex, OnceCell};
 
@@ -30,6 +30,8 @@ pub struct WorkerContext {
     pub queue: Arc<dyn JobQueue>,
     /// Where pictures lie.
     pub objects: Arc<dyn ObjectStore>,
+    /// The folders of this machine that pictures may be read from.
+    pub import_roots: ImportRoots,
     /// Who is near a vector.
     pub face_index: Arc<dyn FaceIndex>,
     /// Whom to tell of ended jobs.

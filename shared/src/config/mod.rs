@@ -37,6 +37,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// The object store.
     pub objects: ObjectsConfig,
+    /// Pictures of this machine's own folders.
+    pub import: ImportConfig,
     /// The face index.
     pub face_index: FaceIndexConfig,
     /// The catalogue and its weights.
@@ -109,6 +111,14 @@ pub struct ObjectsConfig {
     pub attempts: u32,
     pub operation_timeout_s: f64,
     pub allowed_buckets: Vec<String>,
+}
+
+/// `[import]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct ImportConfig {
+    pub roots: Vec<PathBuf>,
 }
 
 /// `[face_index]`
@@ -239,6 +249,7 @@ impl Config {
             .list_separator(",")
             .with_list_parse_key("models.accepted_licences")
             .with_list_parse_key("objects.allowed_buckets")
+            .with_list_parse_key("import.roots")
             .with_list_parse_key("worker.pipelines")
             .source(Some(variables));
         let mut builder =

@@ -30,6 +30,8 @@ pub struct ImageSource {
     pub object_key: Option<String>,
     /// Where it lies, when not in our object store.
     pub uri: Option<String>,
+    /// What stood for its bytes there when it was listed.
+    pub fingerprint: Option<String>,
 }
 
 /// The image with those bytes, made where it is new; its size is in upright pixels. Until the

@@ -3,6 +3,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
 mod folder;
+mod import;
 mod s3;
 
 use std::time::{Duration, SystemTime};
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 
 pub use folder::FolderStore;
+pub use import::ImportRoots;
 pub use s3::{Presigned, S3Options, S3Store, parse_s3_uri};
 
 /// A listed object.
@@ -49,6 +51,9 @@ pub enum ObjectError {
     /// The reference names a bucket that the operator has not allowed.
     #[error("bucket {0:?} is not among objects.allowed_buckets; send the picture itself, or have the bucket added")]
     BucketNotAllowed(String),
+    /// The file lies outside the folders that the operator allows.
+    #[error("{0} is not below one of import.roots; send the picture itself, or have its folder added")]
+    NotImportable(String),
     /// The store will not do it until its operator changes something: wrong credentials, missing rights, no such bucket.
     #[error("the object store refused to {action} {key} ({reason}); check the bucket, the access key and its rights")]
     Refused {

@@ -1,5 +1,7 @@
 //! Steps that several kinds of job share: from a stored picture to its faces, and faces as answers show them.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
 use shared::db::faces::NewFace;
@@ -30,17 +32,38 @@ pub(super) async fn fetched(ctx: &WorkerContext, image: &ImageRef) -> Result<Fet
             let bytes = ctx.objects.get(&upload.object_key, max_bytes).await?;
             Ok(Fetched { bytes, source: upload_source(upload) })
         }
-        ImageRef::Reference { s3 } => {
+        ImageRef::Reference { s3, .. } => {
             let bytes = ctx.objects.get_reference(s3, max_bytes).await?;
-            let source = ImageSource { sha256: sha256_hex(&bytes), object_key: None, uri: Some(s3.clone()) };
-            Ok(Fetched { bytes, source })
+            Ok(Fetched { source: outside_source(image, &bytes), bytes })
         }
+        ImageRef::File { file, .. } => {
+            let (roots, file) = (ctx.import_roots.clone(), PathBuf::from(file));
+            let bytes = tokio::task::spawn_blocking(move || roots.read(&file, max_bytes))
+                .await
+                .map_err(|e| JobError::Transient(anyhow::Error::new(e).context("read the picture")))??;
+            Ok(Fetched { source: outside_source(image, &bytes), bytes })
+        }
+    }
+}
+
+/// What the row of a picture will say that stays where it is.
+fn outside_source(image: &ImageRef, bytes: &[u8]) -> ImageSource {
+    ImageSource {
+        sha256: sha256_hex(bytes),
+        object_key: None,
+        uri: image.uri(),
+        fingerprint: image.fingerprint().map(str::to_owned),
     }
 }
 
 /// What an upload's row will say.
 fn upload_source(upload: &UploadedImage) -> ImageSource {
-    ImageSource { sha256: upload.sha256.clone(), object_key: Some(upload.object_key.clone()), uri: None }
+    ImageSource {
+        sha256: upload.sha256.clone(),
+        object_key: Some(upload.object_key.clone()),
+        uri: None,
+        fingerprint: None,
+    }
 }
 
 /// Finds the picture's faces.
@@ -56,6 +79,7 @@ impl From<ObjectError> for JobError {
             }
             ObjectError::TooLarge { .. } => Self::rejected("image_too_large", error.to_string()),
             ObjectError::BucketNotAllowed(_) => Self::rejected("bucket_not_allowed", error.to_string()),
+            ObjectError::NotImportable(_) => Self::rejected("not_importable", error.to_string()),
             ObjectError::BadReference(_) | ObjectError::BadKey(_) | ObjectError::NoReferences => {
                 Self::rejected("bad_reference", error.to_string())
             }

@@ -2,7 +2,9 @@
 
 use sea_orm::entity::prelude::*;
 
-use crate::ids::{ClaimId, CollectionId, JobId};
+use sea_orm::prelude::Uuid;
+
+use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
 use crate::job::{JobKind, JobState, Lane};
 
 /// A row of `jobs`.
@@ -35,6 +37,14 @@ pub struct Model {
     pub finished_at: Option<i64>,
     /// The W3C trace context of the request that made the job.
     pub traceparent: Option<String>,
+    /// The batch that made it.
+    pub batch_id: Option<BatchId>,
+    /// Its place in the batch, from 0.
+    pub item_no: Option<i64>,
+    /// Whose turn it waits for: its batch's, or its collection's.
+    pub source_id: Option<Uuid>,
+    /// The code of its problem, once it is rejected or failed.
+    pub problem_code: Option<String>,
 }
 
 /// Joins are written as named queries.

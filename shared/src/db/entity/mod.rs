@@ -1,5 +1,6 @@
 //! sea-orm entities. They never leave `shared::db`'s callers as JSON: wire types are built by hand.
 
+pub mod batch;
 pub mod collection;
 pub mod face;
 pub mod face_geometry;

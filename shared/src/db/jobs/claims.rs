@@ -84,7 +84,9 @@ async fn claim_in_one_statement(
     let sql = format!(
         "WITH moved AS ({update} RETURNING *), held AS (
              INSERT INTO claims (id, owner, lease_expires_at)
-             SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved))
+             SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved)), counted AS (
+             INSERT INTO batch_deltas (batch_id, state_from, state_to, jobs, faces)
+             SELECT batch_id, 'queued', 'running', count(*), 0 FROM moved WHERE batch_id IS NOT NULL GROUP BY batch_id)
          SELECT moved.*, p.args FROM moved JOIN job_payloads p ON p.job_id = moved.id ORDER BY moved.id",
         next + 1
     );

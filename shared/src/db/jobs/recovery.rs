@@ -54,7 +54,7 @@ pub async fn recover_all(db: &Db) -> Result<Recovered, DbErr> {
 async fn end_claim(
     txn: &impl ConnectionTrait,
     claim: ClaimId,
-    requeue: Move,
+    requeue: Move<'_>,
     recovered: &mut Recovered,
 ) -> Result<(), DbErr> {
     let jobs = jobs_of(txn, claim).await?;

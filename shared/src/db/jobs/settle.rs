@@ -93,7 +93,8 @@ pub async fn finish(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId, outc
         Outcome::Rejected(problem) | Outcome::Failed(problem) => (None, Some(problem)),
         Outcome::Cancelled => (None, None),
     };
-    if transition(txn, &[job], Move::Finish(claim, outcome.state())).await?.is_empty() {
+    let code = problem.map(|p| p.code.as_str());
+    if transition(txn, &[job], Move::Finish(claim, outcome.state(), code)).await?.is_empty() {
         return Ok(false);
     }
     let sql = "UPDATE job_payloads SET result = $1, problem = $2 WHERE job_id = $3";

@@ -111,6 +111,10 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
         started_at: Set(None),
         finished_at: Set(None),
         traceparent: Set(new.traceparent.clone()),
+        batch_id: Set(None),
+        item_no: Set(None),
+        source_id: Set(Some(new.collection.0)),
+        problem_code: Set(None),
     }
     .insert(txn)
     .await?;

@@ -5,19 +5,21 @@ use std::time::Duration;
 use sea_orm::prelude::*;
 use sea_orm::{ActiveEnum, FromQueryResult};
 
+use crate::db::batches::deltas::{self, Delta};
 use crate::db::{micros, placeholders, statement};
-use crate::ids::{ClaimId, JobId};
+use crate::ids::{BatchId, ClaimId, JobId};
 use crate::job::JobState;
 
 /// Every way in which a job changes its state. `docs/JOB_STATES.md` draws them.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Move {
-    /// queued -> running: a worker begins the next attempt. Not before `run_at`, nor less alone than the job has to run.
+pub(in crate::db) enum Move<'a> {
+    /// queued -> running: a worker begins the next attempt. Not before `run_at`, nor less alone than the job has to run,
+    /// nor while its batch is held.
     Claim(ClaimId, i32),
     /// queued -> cancelled: a client no longer wants it.
     CancelQueued,
-    /// running -> a terminal state: the attempt ended.
-    Finish(ClaimId, JobState),
+    /// running -> a terminal state: the attempt ended, perhaps with a problem of this code.
+    Finish(ClaimId, JobState, Option<&'a str>),
     /// running -> queued: the attempt failed in a way that may pass.
     Retry(ClaimId, Duration),
     /// running -> queued: the worker stops; the attempt does not count.
@@ -26,27 +28,59 @@ pub(super) enum Move {
     LoseLease(ClaimId, Duration),
     /// running -> queued: the process that ran it is gone. The attempt does not count, but the next one runs more alone.
     LoseProcess(ClaimId),
+    /// failed -> queued: a client wants what failed in a batch tried again, as if it were new.
+    Reopen,
 }
 
-/// Moves those of `jobs` whose row allows it and returns them; a job that somebody else moved first is left alone.
-pub(super) async fn transition(txn: &impl ConnectionTrait, jobs: &[JobId], step: Move) -> Result<Vec<JobId>, DbErr> {
+/// Moves those of `jobs` whose row allows it and returns them; a job that somebody else moved first is left alone. What
+/// moved is added to its batch's account.
+pub(in crate::db) async fn transition(
+    txn: &impl ConnectionTrait,
+    jobs: &[JobId],
+    step: Move<'_>,
+) -> Result<Vec<JobId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Moved {
         id: JobId,
+        batch_id: Option<BatchId>,
+        problem_code: Option<String>,
     }
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
     let (sql, values) = update(jobs, step);
-    let sql = format!("{sql} RETURNING id");
-    let mut moved: Vec<JobId> =
-        Moved::find_by_statement(statement(txn, &sql, values)).all(txn).await?.into_iter().map(|m| m.id).collect();
-    moved.sort_unstable();
-    Ok(moved)
+    let sql = format!("{sql} RETURNING id, batch_id, problem_code");
+    let mut moved = Moved::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
+    moved.sort_unstable_by_key(|m| m.id);
+    let (from, to) = step.states();
+    let of_batches = moved.iter().filter_map(|m| {
+        let code = m
+            .problem_code
+            .clone()
+            .filter(|_| [from, to].iter().any(|s| *s == JobState::Failed || *s == JobState::Rejected));
+        Some(Delta { batch: m.batch_id?, from: Some(from), to: Some(to), code })
+    });
+    deltas::append(txn, of_batches).await?;
+    Ok(moved.into_iter().map(|m| m.id).collect())
+}
+
+impl Move<'_> {
+    /// The states that it leads from and to.
+    pub(super) fn states(self) -> (JobState, JobState) {
+        match self {
+            Self::Claim(..) => (JobState::Queued, JobState::Running),
+            Self::CancelQueued => (JobState::Queued, JobState::Cancelled),
+            Self::Finish(_, state, _) => (JobState::Running, state),
+            Self::Retry(..) | Self::Release(_) | Self::LoseLease(..) | Self::LoseProcess(_) => {
+                (JobState::Running, JobState::Queued)
+            }
+            Self::Reopen => (JobState::Failed, JobState::Queued),
+        }
+    }
 }
 
 /// The statement of a move, to be ended with `RETURNING`, and its values, `$1` first.
-pub(super) fn update(jobs: &[JobId], step: Move) -> (String, Vec<Value>) {
+pub(super) fn update(jobs: &[JobId], step: Move<'_>) -> (String, Vec<Value>) {
     let (changes, guard, mut values) = parts(step);
     // Rows are locked in the order of their ids, so that two moves of several jobs never wait for each other in a circle.
     let sql = format!(
@@ -59,21 +93,22 @@ pub(super) fn update(jobs: &[JobId], step: Move) -> (String, Vec<Value>) {
 }
 
 /// The assignments, the condition and their values, `$1` first.
-fn parts(step: Move) -> (&'static str, &'static str, Vec<Value>) {
+fn parts(step: Move<'_>) -> (&'static str, &'static str, Vec<Value>) {
     const REQUEUE: &str = "state = 'running' AND claim_id = $1 AND NOT cancel_requested";
     match step {
         Move::Claim(claim, alone) => (
             "state = 'running', claim_id = $1, attempt = attempt + 1, started_at = COALESCE(started_at, {now})",
-            "state = 'queued' AND run_at <= {now} AND alone <= $2",
+            "state = 'queued' AND run_at <= {now} AND alone <= $2 AND (batch_id IS NULL OR EXISTS
+                (SELECT 1 FROM batches b WHERE b.id = jobs.batch_id AND b.state = 'running'))",
             vec![claim.into(), alone.into()],
         ),
         Move::CancelQueued => {
             ("state = 'cancelled', cancel_requested = TRUE, finished_at = {now}", "state = 'queued'", vec![])
         }
-        Move::Finish(claim, state) => (
-            "state = $2, claim_id = NULL, finished_at = {now}",
+        Move::Finish(claim, state, code) => (
+            "state = $2, claim_id = NULL, finished_at = {now}, problem_code = $3",
             "state = 'running' AND claim_id = $1",
-            vec![claim.into(), state.to_value().into()],
+            vec![claim.into(), state.to_value().into(), code.into()],
         ),
         Move::Retry(claim, after) => (
             "state = 'queued', claim_id = NULL, run_at = {now} + $2",
@@ -92,6 +127,12 @@ fn parts(step: Move) -> (&'static str, &'static str, Vec<Value>) {
             "state = 'queued', claim_id = NULL, alone = alone + 1, attempt = attempt - 1, run_at = {now}",
             "state = 'running' AND claim_id = $1 AND NOT cancel_requested AND alone < 2",
             vec![claim.into()],
+        ),
+        // The code stays until the next end writes its own: the account needs it.
+        Move::Reopen => (
+            "state = 'queued', attempt = 0, alone = 0, run_at = {now}, started_at = NULL, finished_at = NULL",
+            "state = 'failed' AND batch_id IS NOT NULL",
+            vec![],
         ),
     }
 }

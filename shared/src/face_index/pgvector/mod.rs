@@ -79,15 +79,14 @@ impl PgvectorFaceIndex {
         k: usize,
     ) -> Result<Vec<Hit>, FaceIndexError> {
         let mut limit = k.saturating_mul(FACES_PER_PERSON).max(1);
+        let here = templates_of(gallery);
         loop {
             let sql = format!(
                 "SELECT template_of AS person_id, face_id, vector <#> $1 AS negative_score FROM embeddings
-                 WHERE pipeline = $2 AND collection_id = $3 AND template_of IS NOT NULL
-                 ORDER BY negative_score, face_id LIMIT {limit}"
+                 WHERE {here} ORDER BY negative_score, face_id LIMIT {limit}"
             );
             let vector = embeddings::to_value(&self.db.read, query);
-            let values = [vector, gallery.pipeline.as_str().into(), gallery.collection.into()];
-            let near = Near::find_by_statement(statement(&self.db.read, &sql, values)).all(&self.db.read).await?;
+            let near = Near::find_by_statement(statement(&self.db.read, &sql, [vector])).all(&self.db.read).await?;
             let is_all = near.len() < limit;
             let hits = best_persons(near, k);
             if hits.len() >= k || is_all {
@@ -107,12 +106,7 @@ impl PgvectorFaceIndex {
     ) -> Result<Vec<Hit>, DbErr> {
         let limit = k.saturating_mul(FACES_PER_PERSON).clamp(MIN_EF_SEARCH, MAX_EF_SEARCH);
         let dimension = query.dimension();
-        // Literals: the planner must see that the condition is the partial index's own.
-        let here = format!(
-            "pipeline = {} AND collection_id = '{}' AND template_of IS NOT NULL",
-            literal(&gallery.pipeline),
-            gallery.collection
-        );
+        let here = templates_of(gallery);
         let part = |face: &str| {
             format!(
                 "(SELECT template_of AS person_id, face_id, vector::vector({dimension}) <#> $1::vector({dimension}) AS negative_score
@@ -143,11 +137,12 @@ impl PgvectorFaceIndex {
         {
             return Ok(size);
         }
-        let sql = "SELECT count(*) AS persons, COALESCE(sum(n), 0)::bigint AS faces FROM (
-            SELECT count(*) AS n FROM embeddings
-            WHERE pipeline = $1 AND collection_id = $2 AND template_of IS NOT NULL GROUP BY template_of) AS p";
-        let values = [gallery.pipeline.as_str().into(), gallery.collection.into()];
-        let row = Row::find_by_statement(statement(&self.db.read, sql, values)).one(&self.db.read).await?;
+        let sql = format!(
+            "SELECT count(*) AS persons, COALESCE(sum(n), 0)::bigint AS faces FROM (
+                SELECT count(*) AS n FROM embeddings WHERE {} GROUP BY template_of) AS p",
+            templates_of(gallery)
+        );
+        let row = Row::find_by_statement(statement(&self.db.read, &sql, [])).one(&self.db.read).await?;
         let row = row.unwrap_or(Row { persons: 0, faces: 0 });
         let to_usize = |n: i64| usize::try_from(n).unwrap_or_default();
         let size = GallerySize { persons: to_usize(row.persons), faces: to_usize(row.faces) };
@@ -156,6 +151,16 @@ impl PgvectorFaceIndex {
         sizes.insert(gallery.clone(), (size, Instant::now()));
         Ok(size)
     }
+}
+
+/// The condition of a gallery's templates, in literals: the planner must see how large this collection is, where a plan
+/// for any collection would scan all of them, and that the condition is the partial index's own.
+fn templates_of(gallery: &Gallery) -> String {
+    format!(
+        "pipeline = {} AND collection_id = '{}' AND template_of IS NOT NULL",
+        literal(&gallery.pipeline),
+        gallery.collection
+    )
 }
 
 /// The first face of each person, best first.
