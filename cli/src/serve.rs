@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use worker::assets::Assets;
 use worker::context::{Engines, Pulse, WorkerContext};
 use worker::inference::EngineOptions;
+use worker::stages::Stages;
 
 #[derive(clap::Args)]
 pub(crate) struct ServeArgs {
@@ -106,6 +107,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         face_index: Arc::new(ExactFaceIndex::new(db.clone())),
         finished: finished.clone(),
         engines: Arc::clone(&engines),
+        stages: Stages::configured(&config.worker),
         pulse: Pulse::new(),
     };
     let database = db.clone();

@@ -54,7 +54,7 @@ pub enum AnalysisError {
 
 /// Decodes the bytes, finds the faces and makes their vectors.
 pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> Result<Analysis, AnalysisError> {
-    let picture = Arc::new(tokio::task::spawn_blocking(move || decode(&bytes, &limits)).await??);
+    let picture = Arc::new(engine.on_core(move || decode(&bytes, &limits)).await??);
     let found = find_faces(engine, &engine.pipeline().detector, &picture).await?;
     failpoint("mid_inference");
     let faces = embed_faces(engine, &picture, found).await?;
@@ -68,7 +68,7 @@ pub async fn find_faces(
     picture: &Arc<Picture>,
 ) -> Result<Vec<Detection>, AnalysisError> {
     let (shown, settings) = (Arc::clone(picture), detector.clone());
-    let [main, small] = tokio::task::spawn_blocking(move || detect::passes(&shown, &settings)).await?;
+    let [main, small] = engine.on_core(move || detect::passes(&shown, &settings)).await?;
     let run = |pass: Pass| async move { Ok::<_, InferenceError>((pass.view, engine.detect(pass.input).await?)) };
     let (main, small) = tokio::try_join!(run(main), run(small))?;
     Ok(detect::merge(detector, [(main.0, &main.1), (small.0, &small.1)])?)
@@ -81,10 +81,9 @@ pub async fn embed_faces(
     detections: Vec<Detection>,
 ) -> Result<Vec<AnalysedFace>, AnalysisError> {
     let (shown, settings) = (Arc::clone(picture), engine.clone());
-    let crops = tokio::task::spawn_blocking(move || {
-        detections.into_iter().filter_map(|d| crop(&settings, &shown, d)).collect::<Vec<_>>()
-    })
-    .await?;
+    let crops = engine
+        .on_core(move || detections.into_iter().filter_map(|d| crop(&settings, &shown, d)).collect::<Vec<_>>())
+        .await?;
     let vectors = try_join_all(crops.into_iter().map(|(detection, quality, input)| async move {
         let values = engine.embed(input).await?;
         Ok::<_, InferenceError>((detection, quality, Embedding::normalised(values)))

@@ -19,6 +19,7 @@ use crate::assets::Assets;
 use crate::context::{Engines, Pulse, WorkerContext};
 use crate::inference::EngineOptions;
 use crate::probes;
+use crate::stages::Stages;
 
 /// The consumer looks for work at least every few seconds, unless all its slots are taken by jobs, which end by their
 /// timeout; this much later it stands still.
@@ -94,6 +95,7 @@ async fn context(
         face_index: Arc::new(PgvectorFaceIndex::new(backends.db.clone(), config.face_index.hnsw_from)),
         finished: backends.finished.clone(),
         engines,
+        stages: Stages::configured(&config.worker),
         pulse: Pulse::new(),
     })
 }

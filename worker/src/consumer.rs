@@ -1,56 +1,69 @@
-//! Takes deliveries: interactive ones first, but never only those.
+//! Takes deliveries of both lanes, each on its own: what a batch is doing never keeps an interactive job from beginning.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use shared::dispatch::CHUNK;
 use shared::job::Lane;
-use shared::queue::{Delivery, QueueError};
-use tokio::sync::Semaphore;
+use shared::queue::QueueError;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::context::WorkerContext;
 use crate::runner::{Solitude, handle};
 use crate::stop::Stop;
 
-/// Of so many deliveries in a row the last is a bulk one, if there is any: bulk keeps moving under any load.
-const BULK_TURN: u32 = 8;
-/// How long to wait for a delivery before looking around.
+/// Bulk jobs that are claimed at once: while one message ends, the next one is under way.
+const BULK_JOBS: usize = 2 * CHUNK;
+/// How long to wait for a delivery, or for room to take one, before looking around.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Pause after the queue failed to give anything.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// Works on up to the configured number of deliveries at once until `stop`, then waits for those that run.
+/// Works on deliveries until `stop`, then waits for those that run.
 pub async fn run(ctx: WorkerContext, stop: Stop) -> Result<(), QueueError> {
-    let slots = Arc::new(Semaphore::new(ctx.config.worker.concurrency()));
     let solitude = Solitude::default();
+    let (interactive, bulk) =
+        tokio::join!(consume(&ctx, Lane::Interactive, &solitude, &stop), consume(&ctx, Lane::Bulk, &solitude, &stop),);
+    interactive.and(bulk)
+}
+
+async fn consume(ctx: &WorkerContext, lane: Lane, solitude: &Solitude, stop: &Stop) -> Result<(), QueueError> {
+    // The jobs that a message may hold, and how many may be claimed at once.
+    let (message_jobs, room) = match lane {
+        Lane::Interactive => (1, ctx.config.worker.concurrency()),
+        Lane::Bulk => (CHUNK, BULK_JOBS),
+    };
+    let slots = Arc::new(Semaphore::new(room));
     let mut running = JoinSet::new();
-    let mut turn = 0;
     let ended = loop {
         while running.try_join_next().is_some() {}
-        ctx.pulse.beat();
-        let slot = tokio::select! {
+        ctx.pulse.beat(lane);
+        // Taken only when there is room for its jobs: what waits here waits for other workers too.
+        let free = tokio::select! {
             () = stop.asked() => break Ok(()),
-            slot = Arc::clone(&slots).acquire_owned() => slot,
+            free = tokio::time::timeout(RECEIVE_TIMEOUT, acquire(&slots, message_jobs)) => free,
         };
+        let Ok(Ok(mut free)) = free else { continue };
         let delivery = tokio::select! {
             () = stop.asked() => break Ok(()),
-            delivery = next(&ctx, turn) => delivery,
+            delivery = ctx.queue.receive(lane, RECEIVE_TIMEOUT) => delivery,
         };
         match delivery {
             Ok(Some(delivery)) => {
-                turn = if delivery.message().lane == Lane::Bulk { 0 } else { turn + 1 };
-                let (ctx, solitude, stop) = (ctx.clone(), Arc::clone(&solitude), stop.clone());
+                let unused = message_jobs.saturating_sub(delivery.message().jobs.len());
+                drop(free.split(unused));
+                let (ctx, solitude, stop) = (ctx.clone(), Arc::clone(solitude), stop.clone());
                 running.spawn(async move {
                     handle(&ctx, delivery, &solitude, &stop).await;
-                    drop(slot);
+                    drop(free);
                 });
             }
             Ok(None) => {}
             Err(QueueError::Closed) if stop.is_asked() => break Ok(()),
             Err(error @ QueueError::Closed) => break Err(error),
             Err(error) => {
-                tracing::warn!(%error, "receive from the queue");
+                tracing::warn!(%error, ?lane, "receive from the queue");
                 tokio::time::sleep(AFTER_FAILURE).await;
             }
         }
@@ -59,12 +72,6 @@ pub async fn run(ctx: WorkerContext, stop: Stop) -> Result<(), QueueError> {
     ended
 }
 
-async fn next(ctx: &WorkerContext, turn: u32) -> Result<Option<Box<dyn Delivery>>, QueueError> {
-    let first = if turn + 1 >= BULK_TURN { Lane::Bulk } else { Lane::Interactive };
-    let second = if first == Lane::Bulk { Lane::Interactive } else { Lane::Bulk };
-    tokio::select! {
-        biased;
-        delivery = ctx.queue.receive(first, RECEIVE_TIMEOUT) => delivery,
-        delivery = ctx.queue.receive(second, RECEIVE_TIMEOUT) => delivery,
-    }
+async fn acquire(slots: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, AcquireError> {
+    Arc::clone(slots).acquire_many_owned(u32::try_from(count).unwrap_or(u32::MAX)).await
 }

@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::db::Db;
+use shared::db::entity::job::Model as Job;
 use shared::face_index::FaceIndex;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
+use shared::job::Lane;
 use shared::objects::{ImportRoots, ObjectStore};
 use shared::queue::JobQueue;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::assets::Assets;
 use crate::inference::{Engine, EngineError, EngineOptions};
+use crate::stages::Stages;
 use crate::vision::decode::DecodeLimits;
 
 /// What every job of a worker shares; cheap to clone.
@@ -38,15 +41,17 @@ pub struct WorkerContext {
     pub finished: FinishedJobs,
     /// The models.
     pub engines: Arc<Engines>,
+    /// Room for pictures.
+    pub stages: Stages,
     /// When the consumer last looked for work.
     pub pulse: Pulse,
 }
 
-/// A sign of life: a task that beats it can be seen to stand still from outside.
+/// A sign of life of each lane's consumer: one that stands still can be seen from outside.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     began: Instant,
-    last_ms: Arc<AtomicU64>,
+    last_ms: Arc<[AtomicU64; 2]>,
 }
 
 impl Pulse {
@@ -56,19 +61,29 @@ impl Pulse {
         Self { began: Instant::now(), last_ms: Arc::default() }
     }
 
-    /// Says that the task goes on.
+    /// Says that a lane's consumer goes on.
     #[expect(clippy::cast_possible_truncation, reason = "2^64 ms are long over")]
-    pub fn beat(&self) {
-        self.last_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+    pub fn beat(&self, lane: Lane) {
+        let last = match lane {
+            Lane::Interactive => &self.last_ms[0],
+            Lane::Bulk => &self.last_ms[1],
+        };
+        last.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// How long ago the last beat was.
+    /// How long ago the consumer that stands still longer beat last.
     pub fn age(&self) -> Duration {
-        self.began.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+        let first = self.last_ms.iter().map(|last| last.load(Ordering::Relaxed)).min().unwrap_or_default();
+        self.began.elapsed().saturating_sub(Duration::from_millis(first))
     }
 }
 
 impl WorkerContext {
+    /// The models that the job is pinned to.
+    pub(crate) async fn engine(&self, job: &Job) -> Result<Engine, EnginesError> {
+        Ok(self.engines.get(&job.pipeline).await?.sharing(self.stages.cores.clone(), job.lane))
+    }
+
     /// What a picture may cost at most.
     pub fn decode_limits(&self) -> DecodeLimits {
         let vision = &self.config.vision;

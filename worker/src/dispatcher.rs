@@ -1,9 +1,11 @@
 //! Dispatches what nobody announced: retries that are due, jobs of a full queue, jobs of a process that died, and after
 //! the queue has lost its messages all that they stood for.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sea_orm::DbErr;
+use sea_orm::prelude::Uuid;
 use shared::db::jobs::outbox::{self, DueJob};
 use shared::dispatch::dispatch;
 use shared::ids::EpochId;
@@ -20,13 +22,16 @@ const BUSY_POLL: Duration = Duration::from_millis(50);
 /// How often the queue is asked whether it still holds what was published.
 const EPOCH_POLL: Duration = Duration::from_secs(5);
 /// Jobs of one round: a slow broker must not keep a leader from renewing its role.
-const ROUND: u64 = 1000;
+const ROUND: u64 = 1024;
+/// Sources that have a turn in one round.
+const SOURCES: u64 = 64;
 
 /// Looks for due jobs until `stop`.
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
     let mut leadership = Leadership::new(ctx.db.clone(), "dispatcher");
     let mut epoch_due = Instant::now();
+    let mut turns = Turns::new();
     loop {
         let mut pause = poll;
         if leadership.held().await {
@@ -35,7 +40,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
                 epoch_due = Instant::now() + EPOCH_POLL;
             }
             for lane in [Lane::Interactive, Lane::Bulk] {
-                match round(&ctx, lane).await {
+                match round(&ctx, lane, &mut turns).await {
                     Ok(Round::More) => pause = pause.min(BUSY_POLL),
                     Ok(Round::Done) => {}
                     Err(error) => tracing::warn!(%error, ?lane, "dispatch due jobs"),
@@ -55,19 +60,26 @@ enum Round {
     More,
 }
 
-/// Fills the lane's queues up to their capacity, each pipeline's on its own: one that no worker takes must not keep others
-/// from moving.
-async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
+/// Which source of a lane and pipeline had the last turn.
+type Turns = HashMap<(Lane, String), Uuid>;
+
+/// Fills the lane's queues up to what may wait in them, each pipeline's on its own: one that no worker takes must not keep
+/// others from moving.
+async fn round(ctx: &WorkerContext, lane: Lane, turns: &mut Turns) -> Result<Round, DbErr> {
+    let window = match lane {
+        Lane::Interactive => ctx.config.queue.capacity,
+        Lane::Bulk => ctx.config.queue.bulk_window,
+    };
     let mut round = Round::Done;
     let (mut waiting, mut oldest) = (0, Duration::ZERO);
     for pipeline in outbox::pipelines(&ctx.db, lane).await? {
         let dispatched = u64::try_from(outbox::dispatched(&ctx.db, lane, &pipeline).await?).unwrap_or_default();
-        let room = u64::from(ctx.config.queue.capacity).saturating_sub(dispatched).min(ROUND);
+        let room = u64::from(window).saturating_sub(dispatched).min(ROUND);
         if room == 0 {
             round = Round::More;
             continue;
         }
-        let due = outbox::due(&ctx.db, lane, &pipeline, room).await?;
+        let due = in_turn(ctx, lane, &pipeline, room, turns).await?;
         waiting += due.len();
         oldest = due.iter().map(DueJob::overdue).fold(oldest, Duration::max);
         let taken = dispatch(&ctx.db, &*ctx.queue, &due).await?;
@@ -75,12 +87,39 @@ async fn round(ctx: &WorkerContext, lane: Lane) -> Result<Round, DbErr> {
             tracing::debug!(?lane, pipeline, jobs = taken, "dispatched");
         }
         // What the queue refused is tried at the next poll: to hammer a sick broker would not heal it.
-        if taken == due.len() && due.len() as u64 == room {
+        if taken == due.len() && !due.is_empty() {
             round = Round::More;
         }
     }
     metrics::outbox(lane, waiting, oldest);
     Ok(round)
+}
+
+/// Up to `room` due jobs, the same number of each source, beginning after the source that had the last turn.
+async fn in_turn(
+    ctx: &WorkerContext,
+    lane: Lane,
+    pipeline: &str,
+    room: u64,
+    turns: &mut Turns,
+) -> Result<Vec<DueJob>, DbErr> {
+    let turn = turns.entry((lane, pipeline.to_owned())).or_default();
+    let mut sources = outbox::sources(&ctx.db, lane, pipeline, Some(*turn), SOURCES).await?;
+    if sources.len() < usize::try_from(SOURCES).unwrap_or(usize::MAX) {
+        let from_the_start = outbox::sources(&ctx.db, lane, pipeline, None, SOURCES).await?;
+        sources.extend(from_the_start.into_iter().filter(|s| s <= turn));
+    }
+    let share = (room / (sources.len() as u64).max(1)).max(1);
+    let mut due = Vec::new();
+    for source in sources {
+        let left = room.saturating_sub(due.len() as u64);
+        if left == 0 {
+            break;
+        }
+        due.extend(outbox::due(&ctx.db, lane, pipeline, source, share.min(left)).await?);
+        *turn = source;
+    }
+    Ok(due)
 }
 
 /// Notices that the queue has lost its messages, and has them all sent again.

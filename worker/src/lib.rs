@@ -2,6 +2,7 @@
 //!
 //! - [`run()`] starts the tasks and ends them; [`context`] is what every job may touch
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
+//! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
@@ -11,6 +12,7 @@ pub mod assets;
 pub mod command;
 pub mod consumer;
 pub mod context;
+pub mod cores;
 pub mod dead_letters;
 pub mod dispatcher;
 pub mod inference;
@@ -22,6 +24,7 @@ mod retry;
 mod run;
 pub mod runner;
 mod settle;
+pub mod stages;
 mod stop;
 pub mod sweeper;
 #[cfg(any(test, feature = "testing"))]

@@ -1,5 +1,6 @@
 //! One delivery through claim and work; `settle` writes how each attempt ended.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +14,14 @@ use shared::ids::{ClaimId, JobId};
 use shared::job::Problem;
 use shared::queue::{Delivery, Message};
 use shared::telemetry::metrics;
-use shared::telemetry::trace::TraceContext;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::task::{self, AbortHandle, JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument as _;
 
 use crate::context::WorkerContext;
 use crate::jobs::{self, JobError};
-use crate::settle::{End, Outage, settle};
+use crate::settle::{End, Ended, Outage, settle, span};
 use crate::stop::Stop;
 
 /// Jobs that have ended their process before run while nothing else does.
@@ -28,6 +29,11 @@ pub type Solitude = Arc<RwLock<()>>;
 
 /// The level of `jobs.alone` at which a job runs with nothing else in the process.
 const ALONE_IN_PROCESS: i32 = 2;
+
+/// Ends of attempts that are recorded together at most.
+const GROUP: usize = 16;
+/// How long the first of them waits for others.
+const RECORD_WITHIN: Duration = Duration::from_millis(200);
 
 /// Who may run beside this delivery's jobs, for as long as it is held.
 enum Turn<'a> {
@@ -87,33 +93,140 @@ async fn work(ctx: &WorkerContext, message: &Message, stop: &Stop) -> Result<(),
         return Ok(());
     };
     failpoint("after_claim");
-    let mut beat = tokio::time::interval(Duration::from_secs_f64(ctx.config.worker.heartbeat_s));
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat.reset();
-    let mut jobs = jobs.into_iter();
-    while let Some(job) = jobs.next() {
-        if job.job.attempt == 1 {
-            metrics::job_started(job.job.lane, waited(&job));
+    for claimed in &jobs {
+        if claimed.job.attempt == 1 {
+            metrics::job_started(claimed.job.lane, waited(claimed));
         }
-        let began = Instant::now();
-        let end = tokio::select! {
-            end = attempt(ctx, &job).instrument(span(&job)) => end,
-            end = interrupted(ctx, id, job.job.id, &mut beat) => end,
-            () = stop.over() => End::Stopping,
-        };
-        if matches!(end, End::Lost) {
-            metrics::stale_write_refused();
-            tracing::warn!(job.id = %job.job.id, "the claim was taken away, nothing is written");
+    }
+    Attempts::begin(ctx, id, jobs).run_to_the_end(stop).await
+}
+
+/// The attempts of one claim, all under way at once; `stages` says how far each may go.
+struct Attempts<'a> {
+    ctx: &'a WorkerContext,
+    claim: ClaimId,
+    tasks: JoinSet<(End, Duration)>,
+    running: HashMap<task::Id, (Arc<ClaimedJob>, AbortHandle)>,
+    /// What has ended and is not recorded.
+    ended: Vec<Ended>,
+    /// When the first of these has to be recorded.
+    record_by: Instant,
+}
+
+/// What a look at the claim or at the clock says.
+enum Next {
+    GoOn,
+    /// The claim was taken away.
+    Lost,
+    /// The grace period is over.
+    Stopping,
+}
+
+impl<'a> Attempts<'a> {
+    fn begin(ctx: &'a WorkerContext, claim: ClaimId, jobs: Vec<ClaimedJob>) -> Self {
+        let mut tasks = JoinSet::new();
+        let mut running = HashMap::new();
+        for claimed in jobs {
+            let (ctx, claimed) = (ctx.clone(), Arc::new(claimed));
+            let (job, span) = (Arc::clone(&claimed), span(&claimed));
+            let began = Instant::now();
+            let handle = tasks.spawn(async move { (attempt(&ctx, &job).await, began.elapsed()) }.instrument(span));
+            running.insert(handle.id(), (claimed, handle));
+        }
+        Self { ctx, claim, tasks, running, ended: Vec::new(), record_by: Instant::now() }
+    }
+
+    async fn run_to_the_end(mut self, stop: &Stop) -> Result<(), DbErr> {
+        let mut beat = tokio::time::interval(Duration::from_secs_f64(self.ctx.config.worker.heartbeat_s));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beat.reset();
+        while !self.running.is_empty() || !self.ended.is_empty() {
+            let next = tokio::select! {
+                biased;
+                () = stop.over() => Next::Stopping,
+                _ = beat.tick() => self.renew().await,
+                Some(joined) = self.tasks.join_next_with_id() => self.take(joined),
+                () = tokio::time::sleep_until(self.record_by), if !self.ended.is_empty() => Next::GoOn,
+            };
+            match next {
+                Next::Lost => {
+                    metrics::stale_write_refused();
+                    let jobs = self.running.len() + self.ended.len();
+                    tracing::warn!(jobs, "the claim was taken away, nothing is written");
+                    return Ok(());
+                }
+                Next::Stopping => return self.give_back(stop).await,
+                Next::GoOn => {}
+            }
+            let is_due = self.running.is_empty() || self.ended.len() >= GROUP || Instant::now() >= self.record_by;
+            if !self.ended.is_empty() && is_due {
+                settle(self.ctx, self.claim, &std::mem::take(&mut self.ended), stop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the attempt that ended, and those that did so meanwhile.
+    fn take(&mut self, joined: Result<(task::Id, (End, Duration)), JoinError>) -> Next {
+        let mut joined = Some(joined);
+        while let Some(one) = joined.take().or_else(|| self.tasks.try_join_next_with_id()) {
+            let (id, end, run) = match one {
+                Ok((id, (end, run))) => (id, end, run),
+                // One that was cancelled is in `ended` already.
+                Err(error) if error.is_cancelled() => continue,
+                Err(error) => {
+                    let panicked = JobError::Transient(anyhow::anyhow!("the job's task panicked"));
+                    (error.id(), End::Error(panicked), Duration::ZERO)
+                }
+            };
+            if let Some((claimed, _)) = self.running.remove(&id) {
+                self.add(Ended { claimed, end, run });
+            }
+        }
+        Next::GoOn
+    }
+
+    fn add(&mut self, ended: Ended) {
+        if self.ended.is_empty() {
+            self.record_by = Instant::now() + RECORD_WITHIN;
+        }
+        self.ended.push(ended);
+    }
+
+    /// Renews the claim, and ends what clients have cancelled.
+    async fn renew(&mut self) -> Next {
+        match heartbeat(&self.ctx.db, self.claim, self.ctx.config.worker.lease()).await {
+            Ok(Heartbeat::Held(cancelled)) => {
+                let is_cancelled = |c: &ClaimedJob| cancelled.contains(&c.job.id);
+                let gone = self.running.extract_if(|_, (claimed, _)| is_cancelled(claimed)).collect::<Vec<_>>();
+                for (_, (claimed, handle)) in gone {
+                    handle.abort();
+                    self.add(Ended { claimed, end: End::Cancelled, run: Duration::ZERO });
+                }
+                Next::GoOn
+            }
+            Ok(Heartbeat::Lost) => Next::Lost,
+            Err(error) => {
+                // The fence decides at the end whether the claim has outlived the gap.
+                tracing::warn!(%error, "renew a claim");
+                Next::GoOn
+            }
+        }
+    }
+
+    /// Records what has ended and gives the rest back, for another worker.
+    async fn give_back(mut self, stop: &Stop) -> Result<(), DbErr> {
+        self.tasks.abort_all();
+        if !self.ended.is_empty() {
+            settle(self.ctx, self.claim, &std::mem::take(&mut self.ended), stop).await?;
+        }
+        let left: Vec<JobId> = self.running.values().map(|(claimed, _)| claimed.job.id).collect();
+        if left.is_empty() {
             return Ok(());
         }
-        if matches!(end, End::Stopping) {
-            let left: Vec<JobId> = std::iter::once(&job).chain(jobs.as_slice()).map(|j| j.job.id).collect();
-            tracing::info!(jobs = left.len(), "the grace period is over, jobs are given back");
-            return release(&ctx.db, id, &left).await;
-        }
-        settle(ctx, id, &job, &end, began.elapsed(), stop).instrument(span(&job)).await?;
+        tracing::info!(jobs = left.len(), "the grace period is over, jobs are given back");
+        release(&self.ctx.db, self.claim, &left).await
     }
-    Ok(())
 }
 
 /// Runs the job's own code; a panic or a timeout in it is an error of this job only.
@@ -133,28 +246,6 @@ async fn attempt(ctx: &WorkerContext, claimed: &ClaimedJob) -> End {
         Ok(Err(_)) => End::Error(JobError::Transient(anyhow::anyhow!("the job's code panicked"))),
         Err(_) => End::Error(JobError::Transient(anyhow::anyhow!("no answer within {} s", limit.as_secs_f64()))),
     }
-}
-
-/// Renews the claim until a client cancels the job or the claim is gone.
-async fn interrupted(ctx: &WorkerContext, claim: ClaimId, job: JobId, beat: &mut Interval) -> End {
-    loop {
-        beat.tick().await;
-        match heartbeat(&ctx.db, claim, ctx.config.worker.lease()).await {
-            Ok(Heartbeat::Held(cancelled)) if cancelled.contains(&job) => return End::Cancelled,
-            Ok(Heartbeat::Held(_)) => {}
-            Ok(Heartbeat::Lost) => return End::Lost,
-            // The fence decides at the end whether the claim has outlived the gap.
-            Err(error) => tracing::warn!(%error, "renew a claim"),
-        }
-    }
-}
-
-/// The span of an attempt: all that is logged in it shows which request it answers.
-fn span(claimed: &ClaimedJob) -> tracing::Span {
-    let job = &claimed.job;
-    let trace = job.traceparent.as_deref().and_then(TraceContext::parse);
-    let trace = trace.as_ref().map(TraceContext::trace_id);
-    tracing::info_span!("job", job.id = %job.id, job.kind = job.kind.as_str(), attempt = job.attempt, trace.id = trace)
 }
 
 /// From the job's creation to its first attempt, by the database's clock.

@@ -1,20 +1,25 @@
 //! How the end of an attempt is written: its results, a retry, or that it is given up. Through an outage of the database
 //! too: work that is done is not done twice for that.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::DbErr;
+use sea_orm::{DatabaseTransaction, DbErr};
+use shared::db::batches::deltas;
+use shared::db::entity::job::Model as Job;
 use shared::db::jobs::claims::{ClaimedJob, heartbeat};
-use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, finish, retry};
+use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, fences, finish, finish_all, retry};
 use shared::db::{is_deadlock, is_outage};
 use shared::failpoints::failpoint;
-use shared::ids::ClaimId;
+use shared::ids::{BatchId, ClaimId, JobId};
 use shared::job::{JobState, Problem};
 use shared::telemetry::metrics;
+use shared::telemetry::trace::TraceContext;
 use tokio::time::Instant;
 
 use crate::context::WorkerContext;
-use crate::jobs::{Done, JobError};
+use crate::jobs::{self, Done, JobError};
 use crate::retry as backoff;
 use crate::stop::Stop;
 
@@ -23,15 +28,20 @@ use crate::stop::Stop;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How an attempt ended.
+#[derive(Debug)]
 pub(crate) enum End {
     Done(Done),
     Error(JobError),
     /// A client no longer wants the job.
     Cancelled,
-    /// The claim was taken away.
-    Lost,
-    /// The worker stops and the grace period is over.
-    Stopping,
+}
+
+/// An attempt that ended and is to be written.
+pub(crate) struct Ended {
+    pub(crate) claimed: Arc<ClaimedJob>,
+    pub(crate) end: End,
+    /// How long it took.
+    pub(crate) run: Duration,
 }
 
 /// What became of a job when its attempt was written.
@@ -69,91 +79,163 @@ impl Outage {
     }
 }
 
-/// Records how the attempt that took `run` ended.
-pub(crate) async fn settle(
-    ctx: &WorkerContext,
-    claim: ClaimId,
-    claimed: &ClaimedJob,
-    end: &End,
-    run: Duration,
-    stop: &Stop,
-) -> Result<(), DbErr> {
-    let mut outage = Outage::new();
-    let written = loop {
-        match write(ctx, claim, claimed, end).await {
-            Ok(written) => break written,
-            Err(error) if outage.wait(ctx, &error, stop).await => {
-                // Once the database is back the claim must not look dead. Whether it still stands the fence decides.
-                let _ = heartbeat(&ctx.db, claim, ctx.config.worker.lease()).await;
-            }
-            Err(error) => return Err(error),
-        }
+/// Records how attempts of one claim ended: together where that is possible, else each by itself, so that what is wrong
+/// with one of them costs the others nothing.
+pub(crate) async fn settle(ctx: &WorkerContext, claim: ClaimId, ended: &[Ended], stop: &Stop) -> Result<(), DbErr> {
+    // What is tried again, or may be rejected by its rows, has a transaction of its own.
+    let by_itself = |ended: &&Ended| match &ended.end {
+        End::Error(JobError::Transient(_)) => true,
+        End::Done(done) => done.may_be_rejected(),
+        _ => false,
     };
-    let job = &claimed.job;
-    match written {
-        Written::Ended(state) => {
-            failpoint("after_commit");
-            let duration_ms = run.as_secs_f64() * 1e3;
-            let (kind, state_name) = (job.kind.as_str(), state.as_str());
-            tracing::info!(job.id = %job.id, job.kind = kind, collection.id = %job.collection_id, attempt = job.attempt, state = state_name, duration_ms, "job ended");
-            metrics::job_ended(job.kind, job.lane, state, run);
-            ctx.finished.announce(job.id);
+    let (single, together): (Vec<&Ended>, Vec<&Ended>) = ended.iter().partition(by_itself);
+    if together.len() > 1 {
+        match write_through_outages(ctx, claim, &together, stop).await {
+            Ok(written) => report(ctx, &together, &written),
+            Err(error) if is_outage(&error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, jobs = together.len(), "record results together; each is recorded by itself");
+                for ended in &together {
+                    settle_one(ctx, claim, ended, stop).await?;
+                }
+            }
         }
-        Written::Requeued => metrics::attempt_failed(job.kind),
-        Written::Nothing => {
-            metrics::stale_write_refused();
-            tracing::warn!(job.id = %job.id, "the claim was taken away, nothing is written");
-        }
+    } else if let Some(ended) = together.first() {
+        settle_one(ctx, claim, ended, stop).await?;
+    }
+    for ended in single {
+        settle_one(ctx, claim, ended, stop).await?;
     }
     Ok(())
 }
 
-async fn write(ctx: &WorkerContext, claim: ClaimId, claimed: &ClaimedJob, end: &End) -> Result<Written, DbErr> {
-    match end {
-        End::Done(done) => match record(ctx, claim, claimed, done).await {
-            Ok(written) => Ok(written),
-            Err(error) if is_outage(&error) || is_deadlock(&error) => Err(error),
-            Err(error) => {
-                let error = anyhow::Error::new(error).context("record the result");
-                try_again(ctx, claim, claimed, &error).await
-            }
-        },
-        End::Error(JobError::Rejected(problem)) => {
-            conclude(ctx, claim, claimed, Outcome::Rejected(problem.clone())).await
+async fn settle_one(ctx: &WorkerContext, claim: ClaimId, ended: &Ended, stop: &Stop) -> Result<(), DbErr> {
+    let one = [ended];
+    let written = match write_through_outages(ctx, claim, &one, stop).await {
+        Err(error) if !is_outage(&error) && matches!(ended.end, End::Done(_)) => {
+            let error = anyhow::Error::new(error).context("record the result");
+            vec![try_again(ctx, claim, &ended.claimed, &error).await?]
         }
-        End::Error(JobError::Failed(problem)) => conclude(ctx, claim, claimed, Outcome::Failed(problem.clone())).await,
-        End::Error(JobError::Transient(error)) => try_again(ctx, claim, claimed, error).await,
-        End::Cancelled => conclude(ctx, claim, claimed, Outcome::Cancelled).await,
-        End::Lost | End::Stopping => Ok(Written::Nothing),
+        written => written?,
+    };
+    report(ctx, &one, &written);
+    Ok(())
+}
+
+async fn write_through_outages(
+    ctx: &WorkerContext,
+    claim: ClaimId,
+    ended: &[&Ended],
+    stop: &Stop,
+) -> Result<Vec<Written>, DbErr> {
+    let mut outage = Outage::new();
+    loop {
+        match write(ctx, claim, ended).await {
+            Err(error) if outage.wait(ctx, &error, stop).await => {
+                // Once the database is back the claim must not look dead. Whether it still stands the fence decides.
+                let _ = heartbeat(&ctx.db, claim, ctx.config.worker.lease()).await;
+            }
+            written => return written,
+        }
     }
 }
 
-/// Writes the result rows and the end of the job in one transaction.
-async fn record(ctx: &WorkerContext, claim: ClaimId, claimed: &ClaimedJob, done: &Done) -> Result<Written, DbErr> {
-    let job = &claimed.job;
+/// Writes the ends in one transaction, with the result rows of those that have any. One that is to be tried again, or
+/// that has to roll back what it wrote, comes alone.
+async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<Vec<Written>, DbErr> {
+    if let [Ended { claimed, end: End::Error(JobError::Transient(error)), .. }] = ended {
+        return Ok(vec![try_again(ctx, claim, claimed, error).await?]);
+    }
     let txn = ctx.db.begin().await?;
-    match fence(&txn, claim, job.id).await? {
-        Fence::Lost => return Ok(Written::Nothing),
-        Fence::Cancelled => {
-            txn.rollback().await?;
-            return conclude(ctx, claim, claimed, Outcome::Cancelled).await;
-        }
-        Fence::Held => {}
+    let ids: Vec<JobId> = ended.iter().map(|e| e.claimed.job.id).collect();
+    let fences = fences(&txn, claim, &ids).await?;
+    let fence = |ended: &Ended| fences.get(&ended.claimed.job.id).copied().unwrap_or(Fence::Lost);
+    let held = ended.iter().filter(|e| fence(e) == Fence::Held);
+    let done: Vec<_> = held
+        .filter_map(|e| match &e.end {
+            End::Done(done) => Some((&e.claimed.job, done)),
+            _ => None,
+        })
+        .collect();
+    let results = jobs::record(&txn, &done).await?;
+    if let [Err(problem)] = results.as_slice() {
+        // The rows written so far go, the rejection stays.
+        txn.rollback().await?;
+        return Ok(vec![conclude(ctx, claim, &ended[0].claimed, Outcome::Rejected(problem.clone())).await?]);
     }
-    let outcome = match done.record(&txn, job).await? {
-        Ok(answer) => Outcome::Succeeded(answer),
-        Err(problem) => {
-            // What only the database could tell: the rows written so far go, the rejection stays.
-            txn.rollback().await?;
-            return conclude(ctx, claim, claimed, Outcome::Rejected(problem)).await;
-        }
-    };
-    if !finish(&txn, claim, job.id, &outcome).await? {
-        return Ok(Written::Nothing);
-    }
+    append_faces(&txn, &done).await?;
+    let mut results = results.into_iter();
+    let outcomes: Vec<(JobId, Outcome)> = ended
+        .iter()
+        .filter_map(|e| {
+            let outcome = match (fence(e), &e.end) {
+                (Fence::Lost, _) => return None,
+                // A client that cancelled gets that answer, whatever else the attempt came to.
+                (Fence::Cancelled, _) | (_, End::Cancelled) => Outcome::Cancelled,
+                (Fence::Held, End::Done(_)) => match results.next()? {
+                    Ok(answer) => Outcome::Succeeded(answer),
+                    Err(problem) => Outcome::Rejected(problem),
+                },
+                (Fence::Held, End::Error(JobError::Rejected(problem))) => Outcome::Rejected(problem.clone()),
+                (Fence::Held, End::Error(JobError::Failed(problem))) => Outcome::Failed(problem.clone()),
+                (Fence::Held, End::Error(JobError::Transient(_))) => return None,
+            };
+            Some((e.claimed.job.id, outcome))
+        })
+        .collect();
+    let finished = finish_all(&txn, claim, &outcomes.iter().map(|(id, o)| (*id, o)).collect::<Vec<_>>()).await?;
     failpoint("before_commit");
     txn.commit().await?;
-    Ok(Written::Ended(JobState::Succeeded))
+    let state = |id: &JobId| outcomes.iter().find(|(job, _)| job == id).map(|(_, outcome)| outcome.state());
+    let written = |id: &JobId| state(id).filter(|_| finished.contains(id)).map_or(Written::Nothing, Written::Ended);
+    Ok(ids.iter().map(written).collect())
+}
+
+/// Adds the faces that were found to the accounts of their jobs' batches.
+async fn append_faces(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result<(), DbErr> {
+    let mut faces: BTreeMap<BatchId, usize> = BTreeMap::new();
+    for (job, done) in done {
+        if let Some(batch) = job.batch_id {
+            *faces.entry(batch).or_default() += done.faces();
+        }
+    }
+    for (batch, faces) in faces {
+        deltas::append_faces(txn, batch, faces).await?;
+    }
+    Ok(())
+}
+
+/// Tells of what was written: the log, the metrics, and whoever waits.
+fn report(ctx: &WorkerContext, ended: &[&Ended], written: &[Written]) {
+    if written.iter().any(|w| matches!(w, Written::Ended(_))) {
+        failpoint("after_commit");
+    }
+    for (Ended { claimed, run, .. }, written) in ended.iter().zip(written) {
+        let job = &claimed.job;
+        let _span = span(claimed).entered();
+        match written {
+            Written::Ended(state) => {
+                let duration_ms = run.as_secs_f64() * 1e3;
+                let (kind, state_name) = (job.kind.as_str(), state.as_str());
+                tracing::info!(job.id = %job.id, job.kind = kind, collection.id = %job.collection_id, attempt = job.attempt, state = state_name, duration_ms, "job ended");
+                metrics::job_ended(job.kind, job.lane, *state, *run);
+                ctx.finished.announce(job.id);
+            }
+            Written::Requeued => metrics::attempt_failed(job.kind),
+            Written::Nothing => {
+                metrics::stale_write_refused();
+                tracing::warn!(job.id = %job.id, "the claim was taken away, nothing is written");
+            }
+        }
+    }
+}
+
+/// The span of an attempt: all that is logged in it shows which request it answers.
+pub(crate) fn span(claimed: &ClaimedJob) -> tracing::Span {
+    let job = &claimed.job;
+    let trace = job.traceparent.as_deref().and_then(TraceContext::parse);
+    let trace = trace.as_ref().map(TraceContext::trace_id);
+    tracing::info_span!("job", job.id = %job.id, job.kind = job.kind.as_str(), attempt = job.attempt, trace.id = trace)
 }
 
 /// Ends the job without results.
@@ -164,7 +246,6 @@ async fn conclude(
     outcome: Outcome,
 ) -> Result<Written, DbErr> {
     let txn = ctx.db.begin().await?;
-    // A client that cancelled gets that answer, whatever else the attempt came to.
     let outcome = match fence(&txn, claim, claimed.job.id).await? {
         Fence::Lost => return Ok(Written::Nothing),
         Fence::Cancelled => Outcome::Cancelled,

@@ -87,7 +87,7 @@ async fn store(
     let name = uuid::Uuid::now_v7().to_string();
     let source =
         ImageSource { sha256: name.clone(), object_key: Some(format!("bench/{name}")), uri: None, fingerprint: None };
-    let image = images::find_or_create(txn, collection, &source, (1000, 1000)).await?.id;
+    let image = images::find_or_create(txn, collection, &source, [1000, 1000]).await?.id;
     let origin = Origin { collection, image, detector_revision: "bench", pipeline: PIPELINE };
     let new: Vec<_> = vectors
         .into_iter()

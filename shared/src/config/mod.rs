@@ -94,6 +94,7 @@ pub struct QueueConfig {
     url: SecretUrl,
     pub namespace: String,
     pub capacity: u32,
+    pub bulk_window: u32,
     pub publish_timeout_s: f64,
 }
 
@@ -317,6 +318,9 @@ impl Config {
         }
         if worker.max_attempts < 1 {
             return invalid("worker.max_attempts", "must be at least 1");
+        }
+        if self.queue.bulk_window < 1 {
+            return invalid("queue.bulk_window", "must be at least 1");
         }
         if self.queue.capacity < 1 {
             return invalid("queue.capacity", "must be at least 1");

@@ -2,8 +2,10 @@
 
 use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult, QueryResult, TryGetError};
+use serde_json::json;
 
 use super::faces::Origin;
+use super::rows::{self, Column, Rows};
 use super::{execute, is_postgres, statement};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
@@ -38,6 +40,27 @@ pub(super) async fn insert(
         ON CONFLICT DO NOTHING";
     let values = [origin.pipeline.into(), face.into(), origin.collection.into(), to_value(txn, embedding)];
     execute(txn, sql, values).await?;
+    Ok(())
+}
+
+/// Stores the vectors of faces that have none.
+pub(super) async fn insert_all(
+    txn: &impl ConnectionTrait,
+    origin: Origin<'_>,
+    vectors: &[(FaceId, &Embedding)],
+) -> Result<(), DbErr> {
+    if vectors.is_empty() {
+        return Ok(());
+    }
+    let row = |(face, vector): &(FaceId, &Embedding)| json!({ "face_id": rows::id(face.0), "vector": rows::vector(txn, vector) });
+    let columns = &[("face_id", Column::Id), ("vector", Column::Vector)];
+    let rows = Rows::new(columns, vectors.iter().map(row).collect());
+    let sql = format!(
+        "INSERT INTO embeddings (pipeline, face_id, collection_id, vector)
+         SELECT $2, r.face_id, $3, r.vector FROM {}",
+        rows.table(txn)
+    );
+    execute(txn, &sql, [rows.value(), origin.pipeline.into(), origin.collection.into()]).await?;
     Ok(())
 }
 

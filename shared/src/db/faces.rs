@@ -2,8 +2,10 @@
 
 use sea_orm::prelude::*;
 use sea_orm::{ActiveValue::Set, FromQueryResult as _, QueryOrder, QuerySelect};
+use serde_json::json;
 
 use super::entity::{face, face_geometry};
+use super::rows::{self, Column, Rows};
 use super::{Db, embeddings, execute, images, now, placeholders, statement, through_deadlocks};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
@@ -155,6 +157,61 @@ pub async fn place(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &[NewFac
         placed.push(face);
     }
     Ok(placed)
+}
+
+/// A face of an image that has none yet, and whose it looks like.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct FirstFace<'a> {
+    pub id: FaceId,
+    pub image: ImageId,
+    pub face: &'a NewFace,
+    pub auto: Option<PersonId>,
+}
+
+/// Stores the first faces of new images; the persons must be held. `origin` says what is the same for all of them, and its
+/// image is not looked at.
+pub async fn insert_first(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &[FirstFace<'_>]) -> Result<(), DbErr> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let face = |new: &FirstFace<'_>| json!({ "id": rows::id(new.id.0), "image_id": rows::id(new.image.0), "person_id": rows::id(new.auto.map(|p| p.0)) });
+    let columns = &[("id", Column::Id), ("image_id", Column::Id), ("person_id", Column::Id)];
+    let rows = Rows::new(columns, new.iter().map(face).collect());
+    let sql = format!(
+        "INSERT INTO faces (id, collection_id, image_id, person_id, assigned_by, created_at)
+         SELECT r.id, $2, r.image_id, r.person_id, CASE WHEN r.person_id IS NOT NULL THEN 'auto' END, {{now}} FROM {}",
+        rows.table(txn)
+    );
+    execute(txn, &sql, [rows.value(), origin.collection.into()]).await?;
+    let rows = Rows::new(&GEOMETRY, new.iter().map(geometry).collect());
+    let sql = format!(
+        "INSERT INTO face_geometry (face_id, detector_revision, x, y, width, height, landmarks, score, quality)
+         SELECT r.face_id, $2, r.x, r.y, r.width, r.height, r.landmarks, r.score, r.quality FROM {}",
+        rows.table(txn)
+    );
+    execute(txn, &sql, [rows.value(), origin.detector_revision.into()]).await?;
+    let vectors = new.iter().filter_map(|new| Some((new.id, new.face.embedding.as_ref()?))).collect::<Vec<_>>();
+    embeddings::insert_all(txn, origin, &vectors).await
+}
+
+const GEOMETRY: [(&str, Column); 8] = [
+    ("face_id", Column::Id),
+    ("x", Column::Real),
+    ("y", Column::Real),
+    ("width", Column::Real),
+    ("height", Column::Real),
+    ("landmarks", Column::Text),
+    ("score", Column::Real),
+    ("quality", Column::Text),
+];
+
+fn geometry(new: &FirstFace<'_>) -> serde_json::Value {
+    let (face, place) = (new.face, new.face.face_box);
+    json!({
+        "face_id": rows::id(new.id.0), "x": place.x, "y": place.y, "width": place.width, "height": place.height,
+        "landmarks": face.landmarks, "score": face.score, "quality": face.quality,
+    })
 }
 
 /// Says whose face it is.

@@ -1,15 +1,19 @@
 //! Queries on images and on which detector revisions have analysed them.
 
-use sea_orm::prelude::*;
-use sea_orm::{FromQueryResult as _, QueryFilter};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::entity::image::{Column, Entity, Model};
+use sea_orm::prelude::*;
+use sea_orm::{FromQueryResult, QueryFilter};
+use serde_json::json;
+
+use super::entity::image::{self, Entity, Model};
+use super::rows::{self, Column, Rows};
 use super::{count, execute, statement};
 use crate::ids::{CollectionId, ImageId};
 
 /// The image of that id in that collection.
 pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: ImageId) -> Result<Option<Model>, DbErr> {
-    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
+    Entity::find_by_id(id).filter(image::Column::CollectionId.eq(collection)).one(conn).await
 }
 
 /// The image with those bytes in that collection.
@@ -18,7 +22,11 @@ pub async fn find_by_sha256(
     collection: CollectionId,
     sha256: &str,
 ) -> Result<Option<Model>, DbErr> {
-    Entity::find().filter(Column::CollectionId.eq(collection)).filter(Column::Sha256.eq(sha256)).one(conn).await
+    Entity::find()
+        .filter(image::Column::CollectionId.eq(collection))
+        .filter(image::Column::Sha256.eq(sha256))
+        .one(conn)
+        .await
 }
 
 /// A picture's bytes, and where they lie.
@@ -40,37 +48,104 @@ pub async fn find_or_create(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
     source: &ImageSource,
-    (width, height): (u32, u32),
+    size: [u32; 2],
 ) -> Result<Model, DbErr> {
-    let sql = "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, {now})
-        ON CONFLICT (collection_id, sha256) DO UPDATE SET sha256 = excluded.sha256
-        RETURNING id, collection_id, sha256, object_key, uri, width, height, created_at";
-    let side = |side: u32| i32::try_from(side).unwrap_or(i32::MAX);
-    let values = [
-        ImageId::new().into(),
-        collection.into(),
-        source.sha256.as_str().into(),
-        source.object_key.clone().into(),
-        source.uri.clone().into(),
-        side(width).into(),
-        side(height).into(),
-    ];
-    let row = Model::find_by_statement(statement(txn, sql, values)).one(txn).await?;
-    row.ok_or_else(|| DbErr::RecordNotInserted)
+    let found = find_or_create_all(txn, collection, &[(source, size)]).await?;
+    found.into_iter().next().map(|(image, _)| image).ok_or(DbErr::RecordNotInserted)
 }
 
-/// Notes that a detector revision has analysed the image; false when that was noted before.
-pub async fn record_analysis(
+/// The same for many images of different bytes, in the order given, each with whether it is new. Images are locked in the
+/// order of their bytes' digests, so that two who want the same ones never wait for each other in a circle.
+pub async fn find_or_create_all(
     txn: &impl ConnectionTrait,
-    image: ImageId,
+    collection: CollectionId,
+    wanted: &[(&ImageSource, [u32; 2])],
+) -> Result<Vec<(Model, bool)>, DbErr> {
+    let mut sorted: Vec<_> = wanted.iter().map(|wanted| (ImageId::new(), wanted)).collect();
+    sorted.sort_unstable_by(|(_, (a, _)), (_, (b, _))| a.sha256.cmp(&b.sha256));
+    let row = |(new, (source, [width, height])): &(ImageId, &(&ImageSource, [u32; 2]))| {
+        json!({
+            "id": rows::id(new.0), "sha256": source.sha256, "object_key": source.object_key, "uri": source.uri,
+            "width": width, "height": height,
+        })
+    };
+    let rows = Rows::new(&NEW_IMAGE, sorted.iter().map(row).collect());
+    let sql = format!(
+        "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, created_at)
+         SELECT r.id, $2, r.sha256, r.object_key, r.uri, r.width, r.height, {{now}} FROM {} WHERE TRUE
+         ON CONFLICT (collection_id, sha256) DO UPDATE SET sha256 = excluded.sha256
+         RETURNING id, collection_id, sha256, object_key, uri, width, height, created_at",
+        rows.table(txn)
+    );
+    let found = Model::find_by_statement(statement(txn, &sql, [rows.value(), collection.into()])).all(txn).await?;
+    let mut found: HashMap<String, Model> = found.into_iter().map(|image| (image.sha256.clone(), image)).collect();
+    let new: HashSet<ImageId> = sorted.into_iter().map(|(id, _)| id).collect();
+    let mut image = |(source, _): &(&ImageSource, [u32; 2])| {
+        let image = found.remove(&source.sha256).ok_or(DbErr::RecordNotInserted)?;
+        let is_new = new.contains(&image.id);
+        Ok((image, is_new))
+    };
+    wanted.iter().map(&mut image).collect()
+}
+
+const NEW_IMAGE: [(&str, Column); 6] = [
+    ("id", Column::Id),
+    ("sha256", Column::Text),
+    ("object_key", Column::Text),
+    ("uri", Column::Text),
+    ("width", Column::Integer),
+    ("height", Column::Integer),
+];
+
+/// Notes that a detector revision has analysed these images and found so many faces; returns those of which that was
+/// noted before.
+pub async fn record_analyses(
+    txn: &impl ConnectionTrait,
     detector_revision: &str,
-    faces: usize,
-) -> Result<bool, DbErr> {
-    let sql = "INSERT INTO image_analyses (image_id, detector_revision, faces, analysed_at)
-        VALUES ($1, $2, $3, {now}) ON CONFLICT DO NOTHING";
-    let faces = i32::try_from(faces).unwrap_or(i32::MAX);
-    Ok(execute(txn, sql, [image.into(), detector_revision.into(), faces.into()]).await? > 0)
+    analysed: &[(ImageId, usize)],
+) -> Result<HashSet<ImageId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        image_id: ImageId,
+    }
+    let row = |(image, faces): &(ImageId, usize)| json!({ "image_id": rows::id(image.0), "faces": faces });
+    let rows = Rows::new(&[("image_id", Column::Id), ("faces", Column::Integer)], analysed.iter().map(row).collect());
+    let sql = format!(
+        "INSERT INTO image_analyses (image_id, detector_revision, faces, analysed_at)
+         SELECT r.image_id, $2, r.faces, {{now}} FROM {} WHERE TRUE ON CONFLICT DO NOTHING RETURNING image_id",
+        rows.table(txn)
+    );
+    let new = Row::find_by_statement(statement(txn, &sql, [rows.value(), detector_revision.into()])).all(txn).await?;
+    let new: HashSet<ImageId> = new.into_iter().map(|row| row.image_id).collect();
+    Ok(analysed.iter().map(|(image, _)| *image).filter(|image| !new.contains(image)).collect())
+}
+
+/// Remembers what lies at these places, so that a batch that lists them again need not fetch them.
+pub async fn remember_sources(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    seen: &[(&ImageSource, ImageId)],
+) -> Result<(), DbErr> {
+    let mut by_uri = BTreeMap::new();
+    for (source, image) in seen {
+        if let (Some(uri), Some(fingerprint)) = (&source.uri, &source.fingerprint) {
+            by_uri.insert(uri, json!({ "uri": uri, "fingerprint": fingerprint, "image_id": rows::id(image.0) }));
+        }
+    }
+    if by_uri.is_empty() {
+        return Ok(());
+    }
+    let columns = &[("uri", Column::Text), ("fingerprint", Column::Text), ("image_id", Column::Id)];
+    let rows = Rows::new(columns, by_uri.into_values().collect());
+    let sql = format!(
+        "INSERT INTO image_sources (collection_id, uri, fingerprint, image_id, seen_at)
+         SELECT $2, r.uri, r.fingerprint, r.image_id, {{now}} FROM {} WHERE TRUE
+         ON CONFLICT (collection_id, uri) DO UPDATE SET fingerprint = excluded.fingerprint,
+            image_id = excluded.image_id, seen_at = excluded.seen_at",
+        rows.table(txn)
+    );
+    execute(txn, &sql, [rows.value(), collection.into()]).await?;
+    Ok(())
 }
 
 /// Whether a detector revision has analysed the image.

@@ -9,6 +9,7 @@ pub mod images;
 pub mod jobs;
 pub mod leaders;
 pub mod persons;
+pub(crate) mod rows;
 pub mod schema;
 pub mod uploads;
 

@@ -1,10 +1,12 @@
 //! Queries on persons; the collection is always the first argument.
 
+use std::collections::BTreeSet;
+
 use sea_orm::prelude::*;
-use sea_orm::{FromQueryResult as _, QueryOrder, QuerySelect};
+use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
 
 use super::entity::person::{Column, Entity, Model};
-use super::{Db, count, faces, statement, through_deadlocks};
+use super::{Db, count, faces, is_postgres, placeholders, statement, through_deadlocks};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -24,6 +26,29 @@ pub async fn find_many(
         .filter(Column::Id.is_in(ids.iter().copied()))
         .all(conn)
         .await
+}
+
+/// Those of the persons that are there, kept from being deleted until the transaction ends.
+pub async fn hold(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    ids: &BTreeSet<PersonId>,
+) -> Result<BTreeSet<PersonId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: PersonId,
+    }
+    if ids.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let lock = if is_postgres(txn) { "FOR KEY SHARE" } else { "" };
+    let sql = format!(
+        "SELECT id FROM persons WHERE collection_id = $1 AND id IN ({}) ORDER BY id {lock}",
+        placeholders(2, ids.len())
+    );
+    let values = std::iter::once(collection.into()).chain(ids.iter().map(|id| Value::from(*id)));
+    let rows = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
 /// The person with that external id in that collection.

@@ -52,11 +52,15 @@ pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: Upl
 
 /// Drops the pictures that came inside a job's own request, once no unfinished job needs them. An object that an image
 /// refers to stays, any other is left to the sweeper.
-pub async fn drop_inline_of_job(txn: &impl ConnectionTrait, job: JobId) -> Result<(), DbErr> {
-    let of_job = "u.inline AND u.id IN (SELECT l.upload_id FROM job_uploads l WHERE l.job_id = $1)
-        AND NOT EXISTS (SELECT 1 FROM job_uploads l JOIN jobs j ON j.id = l.job_id
-            WHERE l.upload_id = u.id AND j.state IN ('queued', 'running'))";
-    drop_where(txn, of_job, vec![job.into()], INLINE_OF_A_JOB).await?;
+pub async fn drop_inline_of_jobs(txn: &impl ConnectionTrait, jobs: &[JobId]) -> Result<(), DbErr> {
+    let of_jobs = format!(
+        "u.inline AND u.id IN (SELECT l.upload_id FROM job_uploads l WHERE l.job_id IN ({}))
+         AND NOT EXISTS (SELECT 1 FROM job_uploads l JOIN jobs j ON j.id = l.job_id
+            WHERE l.upload_id = u.id AND j.state IN ('queued', 'running'))",
+        placeholders(1, jobs.len())
+    );
+    let most = INLINE_OF_A_JOB * jobs.len() as u64;
+    drop_where(txn, &of_jobs, jobs.iter().map(|id| Value::from(*id)).collect(), most).await?;
     Ok(())
 }
 

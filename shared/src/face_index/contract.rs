@@ -55,7 +55,7 @@ async fn store(
     let upload_id = UploadId::new();
     let object_key = Some(format!("k/{upload_id}"));
     let source = images::ImageSource { sha256: upload_id.to_string(), object_key, uri: None, fingerprint: None };
-    let image = images::find_or_create(&txn, gallery.collection, &source, (10, 10)).await.expect("image");
+    let image = images::find_or_create(&txn, gallery.collection, &source, [10, 10]).await.expect("image");
     let new = NewFace {
         face_box: FaceBox { x: 0.0, y: 0.0, width: 5.0, height: 5.0 },
         landmarks: "[]".to_owned(),

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use shared::catalogue::{DetectorFamily, Pipeline};
 use shared::config::{ExecutionProvider, WorkerConfig};
+use shared::job::Lane;
 
 use self::batcher::Batcher;
 pub use self::session::SessionError;
 use self::session::{Model, Wanted};
 use crate::assets::{AssetError, Assets};
+use crate::cores::{Core, Cores};
 use crate::vision::tensor::Tensor;
 
 /// How many sessions to open and how to feed them.
@@ -48,13 +50,19 @@ impl EngineOptions {
     }
 }
 
-/// The models of one pipeline, loaded and ready. Cloning shares them; the last clone's end ends their threads.
+/// The models of one pipeline, loaded and ready, for jobs of one lane. Cloning shares them; the last clone's end ends
+/// their threads.
 #[derive(Clone, Debug)]
-pub struct Engine(Arc<Loaded>);
+pub struct Engine {
+    loaded: Arc<Loaded>,
+    cores: Cores,
+    lane: Lane,
+}
 
 #[derive(Debug)]
 struct Loaded {
     pipeline: Pipeline,
+    provider: ExecutionProvider,
     detector: Batcher,
     recognizer: Batcher,
 }
@@ -121,23 +129,53 @@ impl Engine {
 
     /// The pipeline whose models these are.
     pub fn pipeline(&self) -> &Pipeline {
-        &self.0.pipeline
+        &self.loaded.pipeline
+    }
+
+    /// The same models for jobs of `lane`, on cores that are shared with others.
+    #[must_use]
+    pub fn sharing(&self, cores: Cores, lane: Lane) -> Self {
+        Self { loaded: Arc::clone(&self.loaded), cores, lane }
+    }
+
+    /// Runs a step of an analysis that keeps a core busy.
+    pub(crate) async fn on_core<T: Send + 'static>(
+        &self,
+        step: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        let core = self.cores.enter(self.lane).await;
+        // The core is held to the end of the step, even if nobody waits for its answer any more.
+        tokio::task::spawn_blocking(move || {
+            let _core = core;
+            step()
+        })
+        .await
+    }
+
+    /// A core for a run of a model, where cores run the models.
+    async fn core(&self) -> Option<Core> {
+        match self.loaded.provider {
+            ExecutionProvider::Cpu => Some(self.cores.enter(self.lane).await),
+            ExecutionProvider::Cuda => None,
+        }
     }
 
     /// Runs the detector on `[1, 3, height, width]`, both sides multiples of 32.
     pub async fn detect(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
-        self.0.detector.run(input).await
+        let _core = self.core().await;
+        self.loaded.detector.run(input).await
     }
 
     /// Runs the recognizer on one aligned crop, `[1, 3, height, width]`; the vector is as the model gave it.
     pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
-        let mut outputs = self.0.recognizer.run(input).await?;
+        let _core = self.core().await;
+        let mut outputs = self.loaded.recognizer.run(input).await?;
         Ok(outputs.swap_remove(0).data)
     }
 
     /// Runs both models on black pictures: they are ready when this returns.
     pub async fn probe(&self) -> Result<(), InferenceError> {
-        let alignment = &self.0.pipeline.alignment;
+        let alignment = &self.loaded.pipeline.alignment;
         self.detect(black(64, 64)).await?;
         self.embed(black(alignment.height, alignment.width)).await?;
         Ok(())
@@ -173,11 +211,13 @@ fn load(
     // Detector inputs differ in size from picture to picture, so they go one by one.
     let detectors = open(detector_file, &Wanted::Detector { outputs })?;
     let recognizers = open(recognizer_file, &recognizer)?;
-    Ok(Engine(Arc::new(Loaded {
+    let loaded = Arc::new(Loaded {
         detector: Batcher::start("detector", detectors, 1)?,
         recognizer: Batcher::start("recognizer", recognizers, options.max_batch)?,
+        provider: options.provider,
         pipeline,
-    })))
+    });
+    Ok(Engine { loaded, cores: Cores::new(options.sessions), lane: Lane::Interactive })
 }
 
 #[cfg(test)]

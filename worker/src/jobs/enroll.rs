@@ -8,7 +8,7 @@ use shared::db::images::ImageSource;
 use shared::db::{faces, images, persons};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
 
-use super::pictures::{Fetched, analysed, chosen, face_json, fetched, new_face};
+use super::pictures::{analysed, chosen, face_json, fetched, new_face};
 use super::{Done, JobError};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
@@ -32,9 +32,8 @@ pub(super) async fn run(
     person: &PersonRef,
     face: FaceChoice,
 ) -> Result<Done, JobError> {
-    let engine = ctx.engines.get(&job.pipeline).await?;
-    let Fetched { bytes, source } = fetched(ctx, image).await?;
-    let analysis = analysed(ctx, &engine, bytes).await?;
+    let engine = ctx.engine(job).await?;
+    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, job, image).await?).await?;
     let gate = Gate::enroll(engine.pipeline().detector.match_score);
     let face = chosen(&analysis, face, &gate)?;
     Ok(Done::Enroll(Box::new(Enrollment {
@@ -56,7 +55,7 @@ impl Enrollment {
             let detail = format!("there is no person {id} in the collection; enroll with an external_id to make one");
             return Ok(Err(Problem::new("person_not_found", detail)));
         }
-        let image = images::find_or_create(txn, collection, &self.image, self.size.into()).await?;
+        let image = images::find_or_create(txn, collection, &self.image, self.size).await?;
         let origin =
             Origin { collection, image: image.id, detector_revision: &self.detector_revision, pipeline: &job.pipeline };
         // The owner is looked at before the person is made: a refusal must leave nothing behind.

@@ -26,9 +26,9 @@ pub(super) async fn run(
     image: &ImageRef,
     max_matches: Option<usize>,
 ) -> Result<Done, JobError> {
-    let engine = ctx.engines.get(&job.pipeline).await?;
+    let engine = ctx.engine(job).await?;
     let settings = settings(collection)?;
-    let analysis = analysed(ctx, &engine, fetched(ctx, image).await?.bytes).await?;
+    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, job, image).await?).await?;
     let k = max_matches.unwrap_or(settings.max_matches);
     let (faces, size) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, k).await?;
     Ok(Done::Answer(json!({

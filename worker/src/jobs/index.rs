@@ -1,17 +1,19 @@
 //! Index: every good face of a picture is stored, each with the persons it looks like.
 
+use std::collections::{BTreeSet, HashMap};
+
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
-use shared::db::faces::{AssignedBy, NewFace, Origin};
+use shared::db::faces::{AssignedBy, FirstFace, NewFace, Origin};
 use shared::db::images::ImageSource;
 use shared::db::{faces, images, persons};
-use shared::ids::PersonId;
+use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::{Decision, ImageRef};
 
 use super::identify::matched;
-use super::pictures::{Fetched, analysed, fetched, new_face};
+use super::pictures::{analysed, fetched, new_face};
 use super::{Done, JobError, settings};
 use crate::context::WorkerContext;
 
@@ -32,22 +34,22 @@ pub(super) async fn run(
     collection: &collection::Model,
     image: &ImageRef,
 ) -> Result<Done, JobError> {
-    let engine = ctx.engines.get(&job.pipeline).await?;
+    let engine = ctx.engine(job).await?;
     let detector_revision = engine.pipeline().detector_revision();
     // What an upload holds is known before it is read.
     if let Some(upload) = image.upload()
         && let Some(answer) = already_indexed(ctx, job, &upload.sha256, &detector_revision).await?
     {
-        return Ok(Done::Answer(answer));
+        return Ok(Done::Answer(answer.1));
     }
-    let Fetched { bytes, source } = fetched(ctx, image).await?;
+    let fetched = fetched(ctx, job, image).await?;
     if image.upload().is_none()
-        && let Some(answer) = already_indexed(ctx, job, &source.sha256, &detector_revision).await?
+        && let Some((image, answer)) = already_indexed(ctx, job, &fetched.source.sha256, &detector_revision).await?
     {
-        return Ok(Done::Answer(answer));
+        return Ok(Done::Known(Box::new(Known { source: fetched.source, image, answer })));
     }
     let settings = settings(collection)?;
-    let analysis = analysed(ctx, &engine, bytes).await?;
+    let (analysis, source) = analysed(ctx, job, &engine, fetched).await?;
     let (answers, _) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, settings.max_matches).await?;
     Ok(Done::Index(Box::new(Indexing {
         image: source,
@@ -58,13 +60,29 @@ pub(super) async fn run(
     })))
 }
 
+/// A picture whose bytes were indexed before, perhaps under another name.
+#[derive(Debug)]
+pub struct Known {
+    source: ImageSource,
+    image: ImageId,
+    /// The answer.
+    pub(super) answer: Value,
+}
+
+/// Remembers where those pictures were found.
+pub(super) async fn record_known(txn: &DatabaseTransaction, known: &[(&Job, &Known)]) -> Result<(), DbErr> {
+    let Some((job, _)) = known.first() else { return Ok(()) };
+    let seen: Vec<_> = known.iter().map(|(_, known)| (&known.source, known.image)).collect();
+    images::remember_sources(txn, job.collection_id, &seen).await
+}
+
 /// The answer about a picture, if its bytes were indexed before.
 async fn already_indexed(
     ctx: &WorkerContext,
     job: &Job,
     sha256: &str,
     detector_revision: &str,
-) -> Result<Option<Value>, JobError> {
+) -> Result<Option<(ImageId, Value)>, JobError> {
     let Some(image) = images::find_by_sha256(&ctx.db.read, job.collection_id, sha256).await? else { return Ok(None) };
     if !images::is_analysed(&ctx.db.read, image.id, detector_revision).await? {
         return Ok(None);
@@ -74,28 +92,93 @@ async fn already_indexed(
         .iter()
         .map(|f| json!({ "face_id": f.face.id, "box": f.geometry.face_box(), "score": f.geometry.score, "person_id": f.face.person_id }))
         .collect();
-    Ok(Some(json!({ "image_id": image.id, "faces": faces, "already_indexed": true })))
+    Ok(Some((image.id, json!({ "image_id": image.id, "faces": faces, "already_indexed": true }))))
+}
+
+/// Writes what jobs of one collection and pipeline found, and gives each job's result. New images go in together; one that
+/// is known already, or is twice among them, takes the longer way.
+pub(super) async fn record_all(txn: &DatabaseTransaction, indexed: &[(&Job, &Indexing)]) -> Result<Vec<Value>, DbErr> {
+    let Some((job, indexing)) = indexed.first() else { return Ok(Vec::new()) };
+    let (collection, revision) = (job.collection_id, indexing.detector_revision.as_str());
+    let mut place_of: HashMap<&str, usize> = HashMap::new();
+    for (_, indexing) in indexed {
+        let next = place_of.len();
+        place_of.entry(&indexing.image.sha256).or_insert(next);
+    }
+    let mut wanted: Vec<Option<(&ImageSource, [u32; 2])>> = vec![None; place_of.len()];
+    for (_, indexing) in indexed {
+        wanted[place_of[indexing.image.sha256.as_str()]].get_or_insert((&indexing.image, indexing.size));
+    }
+    let wanted: Vec<_> = wanted.into_iter().flatten().collect();
+    let mut images = images::find_or_create_all(txn, collection, &wanted).await?;
+
+    let persons: BTreeSet<PersonId> =
+        indexed.iter().flat_map(|(_, i)| i.answers.iter().filter_map(best_match)).collect();
+    let persons = persons::hold(txn, collection, &persons).await?;
+    let (mut first, mut answers, mut later) = (Vec::new(), vec![Value::Null; indexed.len()], Vec::new());
+    let (mut analysed, mut seen) = (Vec::new(), Vec::new());
+    for (at, (_, indexing)) in indexed.iter().enumerate() {
+        let (image, is_new) = &mut images[place_of[indexing.image.sha256.as_str()]];
+        seen.push((&indexing.image, image.id));
+        if !std::mem::take(is_new) {
+            later.push(at);
+            continue;
+        }
+        let new = indexing.first_faces(image.id, &persons);
+        answers[at] = indexing.answer(image.id, &new.iter().map(|f| f.id).collect::<Vec<_>>(), false);
+        analysed.push((image.id, new.len()));
+        first.extend(new);
+    }
+    images::record_analyses(txn, revision, &analysed).await?;
+    let origin = Origin { collection, image: images[0].0.id, detector_revision: revision, pipeline: &job.pipeline };
+    faces::insert_first(txn, origin, &first).await?;
+    for at in later {
+        let (job, indexing) = indexed[at];
+        answers[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
+    }
+    images::remember_sources(txn, collection, &seen).await?;
+    Ok(answers)
 }
 
 impl Indexing {
-    pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Value, DbErr> {
-        let collection = job.collection_id;
-        let image = images::find_or_create(txn, collection, &self.image, self.size.into()).await?;
-        let first = images::record_analysis(txn, image.id, &self.detector_revision, self.faces.len()).await?;
+    /// How many faces there are.
+    pub(super) fn faces(&self) -> usize {
+        self.faces.len()
+    }
+
+    fn first_faces(&self, image: ImageId, persons: &BTreeSet<PersonId>) -> Vec<FirstFace<'_>> {
+        let auto = |answer| best_match(answer).filter(|person| persons.contains(person));
+        let faces = self.faces.iter().zip(&self.answers);
+        faces.map(|(face, answer)| FirstFace { id: FaceId::new(), image, face, auto: auto(answer) }).collect()
+    }
+
+    /// Adds the faces to an image that is there. Those that another job stored are found at their places.
+    async fn add(
+        &self,
+        txn: &DatabaseTransaction,
+        job: &Job,
+        image: ImageId,
+        persons: &BTreeSet<PersonId>,
+    ) -> Result<Value, DbErr> {
+        let revision = self.detector_revision.as_str();
+        let known = images::record_analyses(txn, revision, &[(image, self.faces.len())]).await?;
         let origin =
-            Origin { collection, image: image.id, detector_revision: &self.detector_revision, pipeline: &job.pipeline };
-        // `place` finds the faces that another job of the same picture stored in the meantime.
+            Origin { collection: job.collection_id, image, detector_revision: revision, pipeline: &job.pipeline };
         let placed = faces::place(txn, origin, &self.faces).await?;
-        let mut answers = self.answers.clone();
-        for (answer, face) in answers.iter_mut().zip(&placed) {
-            answer["face_id"] = json!(face.id);
-            if let Some(person) = best_match(answer).filter(|_| face.person_id.is_none())
-                && persons::find(txn, collection, person).await?.is_some()
-            {
+        for (answer, face) in self.answers.iter().zip(&placed) {
+            if let Some(person) = best_match(answer).filter(|p| face.person_id.is_none() && persons.contains(p)) {
                 faces::assign(txn, face.id, person, AssignedBy::Auto).await?;
             }
         }
-        Ok(json!({ "image_id": image.id, "faces": answers, "already_indexed": !first }))
+        Ok(self.answer(image, &placed.iter().map(|f| f.id).collect::<Vec<_>>(), !known.is_empty()))
+    }
+
+    fn answer(&self, image: ImageId, faces: &[FaceId], already_indexed: bool) -> Value {
+        let mut answers = self.answers.clone();
+        for (answer, face) in answers.iter_mut().zip(faces) {
+            answer["face_id"] = json!(face);
+        }
+        json!({ "image_id": image, "faces": answers, "already_indexed": already_indexed })
     }
 }
 

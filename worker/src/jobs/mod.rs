@@ -24,6 +24,8 @@ pub enum Done {
     Enroll(Box<enroll::Enrollment>),
     /// Stores the faces of an image.
     Index(Box<index::Indexing>),
+    /// Found that the faces of the image are stored.
+    Known(Box<index::Known>),
 }
 
 /// Why a job has no answer.
@@ -53,21 +55,46 @@ pub async fn run(ctx: &WorkerContext, job: &Job, args: &JobArgs) -> Result<Done,
     }
 }
 
-impl Done {
-    /// Writes what the job found, inside the transaction that ends it, and gives its result.
-    ///
-    /// # Errors
-    /// The database fails, or its rows have changed since the job ran so that its answer is now a rejection.
-    pub async fn record(
-        &self,
-        txn: &DatabaseTransaction,
-        job: &Job,
-    ) -> Result<Result<serde_json::Value, Problem>, DbErr> {
-        match self {
-            Self::Answer(answer) => Ok(Ok(answer.clone())),
-            Self::Enroll(enrollment) => enrollment.record(txn, job).await,
-            Self::Index(indexing) => indexing.record(txn, job).await.map(Ok),
+/// Writes what jobs of one collection and pipeline did, inside the transaction that ends them, and gives each job's
+/// result, or the rejection that only the database could tell; after a rejection the transaction is to be rolled back.
+///
+/// # Errors
+/// The database fails.
+pub async fn record(
+    txn: &DatabaseTransaction,
+    done: &[(&Job, &Done)],
+) -> Result<Vec<Result<serde_json::Value, Problem>>, DbErr> {
+    let mut results: Vec<Option<Result<serde_json::Value, Problem>>> = vec![None; done.len()];
+    let (mut indexed, mut known) = (Vec::new(), Vec::new());
+    for (at, (job, done)) in done.iter().enumerate() {
+        match done {
+            Done::Answer(answer) => results[at] = Some(Ok(answer.clone())),
+            Done::Enroll(enrollment) => results[at] = Some(enrollment.record(txn, job).await?),
+            Done::Index(indexing) => indexed.push((*job, &**indexing)),
+            Done::Known(image) => {
+                known.push((*job, &**image));
+                results[at] = Some(Ok(image.answer.clone()));
+            }
         }
+    }
+    index::record_known(txn, &known).await?;
+    let mut answers = index::record_all(txn, &indexed).await?.into_iter();
+    // Only what was indexed is still without a result, in the same order.
+    Ok(results.into_iter().map(|result| result.unwrap_or_else(|| Ok(answers.next().unwrap_or_default()))).collect())
+}
+
+impl Done {
+    /// Faces that were found and not known before.
+    pub(crate) fn faces(&self) -> usize {
+        match self {
+            Self::Index(indexing) => indexing.faces(),
+            Self::Answer(_) | Self::Enroll(_) | Self::Known(_) => 0,
+        }
+    }
+
+    /// Whether its rows may meet a rejection that only the database can tell: such a job is recorded by itself.
+    pub(crate) fn may_be_rejected(&self) -> bool {
+        matches!(self, Self::Enroll(_))
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
+use shared::db::entity::job::Model as Job;
 use shared::db::faces::NewFace;
 use shared::db::images::ImageSource;
 use shared::digest::sha256_hex;
@@ -14,36 +15,37 @@ use super::JobError;
 use crate::analysis::{AnalysedFace, Analysis, analyse};
 use crate::context::WorkerContext;
 use crate::inference::Engine;
+use crate::stages::Place;
 use crate::vision::Detection;
 use crate::vision::choose::{ChooseError, choose_face};
 use crate::vision::quality::{Gate, Quality, QualityReason};
 
 /// A picture's bytes, and what its row says of them.
 pub(super) struct Fetched {
-    pub(super) bytes: Vec<u8>,
     pub(super) source: ImageSource,
+    bytes: Vec<u8>,
+    place: Place,
 }
 
-/// Fetches the picture.
-pub(super) async fn fetched(ctx: &WorkerContext, image: &ImageRef) -> Result<Fetched, JobError> {
+/// Fetches the picture, as soon as there is room for it.
+pub(super) async fn fetched(ctx: &WorkerContext, job: &Job, image: &ImageRef) -> Result<Fetched, JobError> {
+    let place = ctx.stages.fetch(job.lane).await;
     let max_bytes = ctx.config.vision.max_image_bytes;
-    match image {
-        ImageRef::Upload(upload) => {
-            let bytes = ctx.objects.get(&upload.object_key, max_bytes).await?;
-            Ok(Fetched { bytes, source: upload_source(upload) })
-        }
-        ImageRef::Reference { s3, .. } => {
-            let bytes = ctx.objects.get_reference(s3, max_bytes).await?;
-            Ok(Fetched { source: outside_source(image, &bytes), bytes })
-        }
+    let bytes = match image {
+        ImageRef::Upload(upload) => ctx.objects.get(&upload.object_key, max_bytes).await?,
+        ImageRef::Reference { s3, .. } => ctx.objects.get_reference(s3, max_bytes).await?,
         ImageRef::File { file, .. } => {
             let (roots, file) = (ctx.import_roots.clone(), PathBuf::from(file));
-            let bytes = tokio::task::spawn_blocking(move || roots.read(&file, max_bytes))
+            tokio::task::spawn_blocking(move || roots.read(&file, max_bytes))
                 .await
-                .map_err(|e| JobError::Transient(anyhow::Error::new(e).context("read the picture")))??;
-            Ok(Fetched { source: outside_source(image, &bytes), bytes })
+                .map_err(|e| JobError::Transient(anyhow::Error::new(e).context("read the picture")))??
         }
-    }
+    };
+    let source = match image {
+        ImageRef::Upload(upload) => upload_source(upload),
+        ImageRef::Reference { .. } | ImageRef::File { .. } => outside_source(image, &bytes),
+    };
+    Ok(Fetched { source, bytes, place })
 }
 
 /// What the row of a picture will say that stays where it is.
@@ -66,9 +68,17 @@ fn upload_source(upload: &UploadedImage) -> ImageSource {
     }
 }
 
-/// Finds the picture's faces.
-pub(super) async fn analysed(ctx: &WorkerContext, engine: &Engine, bytes: Vec<u8>) -> Result<Analysis, JobError> {
-    Ok(analyse(engine, bytes, ctx.decode_limits()).await?)
+/// Finds the picture's faces, as soon as there is room for its pixels.
+pub(super) async fn analysed(
+    ctx: &WorkerContext,
+    job: &Job,
+    engine: &Engine,
+    fetched: Fetched,
+) -> Result<(Analysis, ImageSource), JobError> {
+    let Fetched { source, bytes, place } = fetched;
+    let _pixels = ctx.stages.decode(job.lane).await;
+    drop(place);
+    Ok((analyse(engine, bytes, ctx.decode_limits()).await?, source))
 }
 
 impl From<ObjectError> for JobError {

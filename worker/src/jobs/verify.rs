@@ -23,13 +23,13 @@ pub(super) async fn run(
     other: &VerifyTarget,
     face: FaceChoice,
 ) -> Result<Done, JobError> {
-    let engine = ctx.engines.get(&job.pipeline).await?;
+    let engine = ctx.engine(job).await?;
     let settings = settings(collection)?;
     let gate = Gate::identify(engine.pipeline().detector.match_score);
-    let one = face_of(ctx, &engine, image, face, &gate).await?;
+    let one = face_of(ctx, job, &engine, image, face).await?;
     let (score, comparisons, compared) = match other {
         VerifyTarget::Image(image) => {
-            let two = face_of(ctx, &engine, image, face, &gate).await?;
+            let two = face_of(ctx, job, &engine, image, face).await?;
             (one.embedding.cosine(&two.embedding), 1, face_json(&two, &gate))
         }
         VerifyTarget::Person(person) => {
@@ -53,12 +53,14 @@ pub(super) async fn run(
 
 async fn face_of(
     ctx: &WorkerContext,
+    job: &Job,
     engine: &Engine,
     image: &ImageRef,
     face: FaceChoice,
-    gate: &Gate,
 ) -> Result<AnalysedFace, JobError> {
-    chosen(&analysed(ctx, engine, fetched(ctx, image).await?.bytes).await?, face, gate)
+    let gate = Gate::identify(engine.pipeline().detector.match_score);
+    let (analysis, _) = analysed(ctx, job, engine, fetched(ctx, job, image).await?).await?;
+    chosen(&analysis, face, &gate)
 }
 
 /// The best score against the person's enrolled faces, which face gave it, and of how many.

@@ -16,6 +16,8 @@ use crate::job::{JobKind, Lane};
 #[expect(missing_docs, reason = "the fields are the columns")]
 pub struct DueJob {
     pub id: JobId,
+    /// Whose turn it waited for.
+    pub source_id: Option<Uuid>,
     pub collection_id: CollectionId,
     pub kind: JobKind,
     pub lane: Lane,
@@ -40,6 +42,7 @@ impl DueJob {
     pub async fn submitted(db: &Db, job: &Model) -> Result<Self, DbErr> {
         Ok(Self {
             id: job.id,
+            source_id: job.source_id,
             collection_id: job.collection_id,
             kind: job.kind,
             lane: job.lane,
@@ -78,15 +81,44 @@ pub async fn pipelines(db: &Db, lane: Lane) -> Result<Vec<String>, DbErr> {
     Ok(rows.into_iter().map(|r| r.pipeline).collect())
 }
 
-/// Up to `limit` jobs of a lane and pipeline that are due and not dispatched, oldest first.
-pub async fn due(db: &Db, lane: Lane, pipeline: &str, limit: u64) -> Result<Vec<DueJob>, DbErr> {
+/// Up to `limit` sources (batches, and for jobs of no batch collections) of a lane and pipeline that have jobs to
+/// dispatch, in the order of their ids, those after `after`. A batch that is held or has ended is none.
+pub async fn sources(db: &Db, lane: Lane, pipeline: &str, after: Option<Uuid>, limit: u64) -> Result<Vec<Uuid>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        source_id: Uuid,
+    }
+    // From one to the next through the index, as above: not even a million jobs of a source that is held are looked at.
+    let next = |after: &str| {
+        format!(
+            "SELECT source_id FROM jobs WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND pipeline = $2
+             AND source_id > {after} ORDER BY source_id LIMIT 1"
+        )
+    };
     let sql = format!(
-        "SELECT id, collection_id, kind, lane, pipeline, version, alone, traceparent,
-            (SELECT epoch FROM queue_epochs) AS epoch, {{now}} - run_at AS overdue_us FROM jobs
-         WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND pipeline = $2 AND run_at <= {{now}}
-         ORDER BY id LIMIT {limit}"
+        "WITH RECURSIVE s (source_id) AS (
+            SELECT source_id FROM ({}) AS first
+            UNION ALL SELECT ({}) FROM s WHERE s.source_id IS NOT NULL)
+         SELECT source_id FROM s WHERE source_id IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = s.source_id AND b.state <> 'running') LIMIT {limit}",
+        next("$3"),
+        next("s.source_id")
     );
-    let values = [lane.to_value().into(), pipeline.into()];
+    let values = [lane.to_value().into(), pipeline.into(), after.unwrap_or(Uuid::nil()).into()];
+    let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
+    Ok(rows.into_iter().map(|r| r.source_id).collect())
+}
+
+/// Up to `limit` jobs of a source that are due and not dispatched, those that have been due longest first.
+pub async fn due(db: &Db, lane: Lane, pipeline: &str, source: Uuid, limit: u64) -> Result<Vec<DueJob>, DbErr> {
+    let sql = format!(
+        "SELECT id, source_id, collection_id, kind, lane, pipeline, version, alone, traceparent,
+            (SELECT epoch FROM queue_epochs) AS epoch, {{now}} - run_at AS overdue_us FROM jobs
+         WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND pipeline = $2 AND source_id = $3
+            AND run_at <= {{now}}
+         ORDER BY run_at, id LIMIT {limit}"
+    );
+    let values = [lane.to_value().into(), pipeline.into(), source.into()];
     DueJob::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
 }
 

@@ -1,13 +1,15 @@
 //! The end of an attempt. The caller's own rows (faces, vectors) go into the same transaction, between
 //! [`fence`] and [`finish`].
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::transition::{Move, transition};
-use crate::db::{Db, count, execute, statement, uploads};
+use crate::db::rows::{self, Column, Rows};
+use crate::db::{Db, count, execute, placeholders, statement, uploads};
 use crate::ids::{ClaimId, JobId};
 use crate::job::{JobState, Problem};
 
@@ -45,6 +47,14 @@ impl Outcome {
             Self::Cancelled => JobState::Cancelled,
         }
     }
+
+    /// Why the job has no result.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Rejected(problem) | Self::Failed(problem) => Some(problem),
+            Self::Succeeded(_) | Self::Cancelled => None,
+        }
+    }
 }
 
 /// What became of a job that was to be tried again.
@@ -69,39 +79,80 @@ pub enum Cancel {
     AlreadyFinished,
 }
 
-/// Checks the claim inside the transaction that is about to write the job's results, and keeps it from being taken away
-/// until that ends.
+/// Locks the job and its claim until the transaction ends, and says whether the attempt may still write; a claim that is
+/// being taken away is waited for.
 pub async fn fence(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId) -> Result<Fence, DbErr> {
+    Ok(fences(txn, claim, &[job]).await?.remove(&job).unwrap_or(Fence::Lost))
+}
+
+/// The same for several jobs of a claim; one that is not in the answer is lost.
+pub async fn fences(
+    txn: &impl ConnectionTrait,
+    claim: ClaimId,
+    jobs: &[JobId],
+) -> Result<HashMap<JobId, Fence>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
+        id: JobId,
         cancel_requested: bool,
     }
     hold(txn, claim).await?;
-    let sql = "SELECT cancel_requested FROM jobs WHERE id = $1 AND claim_id = $2 AND state = 'running' {for update}";
-    let row = Row::find_by_statement(statement(txn, sql, [job.into(), claim.into()])).one(txn).await?;
-    Ok(match row {
-        None => Fence::Lost,
-        Some(Row { cancel_requested: true }) => Fence::Cancelled,
-        Some(Row { cancel_requested: false }) => Fence::Held,
-    })
+    let sql = format!(
+        "SELECT id, cancel_requested FROM jobs WHERE claim_id = $1 AND state = 'running' AND id IN ({})
+         ORDER BY id {{for update}}",
+        placeholders(2, jobs.len())
+    );
+    let values = std::iter::once(claim.into()).chain(jobs.iter().map(|id| Value::from(*id)));
+    let rows = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
+    let fence = |row: &Row| if row.cancel_requested { Fence::Cancelled } else { Fence::Held };
+    Ok(rows.iter().map(|row| (row.id, fence(row))).collect())
 }
 
 /// Ends the job; false (and nothing written) when the claim was taken away.
 pub async fn finish(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId, outcome: &Outcome) -> Result<bool, DbErr> {
-    let (result, problem) = match outcome {
-        Outcome::Succeeded(result) => (Some(result.to_string()), None),
-        Outcome::Rejected(problem) | Outcome::Failed(problem) => (None, Some(problem)),
-        Outcome::Cancelled => (None, None),
-    };
-    let code = problem.map(|p| p.code.as_str());
-    if transition(txn, &[job], Move::Finish(claim, outcome.state(), code)).await?.is_empty() {
-        return Ok(false);
+    Ok(!finish_all(txn, claim, &[(job, outcome)]).await?.is_empty())
+}
+
+/// Ends jobs of one claim; returns those that ended: the claim was taken away from the others.
+pub async fn finish_all(
+    txn: &impl ConnectionTrait,
+    claim: ClaimId,
+    ended: &[(JobId, &Outcome)],
+) -> Result<Vec<JobId>, DbErr> {
+    let mut alike: BTreeMap<(JobState, Option<&str>), Vec<JobId>> = BTreeMap::new();
+    for (job, outcome) in ended {
+        let code = outcome.problem().map(|p| p.code.as_str());
+        alike.entry((outcome.state(), code)).or_default().push(*job);
     }
-    let sql = "UPDATE job_payloads SET result = $1, problem = $2 WHERE job_id = $3";
-    execute(txn, sql, [result.into(), problem.map(problem_json).transpose()?.into(), job.into()]).await?;
-    uploads::drop_inline_of_job(txn, job).await?;
+    let mut finished = Vec::with_capacity(ended.len());
+    for ((state, code), jobs) in alike {
+        finished.extend(transition(txn, &jobs, Move::Finish(claim, state, code)).await?);
+    }
+    if finished.is_empty() {
+        return Ok(finished);
+    }
+    let rows = ended.iter().filter(|(job, _)| finished.contains(job)).map(|(job, outcome)| answer(*job, outcome));
+    let rows = Rows::new(&ANSWER, rows.collect::<Result<_, _>>()?);
+    let sql = format!(
+        "UPDATE job_payloads SET result = r.result, problem = r.problem FROM {} WHERE job_payloads.job_id = r.job_id",
+        rows.table(txn)
+    );
+    execute(txn, &sql, [rows.value()]).await?;
+    uploads::drop_inline_of_jobs(txn, &finished).await?;
     close_if_empty(txn, claim).await?;
-    Ok(true)
+    Ok(finished)
+}
+
+/// What a job's payload says at its end.
+const ANSWER: [(&str, Column); 3] = [("job_id", Column::Id), ("result", Column::Text), ("problem", Column::Text)];
+
+fn answer(job: JobId, outcome: &Outcome) -> Result<serde_json::Value, DbErr> {
+    let result = match outcome {
+        Outcome::Succeeded(result) => Some(result.to_string()),
+        Outcome::Rejected(_) | Outcome::Failed(_) | Outcome::Cancelled => None,
+    };
+    let problem = outcome.problem().map(problem_json).transpose()?;
+    Ok(serde_json::json!({ "job_id": rows::id(job.0), "result": result, "problem": problem }))
 }
 
 /// Puts the job back for another attempt after `delay`, with the reason of this one's failure.
@@ -142,7 +193,7 @@ pub async fn cancel(db: &Db, job: JobId) -> Result<Cancel, DbErr> {
     let cancelled = transition(&txn, &[job], Move::CancelQueued).await?;
     if !cancelled.is_empty() {
         execute(&txn, "UPDATE job_payloads SET problem = NULL WHERE job_id = $1", [job.into()]).await?;
-        uploads::drop_inline_of_job(&txn, job).await?;
+        uploads::drop_inline_of_jobs(&txn, &[job]).await?;
         txn.commit().await?;
         return Ok(Cancel::Done);
     }

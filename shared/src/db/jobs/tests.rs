@@ -100,6 +100,7 @@ impl Job {
 
 struct World {
     db: Db,
+    collection: CollectionId,
     ids: Vec<JobId>,
     jobs: Vec<Job>,
     claims: Vec<ClaimId>,
@@ -122,7 +123,7 @@ impl World {
             cancel_requested: false,
             dispatched: false,
         };
-        Self { db, ids, jobs: vec![fresh; JOBS], claims: Vec::new() }
+        Self { db, collection, ids, jobs: vec![fresh; JOBS], claims: Vec::new() }
     }
 
     fn held_by(&mut self, claim: ClaimId) -> impl Iterator<Item = &mut Job> {
@@ -226,7 +227,7 @@ impl World {
     }
 
     async fn dispatch(&mut self) {
-        let due = outbox::due(&self.db, crate::job::Lane::Bulk, "tiny", 100_000).await.unwrap();
+        let due = outbox::due(&self.db, crate::job::Lane::Bulk, "tiny", self.collection.0, 100_000).await.unwrap();
         let due: Vec<_> = due.into_iter().filter(|d| self.ids.contains(&d.id)).collect();
         outbox::mark_dispatched(&self.db, &due).await.unwrap();
         let waiting = self.jobs.iter().filter(|j| j.state == JobState::Queued && !j.dispatched).count();
