@@ -10,6 +10,8 @@ endif
 
 FACE_ID := target/debug/face-id
 SERVICES := target/debug/face-id-services --dir .cache/services
+# What the tests need is in this build too, so that nothing is compiled twice; a release build has none of it.
+FEATURES := --features shared/testing,shared/failpoints,worker/testing
 # embedded: one process, nothing to install. services: PostgreSQL, RabbitMQ, S3, an api and a worker as processes.
 BACKEND ?= embedded
 LFW ?= $(FACE_ID_ASSETS_DIR)/data/lfw
@@ -26,7 +28,7 @@ setup-services: setup ## Install PostgreSQL with pgvector and RabbitMQ for `make
 	@scripts/setup-services.sh
 
 build: setup ## Build the commands
-	cargo build --locked --package cli --package api --package worker --package services
+	cargo build --locked --workspace $(FEATURES)
 
 demo: build $(if $(filter services,$(BACKEND)),services) ## Enroll people, identify other photographs of them (PHOTOS=DIR takes your own, BACKEND=services runs it on them)
 	@$(if $(filter services,$(BACKEND)),eval "$$($(SERVICES) env)" && )$(FACE_ID) demo $(if $(PHOTOS),--photos "$(PHOTOS)")

@@ -1,8 +1,11 @@
 //! `face-id`: the whole of face-id in one command.
 
 mod bench;
+mod child;
+mod client;
 mod demo;
 mod eval;
+mod index;
 mod migrate;
 mod models;
 mod serve;
@@ -35,6 +38,9 @@ enum Command {
     Api(api::command::ApiArgs),
     /// Run a worker alone, on PostgreSQL, RabbitMQ and S3; the same as `face-id-worker`.
     Worker,
+    /// Index the photographs of a folder or of an S3 prefix: every face is found, stored and matched. Run it again to go on
+    /// after an interruption, or to index what is new.
+    Index(index::IndexArgs),
     /// Show the main job on photographs: enroll, identify, reject; needs no server.
     Demo(demo::DemoArgs),
     /// List, fetch and check the weights of the catalogue's pipelines.
@@ -77,6 +83,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Api(args) => api::command::run(config, args).await,
         Command::Worker => worker::command::run(config).await,
         Command::Migrate => migrate::run(&config).await,
+        Command::Index(args) => index::run(config, args).await,
         Command::Demo(args) => demo::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,

@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logs, metrics, traces; [`process`], [`health`]: what servers share
 //! - [`catalogue`]: the pipelines (detector + alignment + model) that can be run
-//! - [`job`]: kinds, arguments, states and answers of jobs; [`embedding`]: a model's vector of one face
+//! - [`job`]: kinds, arguments, states and answers of jobs; [`batch`]: what batches of them list; [`embedding`]: a model's vector of one face
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
@@ -11,6 +11,7 @@
 //!   a process die
 
 pub mod backends;
+pub mod batch;
 pub mod catalogue;
 pub mod config;
 pub mod db;

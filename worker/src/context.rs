@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::catalogue::Catalogue;
+use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
 use shared::db::Db;
 use shared::db::entity::job::Model as Job;
@@ -115,6 +115,11 @@ impl Engines {
         let cell = Arc::clone(self.loaded.lock().await.entry(name.to_owned()).or_default());
         let engine = cell.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options)).await?;
         Ok(engine.clone())
+    }
+
+    /// What the catalogue says of a pipeline.
+    pub fn pipeline(&self, name: &str) -> Result<&Pipeline, EnginesError> {
+        Ok(self.catalogue.pipeline(name)?)
     }
 
     /// A readiness check that runs this pipeline's models.

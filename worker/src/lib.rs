@@ -5,10 +5,12 @@
 //! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
+//! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
 pub mod analysis;
 pub mod assets;
+pub mod batches;
 pub mod command;
 pub mod consumer;
 pub mod context;
@@ -18,6 +20,7 @@ pub mod dispatcher;
 pub mod inference;
 pub mod jobs;
 mod leadership;
+pub mod lister;
 pub mod probes;
 pub mod reaper;
 mod retry;

@@ -129,8 +129,12 @@ impl<'a> Attempts<'a> {
         for claimed in jobs {
             let (ctx, claimed) = (ctx.clone(), Arc::new(claimed));
             let (job, span) = (Arc::clone(&claimed), span(&claimed));
-            let began = Instant::now();
-            let handle = tasks.spawn(async move { (attempt(&ctx, &job).await, began.elapsed()) }.instrument(span));
+            let run = async move {
+                let _place = ctx.stages.begin(job.job.lane).await;
+                let began = Instant::now();
+                (attempt(&ctx, &job).await, began.elapsed())
+            };
+            let handle = tasks.spawn(run.instrument(span));
             running.insert(handle.id(), (claimed, handle));
         }
         Self { ctx, claim, tasks, running, ended: Vec::new(), record_by: Instant::now() }

@@ -1,4 +1,4 @@
-//! How many pictures are in each stage of the way through a worker: fetched and waiting, decoded, on a core. Each stage
+//! How many pictures are in each stage of the way through a worker: begun, fetched and waiting, decoded, on a core. Each stage
 //! takes the next picture only when there is room, so that memory is bounded and no core waits for a download.
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ const FETCHING: usize = 4;
 /// The stages of a worker; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Stages {
+    begun: [Arc<Semaphore>; 2],
     fetching: [Arc<Semaphore>; 2],
     decoded: [Arc<Semaphore>; 2],
     /// Who may use a core.
@@ -31,10 +32,17 @@ impl Stages {
     pub fn configured(config: &WorkerConfig) -> Self {
         let both = |room: usize| [(); 2].map(|()| Arc::new(Semaphore::new(room)));
         Self {
+            begun: both((FETCHING + 1) * config.concurrency()),
             fetching: both(FETCHING * config.concurrency()),
             decoded: both(config.concurrency()),
             cores: Cores::new(config.sessions()),
         }
+    }
+
+    /// Waits until another attempt of that lane may begin: no more begin than the stages after this have room for, so that
+    /// the time an attempt may take is not spent waiting for others of its message.
+    pub async fn begin(&self, lane: Lane) -> Place {
+        enter(&self.begun[line(lane)]).await
     }
 
     /// Waits until a picture of that lane may be fetched.

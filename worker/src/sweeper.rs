@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use shared::db::jobs::submit::forget_expired_keys;
-use shared::db::uploads;
+use shared::db::{idempotency, uploads};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +47,7 @@ async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
     if let Err(error) = delete_orphans(ctx, stop).await {
         failed("uploads and orphaned objects", &error);
     }
-    if let Err(error) = forget_expired_keys(&ctx.db, LIMIT).await {
+    if let Err(error) = idempotency::forget_expired(&ctx.db, LIMIT).await {
         failed("idempotency keys", &error.into());
     }
     if let Err(error) = ctx.objects.clean(ABANDONED_AFTER).await {

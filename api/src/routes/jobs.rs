@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use shared::db::entity::job;
 use shared::db::jobs::read::{self, JobFilter, JobWithAnswer};
 use shared::db::jobs::settle::{self, Cancel};
-use shared::ids::{CollectionId, JobId};
-use shared::job::{JobKind, JobState, Problem};
+use shared::ids::{BatchId, CollectionId, JobId, UploadId};
+use shared::job::{ImageRef, JobArgs, JobKind, JobState, Problem};
 use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
@@ -34,6 +34,11 @@ pub struct JobView {
     /// Attempts begun so far.
     attempt: i32,
     pipeline: String,
+    /// The batch that made it, and its place in it.
+    batch_id: Option<BatchId>,
+    item_no: Option<i64>,
+    /// The picture it works on; of a verify, the first one.
+    image: Option<ImageView>,
     tag: Option<String>,
     cancel_requested: bool,
     created_at: String,
@@ -45,8 +50,33 @@ pub struct JobView {
     problem: Option<Problem>,
 }
 
+/// Where a picture lies, named in one way.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImageView {
+    /// An upload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upload_id: Option<UploadId>,
+    /// `s3://bucket/key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    s3: Option<String>,
+    /// A file of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+}
+
+impl From<&ImageRef> for ImageView {
+    fn from(image: &ImageRef) -> Self {
+        let nothing = Self { upload_id: None, s3: None, file: None };
+        match image {
+            ImageRef::Upload(upload) => Self { upload_id: Some(upload.upload_id), ..nothing },
+            ImageRef::Reference { s3, .. } => Self { s3: Some(s3.clone()), ..nothing },
+            ImageRef::File { file, .. } => Self { file: Some(file.clone()), ..nothing },
+        }
+    }
+}
+
 impl From<JobWithAnswer> for JobView {
-    fn from(JobWithAnswer { job, result, problem }: JobWithAnswer) -> Self {
+    fn from(JobWithAnswer { job, args, result, problem }: JobWithAnswer) -> Self {
         Self {
             id: job.id,
             collection_id: job.collection_id,
@@ -54,6 +84,9 @@ impl From<JobWithAnswer> for JobView {
             state: job.state,
             attempt: job.attempt,
             pipeline: job.pipeline,
+            batch_id: job.batch_id,
+            item_no: job.item_no,
+            image: args.and_then(|args| args.images().first().map(|image| ImageView::from(*image))),
             tag: job.tag,
             cancel_requested: job.cancel_requested,
             created_at: instant(job.created_at),
@@ -66,8 +99,8 @@ impl From<JobWithAnswer> for JobView {
 }
 
 /// A job that was just made.
-pub(super) fn fresh_view(job: job::Model) -> JobView {
-    JobWithAnswer { job, result: None, problem: None }.into()
+pub(super) fn fresh_view(job: job::Model, args: JobArgs) -> JobView {
+    JobWithAnswer { job, args: Some(args), result: None, problem: None }.into()
 }
 
 /// Which jobs to list.

@@ -7,8 +7,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use shared::db::entity::{collection, job};
+use shared::db::idempotency::Idempotency;
 use shared::db::jobs::outbox::DueJob;
-use shared::db::jobs::submit::{Idempotency, NewJob, Submitted, find_repeated, submit};
+use shared::db::jobs::submit::{NewJob, Submitted, find_repeated, submit};
 use shared::db::persons;
 use shared::db::uploads::NewUpload;
 use shared::digest::sha256_hex;
@@ -293,7 +294,7 @@ async fn accept(
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?
     {
-        return answer(state, repeated).await;
+        return again(state, repeated).await;
     }
     let mut inline_uploads: Vec<NewUpload> = Vec::new();
     let mut images = Vec::new();
@@ -312,11 +313,12 @@ async fn accept(
             }
         });
     }
+    let args = args(images);
     let keys: Vec<String> = inline_uploads.iter().map(|u| u.object_key.clone()).collect();
     let new = NewJob {
         collection: collection.id,
         pipeline: collection.pipeline.clone(),
-        args: args(images),
+        args: args.clone(),
         tag: checked.tag,
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
@@ -331,7 +333,10 @@ async fn accept(
             }
         }
     }
-    answer(state, submitted?).await
+    match submitted? {
+        Submitted::New(job) => Ok(accepted(fresh(state, job, args).await)),
+        repeated => again(state, repeated).await,
+    }
 }
 
 fn idempotency(
@@ -364,21 +369,30 @@ async fn announce(state: &AppState, job: &job::Model) {
     }
 }
 
-async fn answer(state: &AppState, submitted: Submitted) -> ApiResult<Response> {
-    let job = match submitted {
-        Submitted::New(job) => {
-            failpoint("after_submit");
-            metrics::job_accepted(job.kind);
-            announce(state, &job).await;
-            tracing::info!(job.id = %job.id, job.kind = job.kind.as_str(), collection.id = %job.collection_id, "job accepted");
-            fresh_view(job)
-        }
-        Submitted::Existing(job) => super::jobs::load(state, job.id).await?,
-        Submitted::KeyReused => {
-            let detail = "this Idempotency-Key was sent with another request; use a new key for a new request";
-            return Err(ApiError::unprocessable("idempotency_key_reused", detail));
-        }
-    };
+/// A job that was just made.
+async fn fresh(state: &AppState, job: job::Model, args: JobArgs) -> JobView {
+    failpoint("after_submit");
+    metrics::job_accepted(job.kind);
+    announce(state, &job).await;
+    tracing::info!(job.id = %job.id, job.kind = job.kind.as_str(), collection.id = %job.collection_id, "job accepted");
+    fresh_view(job, args)
+}
+
+/// The answer to a request whose key was used before.
+async fn again(state: &AppState, submitted: Submitted) -> ApiResult<Response> {
+    match submitted {
+        Submitted::New(job) | Submitted::Existing(job) => Ok(accepted(super::jobs::load(state, job.id).await?)),
+        Submitted::KeyReused => Err(key_reused()),
+    }
+}
+
+fn accepted(job: JobView) -> Response {
     let headers = [(header::LOCATION, format!("/v1/jobs/{}", job.id)), (header::RETRY_AFTER, "1".to_owned())];
-    Ok((StatusCode::ACCEPTED, headers, axum::Json(job)).into_response())
+    (StatusCode::ACCEPTED, headers, axum::Json(job)).into_response()
+}
+
+/// The answer to a key that was sent with another request.
+pub(super) fn key_reused() -> ApiError {
+    let detail = "this Idempotency-Key was sent with another request; use a new key for a new request";
+    ApiError::unprocessable("idempotency_key_reused", detail)
 }

@@ -3,7 +3,6 @@
 mod client;
 mod photos;
 mod report;
-mod server;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,12 +10,11 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use shared::config::Config;
-use tokio::signal::unix::{SignalKind, signal};
 
-use self::client::Client;
+use self::client::DemoClient;
 use self::photos::Photos;
 use self::report::{Report, Row, Verdict};
-use self::server::Server;
+use crate::child::Server;
 
 #[derive(clap::Args)]
 pub(crate) struct DemoArgs {
@@ -33,11 +31,11 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
         None => Photos::samples(config).await?,
     };
     let began = Instant::now();
-    let server = Server::start(config).await?;
-    let client = Client::new(&server.address)?;
+    let server = Server::for_a_while(config).await?;
+    let client = DemoClient::new(&server.address)?;
     let played = tokio::select! {
         played = play(&client, &photos) => played,
-        () = interrupted() => Err(anyhow::anyhow!("interrupted")),
+        () = crate::child::interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     let stopped = server.stop().await;
     let report = played?;
@@ -46,16 +44,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
     report.check(args.photos.is_none())
 }
 
-/// Ends when the user or a service manager wants the demo to stop.
-async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-}
-
-async fn play(client: &Client, photos: &Photos) -> anyhow::Result<Report> {
+async fn play(client: &DemoClient, photos: &Photos) -> anyhow::Result<Report> {
     client.make_collection().await?;
     let mut report = Report::default();
     for photo in &photos.enroll {

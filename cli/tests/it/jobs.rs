@@ -57,10 +57,12 @@ async fn the_same_key_is_the_same_job(site: Site) {
 }
 
 async fn a_waiting_job_can_be_cancelled(site: Site) {
-    let server = Server::start_with(&site, &[("FACE_ID_WORKER__CONCURRENCY", "1")]).await;
+    // More than a worker claims at once, so that some wait in the queue while others have begun.
+    let settings = [("FACE_ID_WORKER__CONCURRENCY", "1"), ("FACE_ID_WORKER__HEARTBEAT_S", "0.5")];
+    let server = Server::start_with(&site, &settings).await;
     server.make_collection("c").await;
     let mut jobs = Vec::new();
-    for seed in 0..60 {
+    for seed in 0..240 {
         jobs.push(server.submit("c", "index", &json!({ "image": inline(&photo(&[seed])) })).await);
     }
     let mut cancelled = 0;

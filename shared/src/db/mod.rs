@@ -5,6 +5,7 @@ pub mod collections;
 pub(crate) mod embeddings;
 pub mod entity;
 pub mod faces;
+pub mod idempotency;
 pub mod images;
 pub mod jobs;
 pub mod leaders;
@@ -17,8 +18,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult,
-    RuntimeErr, Statement, TransactionTrait, Value,
+    AccessMode, ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
+    FromQueryResult, IsolationLevel, RuntimeErr, Statement, TransactionTrait, Value,
 };
 
 use crate::config::Synchronous;
@@ -57,6 +58,14 @@ impl Db {
     /// Begins a write transaction.
     pub async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
         self.write.begin().await
+    }
+
+    /// Begins a transaction whose reads all see the same moment.
+    pub(crate) async fn snapshot(&self) -> Result<DatabaseTransaction, DbErr> {
+        // On `SQLite` every read transaction is one.
+        let isolation = is_postgres(&self.read).then_some(IsolationLevel::RepeatableRead);
+        let access = is_postgres(&self.read).then_some(AccessMode::ReadOnly);
+        self.read.begin_with_config(isolation, access).await
     }
 
     /// Closes all connections; what is committed is on disk afterwards.

@@ -5,8 +5,10 @@ use std::time::Duration;
 use sea_orm::prelude::*;
 use sea_orm::{ActiveValue::Set, FromQueryResult};
 
+use super::batches::listing::needs_manifest;
 use super::entity::upload::{ActiveModel, Column, Entity, Model};
 use super::{Db, execute, micros, now, placeholders, statement};
+use crate::batch::Manifest;
 use crate::ids::{CollectionId, JobId, UploadId};
 
 /// A verify has two.
@@ -126,6 +128,9 @@ pub async fn forget_orphan(db: &Db, object_key: &str) -> Result<(), DbErr> {
 
 /// Whether a row refers to this object.
 pub async fn is_referenced(db: &Db, object_key: &str) -> Result<bool, DbErr> {
+    if let Some(manifest) = Manifest::of_key(object_key) {
+        return needs_manifest(db, manifest).await;
+    }
     let sql = "SELECT (SELECT count(*) FROM uploads WHERE object_key = $1)
         + (SELECT count(*) FROM images WHERE object_key = $1) AS n";
     Ok(super::count(&db.read, sql, [object_key.into()]).await? > 0)

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{ObjectError, ObjectMeta, ObjectStore, check_key};
+use super::{ListedReference, ObjectError, ObjectMeta, ObjectStore, check_key};
 
 /// The folder below the root where objects are written before they get their name.
 const UNFINISHED: &str = ".unfinished";
@@ -78,6 +78,14 @@ impl ObjectStore for FolderStore {
     }
 
     fn check_reference(&self, _: &str) -> Result<(), ObjectError> {
+        Err(ObjectError::NoReferences)
+    }
+
+    async fn list_references(&self, _: &str, _: Option<&str>, _: usize) -> Result<Vec<ListedReference>, ObjectError> {
+        Err(ObjectError::NoReferences)
+    }
+
+    fn check_prefix(&self, _: &str) -> Result<(), ObjectError> {
         Err(ObjectError::NoReferences)
     }
 

@@ -25,6 +25,15 @@ pub struct ObjectMeta {
     pub modified: SystemTime,
 }
 
+/// A listed object of another bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedReference {
+    /// `s3://bucket/key`.
+    pub uri: String,
+    /// Its ETag, or its length and time where the store gives none: it changes whenever the bytes do.
+    pub fingerprint: String,
+}
+
 /// Why the store did not do as told.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
@@ -107,6 +116,18 @@ pub trait ObjectStore: Send + Sync {
 
     /// Refuses a reference that [`ObjectStore::get_reference`] would never follow.
     fn check_reference(&self, uri: &str) -> Result<(), ObjectError>;
+
+    /// Up to `limit` objects of another bucket, one of the allowed ones, below `s3://bucket/prefix`, whose reference comes
+    /// after `after`, in ascending order of their keys' bytes.
+    async fn list_references(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ListedReference>, ObjectError>;
+
+    /// Refuses a prefix that [`ObjectStore::list_references`] would never list.
+    fn check_prefix(&self, prefix: &str) -> Result<(), ObjectError>;
 
     /// What is known of the object.
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError>;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
-use crate::db::{Db, execute, statement};
+use crate::db::{Db, execute, placeholders, statement};
 use crate::ids::BatchId;
 use crate::job::JobState;
 
@@ -86,8 +86,19 @@ pub async fn append_faces(txn: &impl ConnectionTrait, batch: BatchId, faces: usi
     append_count(txn, &nobody, 0, i64::try_from(faces).unwrap_or(i64::MAX)).await
 }
 
-/// Folds some deltas into their batches' rows; true when there may be more. Two that fold at once take different rows.
-pub async fn fold(db: &Db) -> Result<bool, DbErr> {
+/// What one fold came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folded {
+    /// There was nothing.
+    Nothing,
+    /// All there was.
+    All,
+    /// As much as one fold takes; there may be more.
+    Some,
+}
+
+/// Folds some deltas into their batches' rows. Two that fold at once take different ones.
+pub async fn fold(db: &Db) -> Result<Folded, DbErr> {
     let txn = db.begin().await?;
     let lock = if crate::db::is_postgres(&txn) { "FOR UPDATE SKIP LOCKED" } else { "" };
     let sql = format!(
@@ -95,21 +106,31 @@ pub async fn fold(db: &Db) -> Result<bool, DbErr> {
          RETURNING batch_id, state_from, state_to, code, jobs, faces"
     );
     let rows = Row::find_by_statement(statement(&txn, &sql, [])).all(&txn).await?;
-    let more = rows.len() >= FOLD as usize;
+    let folded = match rows.len() {
+        0 => return Ok(Folded::Nothing),
+        n if n < FOLD as usize => Folded::All,
+        _ => Folded::Some,
+    };
     for (batch, sum) in sums(rows) {
         add(&txn, batch, &sum).await?;
     }
     txn.commit().await?;
-    Ok(more)
+    Ok(folded)
 }
 
-/// What of a batch is not folded yet.
-pub(crate) async fn unfolded(conn: &impl ConnectionTrait, batch: BatchId) -> Result<Sum, DbErr> {
-    let sql = "SELECT batch_id, state_from, state_to, code, CAST(sum(jobs) AS bigint) AS jobs,
+/// What of these batches is not folded yet.
+pub(crate) async fn unfolded(
+    conn: &impl ConnectionTrait,
+    batches: &[BatchId],
+) -> Result<BTreeMap<BatchId, Sum>, DbErr> {
+    let sql = format!(
+        "SELECT batch_id, state_from, state_to, code, CAST(sum(jobs) AS bigint) AS jobs,
             CAST(sum(faces) AS bigint) AS faces
-        FROM batch_deltas WHERE batch_id = $1 GROUP BY batch_id, state_from, state_to, code";
-    let rows = Row::find_by_statement(statement(conn, sql, [batch.into()])).all(conn).await?;
-    Ok(sums(rows).remove(&batch).unwrap_or_default())
+         FROM batch_deltas WHERE batch_id IN ({}) GROUP BY batch_id, state_from, state_to, code",
+        placeholders(1, batches.len())
+    );
+    let values = batches.iter().map(|batch| Value::from(*batch));
+    Ok(sums(Row::find_by_statement(statement(conn, &sql, values)).all(conn).await?))
 }
 
 fn sums(rows: Vec<Row>) -> BTreeMap<BatchId, Sum> {

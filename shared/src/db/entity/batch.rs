@@ -30,7 +30,7 @@ pub enum BatchState {
 }
 
 /// A row of `batches`. The counts are behind by what `batch_deltas` holds.
-#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "batches")]
 #[expect(missing_docs, reason = "the fields are the columns")]
 pub struct Model {
@@ -53,6 +53,10 @@ pub struct Model {
     pub list_after: i64,
     /// How often in a row the listing has failed.
     pub listing_tries: i32,
+    /// The listing was given up.
+    pub listing_failed: bool,
+    /// Jobs that failed before this time are being put back.
+    pub reopen_before: Option<i64>,
     /// Why it failed, or why the listing does not go on at the moment, as JSON.
     pub problem: Option<String>,
     /// Items listed so far.
@@ -67,6 +71,11 @@ pub struct Model {
     pub cancelled: i64,
     /// Faces that its jobs found.
     pub faces: i64,
+    /// Jobs that end in a second, a moving average.
+    pub pace: Option<f64>,
+    /// When that was measured last, and how many jobs had ended by then.
+    pub paced_at: i64,
+    pub paced_jobs: i64,
     pub tag: Option<String>,
     pub traceparent: Option<String>,
     pub version: i64,

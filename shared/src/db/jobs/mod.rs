@@ -9,7 +9,7 @@ pub mod read;
 pub mod recovery;
 pub mod settle;
 pub mod submit;
-mod transition;
+pub(super) mod transition;
 
 #[cfg(test)]
 mod tests;

@@ -6,13 +6,15 @@ use sea_orm::{FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
 use crate::db::entity::job::{Column, Entity, Model};
 use crate::db::{Db, placeholders, statement};
 use crate::ids::{CollectionId, JobId};
-use crate::job::{JobKind, JobState, Problem};
+use crate::job::{JobArgs, JobKind, JobState, Problem};
 
 /// A job with its answer.
 #[derive(Clone, Debug)]
 pub struct JobWithAnswer {
     /// The row.
     pub job: Model,
+    /// Its arguments; `None` where the stored text is none of this version.
+    pub args: Option<JobArgs>,
     /// The result of a job that succeeded.
     pub result: Option<serde_json::Value>,
     /// Why a job was rejected or failed, or why the last attempt of a queued one did.
@@ -53,27 +55,33 @@ pub async fn list(db: &Db, filter: JobFilter, before: Option<JobId>, limit: u64)
     with_answers(db, rows).await
 }
 
-async fn with_answers(db: &Db, jobs: Vec<Model>) -> Result<Vec<JobWithAnswer>, DbErr> {
+/// The jobs with what their payloads say.
+pub(in crate::db) async fn with_answers(db: &Db, jobs: Vec<Model>) -> Result<Vec<JobWithAnswer>, DbErr> {
     #[derive(FromQueryResult)]
     struct Answer {
         job_id: JobId,
+        args: String,
         result: Option<String>,
         problem: Option<String>,
     }
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
-    let sql =
-        format!("SELECT job_id, result, problem FROM job_payloads WHERE job_id IN ({})", placeholders(1, jobs.len()));
+    let sql = format!(
+        "SELECT job_id, args, result, problem FROM job_payloads WHERE job_id IN ({})",
+        placeholders(1, jobs.len())
+    );
     let ids = jobs.iter().map(|j| j.id.into());
     let answers = Answer::find_by_statement(statement(&db.read, &sql, ids)).all(&db.read).await?;
     let mut by_job: std::collections::HashMap<_, _> = answers.into_iter().map(|a| (a.job_id, a)).collect();
     jobs.into_iter()
         .map(|job| {
             let answer = by_job.remove(&job.id);
+            let args = answer.as_ref().and_then(|a| serde_json::from_str(&a.args).ok());
             let (result, problem) = answer.map_or((None, None), |a| (a.result, a.problem));
             Ok(JobWithAnswer {
                 job,
+                args,
                 result: result.map(|text| parse(&text)).transpose()?,
                 problem: problem.map(|text| parse(&text)).transpose()?,
             })

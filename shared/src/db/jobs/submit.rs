@@ -1,13 +1,11 @@
 //! A new job: its row, its arguments and its idempotency key in one transaction.
 
-use std::time::Duration;
-
 use sea_orm::ActiveValue::Set;
-use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use crate::db::entity::job::{ActiveModel, Entity, Model};
-use crate::db::{Db, execute, micros, now, statement, uploads};
+use crate::db::idempotency::{self, Idempotency, OF_JOBS, Used};
+use crate::db::{Db, execute, micros, now, uploads};
 use crate::ids::{CollectionId, JobId};
 use crate::job::{ImageRef, JobArgs, JobState};
 
@@ -25,19 +23,6 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// Uploads that come with this very request, to be recorded together with it.
     pub inline_uploads: Vec<uploads::NewUpload>,
-}
-
-/// A client's promise that requests with the same key are the same request.
-#[derive(Clone, Debug)]
-pub struct Idempotency {
-    /// The method and path the key was sent to.
-    pub route: String,
-    /// The client's key.
-    pub key: String,
-    /// A digest of the parsed arguments and the pictures' bytes.
-    pub fingerprint: String,
-    /// How long the key is remembered.
-    pub keep: Duration,
 }
 
 /// What became of a submission.
@@ -69,25 +54,14 @@ pub async fn submit(db: &Db, new: NewJob) -> Result<Submitted, DbErr> {
     }
     let job = insert(&txn, &new).await?;
     if let Some(idempotency) = new.idempotency
-        && !remember(&txn, &idempotency, job.id).await?
+        && !idempotency::remember(&txn, OF_JOBS, &idempotency, job.id.0).await?
     {
         // Another request with this key committed since it was looked for.
         txn.rollback().await?;
-        return repeated(&db.write, &idempotency).await?.ok_or_else(|| {
-            DbErr::Custom("an idempotency key was taken and released within one request; send it again".to_owned())
-        });
+        return repeated(&db.write, &idempotency).await?.ok_or_else(idempotency::released);
     }
     txn.commit().await?;
     Ok(Submitted::New(job))
-}
-
-/// Forgets up to `limit` idempotency keys whose time is over.
-pub async fn forget_expired_keys(db: &Db, limit: u64) -> Result<u64, DbErr> {
-    let sql = format!(
-        "DELETE FROM idempotency_keys WHERE expires_at < {{now}} AND (route, key) IN
-         (SELECT route, key FROM idempotency_keys WHERE expires_at < {{now}} LIMIT {limit})"
-    );
-    execute(&db.write, &sql, []).await
 }
 
 async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr> {
@@ -133,36 +107,10 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
     Ok(job)
 }
 
-/// False when the key stands for another job. Waits for a request with the same key that is under way.
-async fn remember(txn: &impl ConnectionTrait, idempotency: &Idempotency, job: JobId) -> Result<bool, DbErr> {
-    // An expired key that was not swept yet is free again.
-    let sql = "INSERT INTO idempotency_keys (route, key, fingerprint, job_id, expires_at)
-        VALUES ($1, $2, $3, $4, {now} + $5)
-        ON CONFLICT (route, key) DO UPDATE SET fingerprint = excluded.fingerprint, job_id = excluded.job_id,
-            expires_at = excluded.expires_at
-        WHERE idempotency_keys.expires_at <= {now}";
-    let values = [
-        idempotency.route.as_str().into(),
-        idempotency.key.as_str().into(),
-        idempotency.fingerprint.as_str().into(),
-        job.into(),
-        micros(idempotency.keep).into(),
-    ];
-    Ok(execute(txn, sql, values).await? > 0)
-}
-
-async fn repeated(conn: &impl ConnectionTrait, idempotency: &Idempotency) -> Result<Option<Submitted>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        fingerprint: String,
-        job_id: JobId,
+async fn repeated(conn: &impl ConnectionTrait, key: &Idempotency) -> Result<Option<Submitted>, DbErr> {
+    match idempotency::used(conn, OF_JOBS, key).await? {
+        None => Ok(None),
+        Some(Used::Otherwise) => Ok(Some(Submitted::KeyReused)),
+        Some(Used::Same(id)) => Ok(Entity::find_by_id(JobId(id)).one(conn).await?.map(Submitted::Existing)),
     }
-    let sql = "SELECT fingerprint, job_id FROM idempotency_keys
-        WHERE route = $1 AND key = $2 AND expires_at > {now}";
-    let values = [idempotency.route.as_str().into(), idempotency.key.as_str().into()];
-    let Some(row) = Row::find_by_statement(statement(conn, sql, values)).one(conn).await? else { return Ok(None) };
-    if row.fingerprint != idempotency.fingerprint {
-        return Ok(Some(Submitted::KeyReused));
-    }
-    Ok(Entity::find_by_id(row.job_id).one(conn).await?.map(Submitted::Existing))
 }

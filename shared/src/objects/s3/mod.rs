@@ -20,7 +20,8 @@ pub use options::S3Options;
 pub use reference::parse_s3_uri;
 
 use self::failure::failure;
-use super::{ObjectError, ObjectMeta, ObjectStore, check_key};
+use self::reference::parse_s3_prefix;
+use super::{ListedReference, ObjectError, ObjectMeta, ObjectStore, check_key};
 
 /// Most keys that S3 lists at once.
 const PAGE: usize = 1000;
@@ -83,9 +84,7 @@ impl S3Store {
 
     /// An object of another bucket, one of the allowed ones, unless it is longer than `max_bytes`.
     pub async fn get_from(&self, bucket: &str, key: &str, max_bytes: usize) -> Result<Vec<u8>, ObjectError> {
-        if !self.allowed_buckets.iter().any(|b| b == bucket) {
-            return Err(ObjectError::BucketNotAllowed(bucket.to_owned()));
-        }
+        self.check_bucket(bucket)?;
         if !reference::is_foreign_key(key) {
             return Err(ObjectError::BadKey(key.to_owned()));
         }
@@ -108,6 +107,36 @@ impl S3Store {
         let get = self.client.get_object().bucket(&self.bucket).key(key);
         let expires = PresigningConfig::expires_in(expires).map_err(|e| unsigned(key, e))?;
         Ok(get.presigned(expires).await.map_err(|e| failure("sign for", key, e))?.into())
+    }
+
+    fn check_bucket(&self, bucket: &str) -> Result<(), ObjectError> {
+        let is_allowed = self.allowed_buckets.iter().any(|b| b == bucket);
+        if is_allowed { Ok(()) } else { Err(ObjectError::BucketNotAllowed(bucket.to_owned())) }
+    }
+
+    async fn list_bucket(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Object>, ObjectError> {
+        let mut found: Vec<Object> = Vec::new();
+        let mut next = None;
+        while found.len() < limit {
+            let page = (limit - found.len()).min(PAGE);
+            let list = self.client.list_objects_v2().bucket(bucket).prefix(prefix);
+            let list = list.set_start_after(after.map(str::to_owned)).set_continuation_token(next);
+            let listed = list.max_keys(i32::try_from(page).unwrap_or(i32::MAX)).send().await;
+            let listed = listed.map_err(|e| failure("list", prefix, e))?;
+            found.extend(listed.contents.unwrap_or_default());
+            next = listed.next_continuation_token;
+            if next.is_none() {
+                break;
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// The client's own timeout ends with the answer's header; this one covers the body.
@@ -144,8 +173,7 @@ impl ObjectStore for S3Store {
 
     fn check_reference(&self, uri: &str) -> Result<(), ObjectError> {
         let (bucket, _) = parse_s3_uri(uri)?;
-        let allowed = self.allowed_buckets.iter().any(|b| b == bucket);
-        if allowed { Ok(()) } else { Err(ObjectError::BucketNotAllowed(bucket.to_owned())) }
+        self.check_bucket(bucket)
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
@@ -166,24 +194,26 @@ impl ObjectStore for S3Store {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<ObjectMeta>, ObjectError> {
-        let mut found: Vec<ObjectMeta> = Vec::new();
-        let mut next = None;
-        while found.len() < limit {
-            let page = (limit - found.len()).min(PAGE);
-            let list = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
-            let list = list.set_start_after(after.map(str::to_owned)).set_continuation_token(next);
-            let listed = list.max_keys(i32::try_from(page).unwrap_or(i32::MAX)).send().await;
-            let listed = listed.map_err(|e| failure("list", prefix, e))?;
-            for object in listed.contents.unwrap_or_default() {
-                found.push(listed_meta(object)?);
-            }
-            next = listed.next_continuation_token;
-            if next.is_none() {
-                break;
-            }
-        }
-        found.truncate(limit);
-        Ok(found)
+        let listed = self.list_bucket(&self.bucket, prefix, after, limit).await?;
+        listed.into_iter().map(listed_meta).collect()
+    }
+
+    async fn list_references(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ListedReference>, ObjectError> {
+        self.check_prefix(prefix)?;
+        let (bucket, prefix) = parse_s3_prefix(prefix)?;
+        let after = after.map(parse_s3_uri).transpose()?.map(|(_, key)| key);
+        let listed = self.list_bucket(bucket, prefix, after, limit).await?;
+        listed.into_iter().map(|object| listed_reference(bucket, object)).collect()
+    }
+
+    fn check_prefix(&self, prefix: &str) -> Result<(), ObjectError> {
+        let (bucket, _) = parse_s3_prefix(prefix)?;
+        self.check_bucket(bucket)
     }
 
     /// Does nothing: S3 keeps nothing of a single put that was cut off, and this store makes no multipart uploads.
@@ -220,6 +250,14 @@ async fn body(mut got: GetObjectOutput, key: &str, max_bytes: usize) -> Result<V
         return Err(broken("read", key, ErrorKind::UnexpectedEof.into()));
     }
     Ok(bytes)
+}
+
+fn listed_reference(bucket: &str, object: Object) -> Result<ListedReference, ObjectError> {
+    let etag = object.e_tag.clone().map(|etag| etag.trim_matches('"').to_owned()).filter(|etag| !etag.is_empty());
+    let meta = listed_meta(object)?;
+    let since_epoch = meta.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let fingerprint = etag.unwrap_or_else(|| format!("{}-{}", meta.size_bytes, since_epoch.as_millis()));
+    Ok(ListedReference { uri: format!("s3://{bucket}/{}", meta.key), fingerprint })
 }
 
 fn listed_meta(object: Object) -> Result<ObjectMeta, ObjectError> {

@@ -15,6 +15,18 @@ pub fn parse_s3_uri(uri: &str) -> Result<(&str, &str), ObjectError> {
     if is_bucket_name(bucket) && is_foreign_key(key) { Ok((bucket, key)) } else { Err(bad()) }
 }
 
+/// Bucket and prefix of `s3://bucket/prefix`; the prefix may be empty, and need not end at a `/`.
+pub(super) fn parse_s3_prefix(uri: &str) -> Result<(&str, &str), ObjectError> {
+    let bad = || ObjectError::BadReference(uri.to_owned());
+    let rest = uri.strip_prefix("s3://").ok_or_else(bad)?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if is_bucket_name(bucket) && (prefix.is_empty() || is_foreign_key(prefix)) {
+        Ok((bucket, prefix))
+    } else {
+        Err(bad())
+    }
+}
+
 /// The naming rules of general purpose buckets, as far as they matter for addressing one
 /// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>).
 pub(super) fn is_bucket_name(name: &str) -> bool {
@@ -44,6 +56,18 @@ mod tests {
         assert_eq!(parse_s3_uri("s3://my.photos-1/a//b c/%2F+ü?x#y").unwrap(), ("my.photos-1", "a//b c/%2F+ü?x#y"));
         let long = format!("s3://photos/{}", "k".repeat(MAX_KEY_BYTES));
         assert_eq!(parse_s3_uri(&long).unwrap().1.len(), MAX_KEY_BYTES);
+    }
+
+    #[test]
+    fn takes_a_prefix_apart() {
+        for (uri, wanted) in
+            [("s3://photos", ("photos", "")), ("s3://photos/", ("photos", "")), ("s3://photos/a/b", ("photos", "a/b"))]
+        {
+            assert_eq!(parse_s3_prefix(uri).unwrap(), wanted);
+        }
+        for uri in ["", "photos/a", "s3://", "s3://ph_tos/a", "s3://photos/../other"] {
+            assert!(parse_s3_prefix(uri).is_err(), "{uri:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! The demo's own server: this very command, as one child process on a free port with a data folder of its own, or as an
-//! api and a worker where the settings name services.
+//! A server of the command's own: this very command, as one child process on a free port, or as an api and a worker where
+//! the settings name services.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use anyhow::Context as _;
 use shared::config::Config;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Longest time the server may take to load its models.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -16,33 +19,47 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Last lines of the server's log that are shown when it does not start.
 const LOG_LINES: usize = 5;
 
-pub(super) struct Server {
-    pub(super) address: String,
+pub(crate) struct Server {
+    pub(crate) address: String,
     /// The api, or all in one, comes first; it is stopped first too.
     children: Vec<Child>,
     folder: tempfile::TempDir,
 }
 
 impl Server {
-    pub(super) async fn start(config: &Config) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("make a folder for the demo's data")?;
-        let mut children = Vec::new();
-        let address = if config.has_services() {
-            crate::migrate::run(config).await?;
-            let address = spawn(&mut children, &folder, &["api", "--bind", "127.0.0.1:0"], "listening on ").await?;
-            spawn(&mut children, &folder, &["worker"], "probes on ").await?;
-            address
-        } else {
+    /// A server on services where the settings name any, else one on a data folder that goes with it.
+    pub(crate) async fn for_a_while(config: &Config) -> anyhow::Result<Self> {
+        if !config.has_services() {
+            let folder = tempfile::tempdir().context("make a folder for the server's data")?;
             let data = folder.path().join("data");
-            let data = data.to_str().context("the temporary folder's path is no text")?;
-            let arguments = ["serve", "--bind", "127.0.0.1:0", "--data-dir", data];
-            spawn(&mut children, &folder, &arguments, "listening on ").await?
-        };
+            return Self::start(folder, &data, &[]).await;
+        }
+        let folder = tempfile::tempdir().context("make a folder for the server's log")?;
+        let mut children = Vec::new();
+        crate::migrate::run(config).await?;
+        let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
+        let address = spawn(&mut children, &folder, arguments, &[], "listening on ").await?;
+        spawn(&mut children, &folder, vec!["worker".into()], &[], "probes on ").await?;
+        Ok(Self { address, children, folder })
+    }
+
+    /// A server on that data folder, with settings of its own.
+    pub(crate) async fn on_folder(data_dir: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("make a folder for the server's log")?;
+        Self::start(folder, data_dir, settings).await
+    }
+
+    async fn start(folder: tempfile::TempDir, data_dir: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+        let mut children = Vec::new();
+        let mut arguments: Vec<OsString> =
+            ["serve", "--bind", "127.0.0.1:0", "--data-dir"].map(OsString::from).to_vec();
+        arguments.push(data_dir.into());
+        let address = spawn(&mut children, &folder, arguments, settings, "listening on ").await?;
         Ok(Self { address, children, folder })
     }
 
     /// Asks the processes to stop, as a service manager would.
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         for child in &mut self.children {
             if let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw) {
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
@@ -60,17 +77,28 @@ impl Server {
     }
 }
 
+/// Ends when the user or a service manager wants the command to stop.
+pub(crate) async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
 /// Starts a process, waits for its first line, which begins with `prefix`, and gives the rest of that.
 async fn spawn(
     children: &mut Vec<Child>,
     folder: &tempfile::TempDir,
-    arguments: &[&str],
+    arguments: Vec<OsString>,
+    settings: &[(&str, String)],
     prefix: &str,
 ) -> anyhow::Result<String> {
     let path = folder.path().join("log");
     let mut child = Command::new(std::env::current_exe()?)
         .args(arguments)
         .env("FACE_ID_WORKER__PROBES_BIND", "127.0.0.1:0")
+        .envs(settings.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(std::fs::File::options().create(true).append(true).open(&path)?)

@@ -1,0 +1,71 @@
+//! The command as a client of the HTTP API.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+/// Longest time one request may take; a job is waited for within it.
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A server at an address; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    address: String,
+}
+
+/// A refusal by the server.
+#[derive(Debug, thiserror::Error)]
+#[error("{status}: {detail}")]
+pub(crate) struct Refused {
+    pub(crate) status: u16,
+    pub(crate) code: String,
+    detail: String,
+}
+
+impl Client {
+    pub(crate) fn new(address: &str) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?;
+        Ok(Self { http, address: address.trim_end_matches('/').to_owned() })
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.sent(self.http.get(self.url(path)), path).await
+    }
+
+    /// The same, answered when what is asked for ends, or after that many seconds.
+    pub(crate) async fn get_when_ended(&self, path: &str, wait_s: u64) -> anyhow::Result<Value> {
+        self.sent(self.http.get(self.url(path)).header("prefer", format!("wait={wait_s}")), path).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.sent(self.http.post(self.url(path)).json(body), path).await
+    }
+
+    pub(crate) async fn post_bytes(&self, path: &str, bytes: Vec<u8>) -> anyhow::Result<Value> {
+        self.sent(self.http.post(self.url(path)).body(bytes), path).await
+    }
+
+    /// Whether there was anything to delete is not told.
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<()> {
+        self.http.delete(self.url(path)).send().await.with_context(|| format!("ask {}", self.address))?;
+        Ok(())
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.address)
+    }
+
+    /// The body of a good answer; of a bad one, the problem as an error.
+    async fn sent(&self, request: reqwest::RequestBuilder, path: &str) -> anyhow::Result<Value> {
+        let answer = request.send().await.with_context(|| format!("ask {}{path}", self.address))?;
+        let status = answer.status();
+        let body: Value = answer.json().await.with_context(|| format!("read the answer of {}{path}", self.address))?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+        Err(Refused { status: status.as_u16(), code: text("code"), detail: text("detail") }.into())
+    }
+}

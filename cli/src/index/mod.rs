@@ -1,0 +1,177 @@
+//! `face-id index`: a photo library into a collection, as a batch over HTTP.
+
+mod place;
+mod progress;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use shared::config::Config;
+
+use self::place::Place;
+use self::progress::Progress;
+use crate::child::interrupted;
+use crate::client::{Client, Refused};
+
+#[derive(clap::Args)]
+pub(crate) struct IndexArgs {
+    /// A folder, or `s3://bucket/prefix` of a bucket that the server allows.
+    #[arg(value_name = "DIR|s3://BUCKET/PREFIX")]
+    source: String,
+    /// The collection's name; made where there is none.
+    #[arg(long, value_name = "NAME")]
+    collection: String,
+    /// The pipeline of a new collection; the server's default where absent.
+    #[arg(long, value_name = "PIPELINE")]
+    model: Option<String>,
+    /// A server that runs, http://host:port. Without it: the one that holds the data folder, or else one that is started
+    /// for as long as it takes; with services, the one at server.bind.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// Where the database and the pictures of a server that is started live.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Write what became of each picture to this file: .csv, or .json with one object a line.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Look again every so many seconds, and index what is new, until Ctrl-C.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
+    watch: Option<u64>,
+}
+
+/// How often the batch is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Indexes the source; an error where pictures failed for another reason than themselves.
+pub(crate) async fn run(mut config: Config, args: IndexArgs) -> anyhow::Result<()> {
+    if let Some(data_dir) = &args.data_dir {
+        config.data_dir.clone_from(data_dir);
+    }
+    let source = source(&args.source)?;
+    report::check_name(args.report.as_deref())?;
+    let place = Place::find(&config, args.server.as_deref(), source["folder"].as_str().map(Path::new)).await?;
+    let client = Client::new(place.address())?;
+    let indexed = tokio::select! {
+        indexed = index(&client, &args, &source) => indexed,
+        () = interrupted() => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
+    };
+    let left = place.leave().await;
+    indexed?;
+    left
+}
+
+/// What the server is asked to list.
+fn source(named: &str) -> anyhow::Result<Value> {
+    if named.starts_with("s3://") {
+        return Ok(json!({ "s3": named }));
+    }
+    let folder = Path::new(named).canonicalize().with_context(|| format!("look for the folder {named}"))?;
+    anyhow::ensure!(folder.is_dir(), "{named} is a file; name the folder that it is in");
+    let folder = folder.to_str().with_context(|| format!("the path of {named} is no text"))?;
+    Ok(json!({ "folder": folder }))
+}
+
+async fn index(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::Result<()> {
+    make_collection(client, args).await?;
+    loop {
+        let batch = followed(client, args, source).await?;
+        report::print(&batch)?;
+        if let Some(file) = &args.report {
+            report::write(client, &batch, file).await?;
+        }
+        check(&batch)?;
+        let Some(pause) = args.watch else { return Ok(()) };
+        tokio::time::sleep(Duration::from_secs(pause.max(1))).await;
+    }
+}
+
+async fn make_collection(client: &Client, args: &IndexArgs) -> anyhow::Result<()> {
+    let mut body = json!({ "name": args.collection });
+    if let Some(pipeline) = &args.model {
+        body["pipeline"] = json!(pipeline);
+    }
+    match client.post("/v1/collections", &body).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|r| r.code == "collection_exists") => {
+            let known = client.get(&format!("/v1/collections/{}", args.collection)).await?;
+            let pipeline = known["pipeline"].as_str().unwrap_or_default();
+            anyhow::ensure!(
+                args.model.as_deref().is_none_or(|wanted| wanted == pipeline),
+                "collection {} exists with the pipeline {pipeline}; leave --model out, or choose another name",
+                args.collection
+            );
+            Ok(())
+        }
+        Err(error) => Err(error.context(format!("make the collection {}", args.collection))),
+    }
+}
+
+/// The batch when it has ended: one of the same source that an interrupted command left, or a new one.
+async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::Result<Value> {
+    let left = unfinished(client, &args.collection, source).await?;
+    let batch = match left {
+        Some(batch) => {
+            let id = id(&batch)?;
+            if batch["state"] == "paused" {
+                client.post(&format!("/v1/batches/{id}/resume"), &json!({})).await?;
+            }
+            batch
+        }
+        None => {
+            let body = json!({ "collection": args.collection, "kind": "index", "source": source });
+            client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
+        }
+    };
+    let path = format!("/v1/batches/{}", id(&batch)?);
+    let progress = Progress::begin();
+    loop {
+        let batch = client.get(&path).await?;
+        progress.show(&batch);
+        if !batch["finished_at"].is_null() {
+            progress.end();
+            return Ok(batch);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn unfinished(client: &Client, collection: &str, source: &Value) -> anyhow::Result<Option<Value>> {
+    let mut cursor = String::new();
+    loop {
+        let page = client.get(&format!("/v1/batches?collection={collection}&limit=100{cursor}")).await?;
+        let batches = page["items"].as_array().cloned().unwrap_or_default();
+        let is_left = |b: &Value| {
+            b["finished_at"].is_null()
+                && b["source"] == *source
+                && ["listing", "running", "paused"].iter().any(|state| b["state"] == *state)
+        };
+        if let Some(batch) = batches.into_iter().find(is_left) {
+            return Ok(Some(batch));
+        }
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Ok(None),
+        }
+    }
+}
+
+fn id(batch: &Value) -> anyhow::Result<&str> {
+    batch["id"].as_str().context("the server's batch has no id")
+}
+
+/// A picture that is unreadable is an answer; one that the server gave up on is an error.
+fn check(batch: &Value) -> anyhow::Result<()> {
+    let failed = batch["jobs"]["failed"].as_i64().unwrap_or_default();
+    let state = batch["state"].as_str().unwrap_or_default();
+    let why = batch["problem"]["detail"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+    anyhow::ensure!(state == "completed", "the batch is {state}{why}");
+    let path = format!("/v1/batches/{}", id(batch)?);
+    anyhow::ensure!(
+        failed == 0,
+        "{failed} pictures failed; POST {path}/retry tries them again, GET {path}/jobs?state=failed shows why"
+    );
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! From a batch's source to its jobs: page by page, each in one transaction with how far the listing has come.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use sea_orm::prelude::*;
+use sea_orm::{FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
+use serde_json::json;
+
+use super::deltas::{self, Delta};
+use crate::batch::Checkpoint;
+use crate::db::entity::batch::{BatchState, Column, Entity, Model};
+use crate::db::rows::{self, Rows};
+use crate::db::{Db, execute, micros, now, statement};
+use crate::ids::{BatchId, JobId};
+use crate::job::{ImageRef, JobArgs, JobKind, JobState, Problem};
+
+/// Pictures that were listed next.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The pictures.
+    pub items: Vec<ImageRef>,
+    /// Where the listing goes on.
+    pub checkpoint: Checkpoint,
+    /// Whether there are no more.
+    pub is_last: bool,
+}
+
+impl Model {
+    /// Where the listing goes on.
+    ///
+    /// # Errors
+    /// The row was written by something that is not face-id.
+    pub fn checkpoint(&self) -> Result<Checkpoint, DbErr> {
+        let text = self.checkpoint.as_deref();
+        text.map_or(Ok(Checkpoint::default()), |t| serde_json::from_str(t).map_err(|e| DbErr::Json(e.to_string())))
+    }
+}
+
+/// Up to `limit` batches whose listing is due, by their ids, those after `after`.
+pub async fn due(db: &Db, after: Option<BatchId>, limit: u64) -> Result<Vec<Model>, DbErr> {
+    let now = now(&db.read).await?;
+    let mut query = Entity::find()
+        .filter(Column::FinishedAt.is_null())
+        .filter(Column::State.eq(BatchState::Running))
+        .filter(Column::ListedAt.is_null())
+        .filter(Column::ListAfter.lte(now))
+        .order_by_asc(Column::Id)
+        .limit(limit);
+    if let Some(after) = after {
+        query = query.filter(Column::Id.gt(after));
+    }
+    query.all(&db.read).await
+}
+
+/// Makes a job of each picture that the collection does not know yet, and notes how far the listing has come. False, and
+/// nothing written, when the batch is no longer as it was read: it is held, or somebody else listed the page.
+pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Listed) -> Result<bool, DbErr> {
+    let txn = db.begin().await?;
+    let known = known(&txn, batch, detector_revision, &listed.items).await?;
+    let is_new = |image: &&ImageRef| !image.uri().is_some_and(|uri| known.contains(&uri));
+    let new: Vec<&ImageRef> = listed.items.iter().filter(is_new).collect();
+    let checkpoint = serde_json::to_string(&listed.checkpoint).map_err(|e| DbErr::Json(e.to_string()))?;
+    let sql = "UPDATE batches SET checkpoint = $1, items = items + $2, unchanged = unchanged + $3, listing_tries = 0,
+            listed_at = CASE WHEN $4 THEN {now} END, problem = $5, version = version + 1
+        WHERE id = $6 AND state = 'running' AND listed_at IS NULL AND items = $7
+            AND checkpoint IS NOT DISTINCT FROM $8";
+    let count = |n: usize| Value::from(i64::try_from(n).unwrap_or(i64::MAX));
+    let values = [
+        checkpoint.into(),
+        count(listed.items.len()),
+        count(listed.items.len() - new.len()),
+        listed.is_last.into(),
+        skipped(&listed.checkpoint)?.into(),
+        batch.id.into(),
+        batch.items.into(),
+        batch.checkpoint.clone().into(),
+    ];
+    if execute(&txn, sql, values).await? == 0 {
+        return Ok(false);
+    }
+    if !new.is_empty() {
+        // What is known keeps no number: the jobs of a batch are numbered without gaps from page to page only.
+        insert(&txn, batch, &new).await?;
+        let waiting = Delta { batch: batch.id, from: None, to: Some(JobState::Queued), code: None };
+        deltas::append_count(&txn, &waiting, i64::try_from(new.len()).unwrap_or(i64::MAX), 0).await?;
+    }
+    txn.commit().await?;
+    Ok(true)
+}
+
+/// Puts the listing off after it failed in a way that may pass.
+pub async fn put_off(db: &Db, batch: BatchId, delay: Duration, problem: &Problem) -> Result<(), DbErr> {
+    let sql = "UPDATE batches SET listing_tries = listing_tries + 1, list_after = {now} + $1, problem = $2,
+            version = version + 1
+        WHERE id = $3 AND listed_at IS NULL AND finished_at IS NULL";
+    execute(&db.write, sql, [micros(delay).into(), json_text(problem)?.into(), batch.into()]).await?;
+    Ok(())
+}
+
+/// Gives the listing up: the batch ends as failed once the jobs of what was listed have ended.
+pub async fn give_up(db: &Db, batch: BatchId, problem: &Problem) -> Result<(), DbErr> {
+    let sql = "UPDATE batches SET listed_at = {now}, listing_failed = TRUE, problem = $1, version = version + 1
+        WHERE id = $2 AND listed_at IS NULL AND finished_at IS NULL";
+    execute(&db.write, sql, [json_text(problem)?.into(), batch.into()]).await?;
+    Ok(())
+}
+
+/// Whether a batch needs this manifest: one that is not listed to its end.
+pub async fn needs_manifest(db: &Db, manifest: Uuid) -> Result<bool, DbErr> {
+    let sql = "SELECT count(*) AS n FROM batches
+        WHERE (listed_at IS NULL OR listing_failed) AND source LIKE $1 AND state <> 'cancelled'";
+    let like = format!("{{\"manifest\":%\"{manifest}\"%");
+    Ok(crate::db::count(&db.read, sql, [like.into()]).await? > 0)
+}
+
+/// Those of the pictures' places that hold what the collection has analysed before.
+async fn known(
+    txn: &impl ConnectionTrait,
+    batch: &Model,
+    detector_revision: &str,
+    items: &[ImageRef],
+) -> Result<HashSet<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        uri: String,
+    }
+    let row = |image: &ImageRef| Some(json!({ "uri": image.uri()?, "fingerprint": image.fingerprint()? }));
+    let places: Vec<_> = items.iter().filter_map(row).collect();
+    if places.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = Rows::new(&[("uri", rows::Column::Text), ("fingerprint", rows::Column::Text)], places);
+    let sql = format!(
+        "SELECT r.uri FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
+            AND s.fingerprint = r.fingerprint
+         JOIN image_analyses a ON a.image_id = s.image_id AND a.detector_revision = $3",
+        rows.table(txn)
+    );
+    let values = [rows.value(), batch.collection_id.into(), detector_revision.into()];
+    let found = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
+    Ok(found.into_iter().map(|row| row.uri).collect())
+}
+
+async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef]) -> Result<(), DbErr> {
+    let made: Vec<(JobId, i64, String)> = images
+        .iter()
+        .zip(batch.items..)
+        .map(|(image, item)| {
+            let args = JobArgs::Index { image: (*image).clone() };
+            Ok((JobId::new(), item, serde_json::to_string(&args).map_err(|e| DbErr::Json(e.to_string()))?))
+        })
+        .collect::<Result<_, DbErr>>()?;
+    let row = |(id, item, _): &(JobId, i64, String)| json!({ "id": rows::id(id.0), "item_no": item });
+    let jobs =
+        Rows::new(&[("id", rows::Column::Id), ("item_no", rows::Column::Integer)], made.iter().map(row).collect());
+    let sql = format!(
+        "INSERT INTO jobs (id, collection_id, kind, lane, pipeline, state, attempt, run_at, alone, cancel_requested, tag,
+            version, created_at, traceparent, batch_id, item_no, source_id)
+         SELECT r.id, $2, $3, $4, $5, 'queued', 0, {{now}}, 0, FALSE, $6, 0, {{now}}, $7, $8, r.item_no, $8 FROM {}",
+        jobs.table(txn)
+    );
+    let values = [
+        jobs.value(),
+        batch.collection_id.into(),
+        batch.kind.as_str().into(),
+        JobKind::Index.lane().as_str().into(),
+        batch.pipeline.as_str().into(),
+        batch.tag.clone().into(),
+        batch.traceparent.clone().into(),
+        batch.id.into(),
+    ];
+    execute(txn, &sql, values).await?;
+    let row = |(id, _, args): &(JobId, i64, String)| json!({ "id": rows::id(id.0), "args": args });
+    let payloads = Rows::new(&[("id", rows::Column::Id), ("args", rows::Column::Text)], made.iter().map(row).collect());
+    let sql = format!("INSERT INTO job_payloads (job_id, args) SELECT r.id, r.args FROM {}", payloads.table(txn));
+    execute(txn, &sql, [payloads.value()]).await?;
+    Ok(())
+}
+
+/// What a client is told of places that could not be read.
+fn skipped(checkpoint: &Checkpoint) -> Result<Option<String>, DbErr> {
+    let Some(first) = checkpoint.first_skipped.as_deref().filter(|_| checkpoint.skipped > 0) else { return Ok(None) };
+    let detail = format!("{} files or folders could not be read or named; the first: {first}", checkpoint.skipped);
+    json_text(&Problem::new("places_skipped", detail)).map(Some)
+}
+
+fn json_text(problem: &Problem) -> Result<String, DbErr> {
+    serde_json::to_string(problem).map_err(|e| DbErr::Json(e.to_string()))
+}

@@ -1,0 +1,171 @@
+//! Lists what batches name, a page of each in turn, and makes jobs of it. A listing that breaks off goes on at the batch's
+//! checkpoint, in this process or in another.
+
+mod folder;
+mod manifest;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use shared::batch::{BatchSource, Checkpoint, is_picture_name};
+use shared::db::batches::listing::{self, Listed};
+use shared::db::entity::batch::Model as Batch;
+use shared::ids::BatchId;
+use shared::job::{ImageRef, Problem};
+use shared::objects::ObjectError;
+use tokio_util::sync::CancellationToken;
+
+use self::folder::FolderWalk;
+use self::manifest::ManifestReader;
+use crate::context::WorkerContext;
+use crate::jobs::JobError;
+use crate::leadership::Leadership;
+use crate::retry;
+
+/// Pictures of one page, and so of one transaction.
+const PAGE: usize = 1000;
+/// Batches that have a turn in one round.
+const BATCHES: u64 = 16;
+
+/// Lists until `stop`.
+pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
+    let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
+    let mut leadership = Leadership::new(ctx.db.clone(), "lister");
+    let mut lister = Lister { ctx, open: HashMap::new(), turn: None };
+    loop {
+        let mut pause = poll;
+        if leadership.held().await {
+            match lister.round(&stop).await {
+                Ok(true) => pause = Duration::ZERO,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "list the items of batches"),
+            }
+        } else {
+            lister.open.clear();
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    leadership.resign().await;
+}
+
+struct Lister {
+    ctx: WorkerContext,
+    /// Sources that are cheaper to go on with than to open again.
+    open: HashMap<BatchId, Open>,
+    /// The batch that had the last turn.
+    turn: Option<BatchId>,
+}
+
+enum Open {
+    Folder(FolderWalk),
+    Manifest(ManifestReader),
+}
+
+impl Lister {
+    /// Lists a page of each batch that is due; true when there may be more.
+    async fn round(&mut self, stop: &CancellationToken) -> Result<bool, sea_orm::DbErr> {
+        let batches = listing::due(&self.ctx.db, self.turn, BATCHES).await?;
+        if batches.is_empty() {
+            // From the start again, unless that is where this round began.
+            return Ok(self.turn.take().is_some());
+        }
+        for batch in &batches {
+            if stop.is_cancelled() {
+                return Ok(false);
+            }
+            self.turn = Some(batch.id);
+            let open = self.open.remove(&batch.id);
+            match self.page(batch, open).await {
+                Ok((listed, open)) => self.add(batch, &listed, open).await?,
+                Err(error) => self.failed(batch, error).await?,
+            }
+        }
+        Ok(true)
+    }
+
+    async fn add(&mut self, batch: &Batch, listed: &Listed, open: Option<Open>) -> Result<(), sea_orm::DbErr> {
+        let revision = match self.ctx.engines.pipeline(&batch.pipeline) {
+            Ok(pipeline) => pipeline.detector_revision(),
+            Err(error) => return self.failed(batch, error.into()).await,
+        };
+        let is_added = listing::add(&self.ctx.db, batch, &revision, listed).await?;
+        if is_added && !listed.is_last {
+            self.open.extend(open.map(|open| (batch.id, open)));
+        } else if is_added {
+            tracing::info!(batch.id = %batch.id, "every item of the batch is listed");
+        }
+        Ok(())
+    }
+
+    /// The next page of a batch, and its source where that is to be gone on with.
+    async fn page(&self, batch: &Batch, open: Option<Open>) -> Result<(Listed, Option<Open>), JobError> {
+        let checkpoint = batch.checkpoint()?;
+        let source: BatchSource = serde_json::from_str(&batch.source)
+            .map_err(|e| JobError::Failed(Problem::new("internal", format!("its source cannot be read: {e}"))))?;
+        match source {
+            BatchSource::S3(prefix) => Ok((self.s3_page(&prefix, checkpoint).await?, None)),
+            BatchSource::Folder(folder) => {
+                let roots = self.ctx.import_roots.clone();
+                let walked = tokio::task::spawn_blocking(move || {
+                    let mut walk = match open {
+                        Some(Open::Folder(walk)) => walk,
+                        _ => FolderWalk::open(roots.resolve(Path::new(&folder))?, checkpoint.after.as_deref())?,
+                    };
+                    Ok((walk.page(PAGE, checkpoint), Some(Open::Folder(walk))))
+                });
+                walked.await.map_err(|e| JobError::Transient(e.into()))?
+            }
+            BatchSource::Manifest(manifest) => {
+                let mut reader = match open {
+                    Some(Open::Manifest(reader)) => reader,
+                    _ => ManifestReader::new(batch.collection_id, manifest),
+                };
+                let listed = reader.page(&*self.ctx.objects, PAGE, checkpoint).await?;
+                Ok((listed, Some(Open::Manifest(reader))))
+            }
+        }
+    }
+
+    async fn s3_page(&self, prefix: &str, checkpoint: Checkpoint) -> Result<Listed, JobError> {
+        let found = self.ctx.objects.list_references(prefix, checkpoint.after.as_deref(), PAGE).await;
+        let found = found.map_err(|error| match error {
+            ObjectError::NotFound(_) => {
+                JobError::Rejected(Problem::new("source_gone", format!("there is no bucket of {prefix}")))
+            }
+            error => error.into(),
+        })?;
+        let is_last = found.len() < PAGE;
+        let after = found.last().map(|last| last.uri.clone()).or_else(|| checkpoint.after.clone());
+        let items = found
+            .into_iter()
+            .filter(|found| is_picture_name(&found.uri))
+            .map(|found| ImageRef::Reference { s3: found.uri, fingerprint: Some(found.fingerprint) })
+            .collect();
+        Ok(Listed { items, checkpoint: Checkpoint { after, ..checkpoint }, is_last })
+    }
+
+    /// Puts the listing off, or gives it up.
+    async fn failed(&self, batch: &Batch, error: JobError) -> Result<(), sea_orm::DbErr> {
+        let worker = &self.ctx.config.worker;
+        let tries = batch.listing_tries + 1;
+        let problem = match error {
+            JobError::Rejected(problem) | JobError::Failed(problem) => problem,
+            JobError::Transient(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(batch.id = %batch.id, tries, error, "list the items of a batch");
+                if tries < worker.max_attempts {
+                    let detail = format!("try {tries} to list its items failed: {error}");
+                    let problem = Problem::new("attempt_failed", detail);
+                    return listing::put_off(&self.ctx.db, batch.id, retry::delay(worker, tries), &problem).await;
+                }
+                Problem::new("attempts_exhausted", format!("gave up to list its items after {tries} tries: {error}"))
+            }
+        };
+        tracing::error!(batch.id = %batch.id, code = problem.code, "the listing of a batch is given up");
+        listing::give_up(&self.ctx.db, batch.id, &problem).await
+    }
+}
