@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
 use shared::db::collections;
 use shared::db::entity::collection;
@@ -47,9 +47,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let essence = media_type.split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
+        if !media_type(request.headers()).eq_ignore_ascii_case("application/json") {
             let detail = "send the header Content-Type: application/json";
             return Err(ApiError::unsupported_media_type("unsupported_media_type", detail));
         }
@@ -90,6 +88,12 @@ impl FromRequest<AppState> for Body {
             Ok(Err(_)) => Err(ApiError::bad_request("body_broken_off", "the body broke off; send it again")),
         }
     }
+}
+
+/// The media type of a request's body, without its parameters.
+pub(crate) fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim()
 }
 
 /// Whether reading ended at the limit: that error has a type of its own, somewhere among the causes.

@@ -8,7 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::requests::observe;
-use crate::routes::{collections, faces, health, jobs, persons, submit, uploads};
+use crate::routes::{batches, collections, faces, health, jobs, persons, submit, uploads};
 use crate::state::AppState;
 
 /// Where the document's own facts come from.
@@ -53,6 +53,13 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(submit::verify))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::get, jobs::cancel))
+        .routes(routes!(batches::create, batches::list))
+        .routes(routes!(batches::get))
+        .routes(routes!(batches::jobs))
+        .routes(routes!(batches::pause))
+        .routes(routes!(batches::resume))
+        .routes(routes!(batches::cancel))
+        .routes(routes!(batches::retry))
         .routes(routes!(persons::list))
         .routes(routes!(persons::get, persons::delete))
         .routes(routes!(persons::faces))

@@ -52,7 +52,7 @@ impl Server {
     async fn start(folder: tempfile::TempDir, data_dir: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let mut children = Vec::new();
         let mut arguments: Vec<OsString> =
-            ["serve", "--bind", "127.0.0.1:0", "--data-dir"].map(OsString::from).to_vec();
+            ["serve", "--stop-with-stdin", "--bind", "127.0.0.1:0", "--data-dir"].map(OsString::from).to_vec();
         arguments.push(data_dir.into());
         let address = spawn(&mut children, &folder, arguments, settings, "listening on ").await?;
         Ok(Self { address, children, folder })
@@ -99,7 +99,8 @@ async fn spawn(
         .args(arguments)
         .env("FACE_ID_WORKER__PROBES_BIND", "127.0.0.1:0")
         .envs(settings.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
+        // Held until the end: a server that stops with its standard input does not outlive this command, however that ends.
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(std::fs::File::options().create(true).append(true).open(&path)?)
         .kill_on_drop(true)

@@ -1,6 +1,7 @@
 //! `face-id serve`: API and worker in one process, on SQLite, a folder and the embedded queue.
 
 use std::fs::File;
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,9 @@ pub(crate) struct ServeArgs {
     /// Where the database and the pictures live.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Stop when standard input ends, as it does with the command that holds its other end.
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
 }
 
 /// How long requests that are under way at the stop may take.
@@ -52,15 +56,23 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
     let config = Arc::new(config);
     let stop = CancellationToken::new();
     let signals = tokio::spawn(process::watch(stop.clone()));
+    if args.stop_with_stdin {
+        stop_with_stdin(stop.clone())?;
+    }
 
-    let _lock = lock(&config.data_dir)?;
+    let mut lock = Lock::take(&config.data_dir)?;
     let db = open_database(&config).await?;
     let (state, context) = assemble(Arc::clone(&config), &db, &stop).await?;
     let listener =
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
+    lock.tell(&format!("http://{}", listener.local_addr()?))?;
     announce(&listener)?;
-    let served = serve_both(listener, state, context, &stop).await;
+    let served = tokio::join!(serve_both(listener, state, context, &stop), async {
+        stop.cancelled().await;
+        lock.tell("")
+    });
     signals.abort();
+    let served = served.0.and(served.1);
     db.close().await.context("close the database")?;
     served
 }
@@ -107,7 +119,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         face_index: Arc::new(ExactFaceIndex::new(db.clone())),
         finished: finished.clone(),
         engines: Arc::clone(&engines),
-        stages: Stages::configured(&config.worker),
+        stages: Stages::configured(&config),
         pulse: Pulse::new(),
     };
     let database = db.clone();
@@ -122,19 +134,44 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
     Ok((state, context))
 }
 
-/// Holds the data folder: whoever does knows that every earlier server on it is gone.
-fn lock(data_dir: &Path) -> anyhow::Result<File> {
-    std::fs::create_dir_all(data_dir).with_context(|| format!("make the data folder {}", data_dir.display()))?;
-    let path = data_dir.join("lock");
-    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    file.try_lock().map_err(|e| match e {
-        std::fs::TryLockError::WouldBlock => anyhow::anyhow!(
-            "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
-            data_dir.display()
-        ),
-        std::fs::TryLockError::Error(e) => anyhow::Error::new(e).context(format!("lock {}", path.display())),
-    })?;
-    Ok(file)
+/// The data folder's lock: whoever holds it knows that every earlier server on it is gone. Its file says where the server
+/// listens, for commands that find it taken.
+struct Lock(File);
+
+impl Lock {
+    fn take(data_dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(data_dir).with_context(|| format!("make the data folder {}", data_dir.display()))?;
+        let path = data_dir.join("lock");
+        let open = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = open.with_context(|| format!("open {}", path.display()))?;
+        file.try_lock().map_err(|e| match e {
+            std::fs::TryLockError::WouldBlock => anyhow::anyhow!(
+                "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
+                data_dir.display()
+            ),
+            std::fs::TryLockError::Error(e) => anyhow::Error::new(e).context(format!("lock {}", path.display())),
+        })?;
+        let mut lock = Self(file);
+        lock.tell("")?;
+        Ok(lock)
+    }
+
+    /// Says where the server listens; nowhere, while it starts or stops.
+    fn tell(&mut self, address: &str) -> anyhow::Result<()> {
+        let told = self.0.set_len(0).and_then(|()| self.0.rewind()).and_then(|()| self.0.write_all(address.as_bytes()));
+        told.context("write the server's address into the data folder's lock")
+    }
+}
+
+/// Stops the server when nothing more can come from standard input. The thread waits for that and ends with the process.
+fn stop_with_stdin(stop: CancellationToken) -> anyhow::Result<()> {
+    let wait = move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        tracing::info!("standard input has ended");
+        stop.cancel();
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(wait).context("watch standard input")?;
+    Ok(())
 }
 
 async fn open_database(config: &Config) -> anyhow::Result<Db> {
@@ -153,7 +190,6 @@ async fn open_database(config: &Config) -> anyhow::Result<Db> {
 
 #[expect(clippy::print_stdout, reason = "whoever started the server reads its address here")]
 fn announce(listener: &TcpListener) -> anyhow::Result<()> {
-    use std::io::Write as _;
     println!("listening on http://{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     Ok(())

@@ -84,7 +84,7 @@ const UP: [&str; 17] = [
     // Whose turn it is: the batch's, or for a job of no batch its collection's.
     "ALTER TABLE jobs ADD COLUMN source_id uuid",
     "ALTER TABLE jobs ADD COLUMN problem_code text",
-    "UPDATE jobs SET source_id = collection_id",
+    "UPDATE jobs SET source_id = collection_id WHERE state IN ('queued', 'running')",
     "DROP INDEX jobs_to_dispatch",
     "CREATE INDEX jobs_to_dispatch ON jobs (lane, pipeline, source_id, run_at, id)
         WHERE state = 'queued' AND dispatched_at IS NULL",
@@ -102,7 +102,14 @@ const UP: [&str; 17] = [
     "CREATE INDEX batch_idempotency_keys_by_batch ON batch_idempotency_keys (batch_id)",
 ];
 
-const UP_SQLITE: &[&str] = &["CREATE TABLE batch_deltas (
+const UP_SQLITE: &[&str] = &[
+    // A picture that stays where it is has no object of ours. This is how SQLite's manual (lang_altertable, section 8)
+    // takes a constraint away; to make the table anew would take the faces with it.
+    "PRAGMA writable_schema = ON",
+    "UPDATE sqlite_schema SET sql = replace(sql, 'object_key text NOT NULL UNIQUE', 'object_key text UNIQUE')
+     WHERE type = 'table' AND name = 'images'",
+    "PRAGMA writable_schema = RESET",
+    "CREATE TABLE batch_deltas (
         id integer PRIMARY KEY AUTOINCREMENT,
         batch_id uuid NOT NULL REFERENCES batches (id) ON DELETE CASCADE,
         state_from text,
@@ -110,7 +117,8 @@ const UP_SQLITE: &[&str] = &["CREATE TABLE batch_deltas (
         code text,
         jobs bigint NOT NULL,
         faces bigint NOT NULL
-    )"];
+    )",
+];
 
 const UP_POSTGRES: &[&str] = &[
     "CREATE TABLE batch_deltas (

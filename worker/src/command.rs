@@ -95,7 +95,7 @@ async fn context(
         face_index: Arc::new(PgvectorFaceIndex::new(backends.db.clone(), config.face_index.hnsw_from)),
         finished: backends.finished.clone(),
         engines,
-        stages: Stages::configured(&config.worker),
+        stages: Stages::configured(config),
         pulse: Pulse::new(),
     })
 }

@@ -51,7 +51,11 @@ async fn consume(ctx: &WorkerContext, lane: Lane, solitude: &Solitude, stop: &St
         };
         match delivery {
             Ok(Some(delivery)) => {
-                let unused = message_jobs.saturating_sub(delivery.message().jobs.len());
+                // What took a process down keeps all its room: next to few others it takes few along.
+                let unused = match delivery.message() {
+                    message if message.alone > 0 => 0,
+                    message => message_jobs.saturating_sub(message.jobs.len()),
+                };
                 drop(free.split(unused));
                 let (ctx, solitude, stop) = (ctx.clone(), Arc::clone(solitude), stop.clone());
                 running.spawn(async move {

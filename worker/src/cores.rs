@@ -64,7 +64,14 @@ impl State {
         }
     }
 
+    /// Who gets the next core, of those that still wait for one.
     fn next(&mut self) -> Option<oneshot::Sender<Core>> {
+        let gone = |waiting: &VecDeque<oneshot::Sender<Core>>| waiting.front().is_some_and(oneshot::Sender::is_closed);
+        for line in [&mut self.interactive, &mut self.bulk] {
+            while gone(line) {
+                line.pop_front();
+            }
+        }
         let is_bulk_turn = self.interactive.is_empty() || self.turns + 1 >= BULK_TURN;
         if is_bulk_turn && let Some(waiting) = self.bulk.pop_front() {
             self.turns = 0;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sea_orm::DbErr;
 use sea_orm::prelude::Uuid;
 use shared::db::jobs::outbox::{self, DueJob};
-use shared::dispatch::dispatch;
+use shared::dispatch::{CHUNK, dispatch};
 use shared::ids::EpochId;
 use shared::job::Lane;
 use shared::telemetry::metrics;
@@ -75,11 +75,13 @@ async fn round(ctx: &WorkerContext, lane: Lane, turns: &mut Turns) -> Result<Rou
     for pipeline in outbox::pipelines(&ctx.db, lane).await? {
         let dispatched = u64::try_from(outbox::dispatched(&ctx.db, lane, &pipeline).await?).unwrap_or_default();
         let room = u64::from(window).saturating_sub(dispatched).min(ROUND);
-        if room == 0 {
+        // Bulk jobs wait until there is room for a whole message of them, or messages would become ever smaller.
+        let chunk = if lane == Lane::Bulk { (CHUNK as u64).min(window.into()) } else { 1 };
+        if room < chunk {
             round = Round::More;
             continue;
         }
-        let due = in_turn(ctx, lane, &pipeline, room, turns).await?;
+        let due = in_turn(ctx, (lane, &pipeline), (room, chunk), turns).await?;
         waiting += due.len();
         oldest = due.iter().map(DueJob::overdue).fold(oldest, Duration::max);
         let taken = dispatch(&ctx.db, &*ctx.queue, &due).await?;
@@ -95,12 +97,12 @@ async fn round(ctx: &WorkerContext, lane: Lane, turns: &mut Turns) -> Result<Rou
     Ok(round)
 }
 
-/// Up to `room` due jobs, the same number of each source, beginning after the source that had the last turn.
+/// Up to `room` due jobs, the same number of each source and a `chunk` at least, beginning after the source that had the
+/// last turn.
 async fn in_turn(
     ctx: &WorkerContext,
-    lane: Lane,
-    pipeline: &str,
-    room: u64,
+    (lane, pipeline): (Lane, &str),
+    (room, chunk): (u64, u64),
     turns: &mut Turns,
 ) -> Result<Vec<DueJob>, DbErr> {
     let turn = turns.entry((lane, pipeline.to_owned())).or_default();
@@ -109,7 +111,7 @@ async fn in_turn(
         let from_the_start = outbox::sources(&ctx.db, lane, pipeline, None, SOURCES).await?;
         sources.extend(from_the_start.into_iter().filter(|s| s <= turn));
     }
-    let share = (room / (sources.len() as u64).max(1)).max(1);
+    let share = (room / (sources.len() as u64).max(1)).max(chunk);
     let mut due = Vec::new();
     for source in sources {
         let left = room.saturating_sub(due.len() as u64);

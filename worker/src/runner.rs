@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use futures_util::future::OptionFuture;
 use sea_orm::DbErr;
 use shared::db::jobs::claims::{Claim, ClaimedJob, Heartbeat, Wanted, claim, heartbeat};
 use shared::db::jobs::settle::release;
@@ -14,7 +15,7 @@ use shared::ids::{ClaimId, JobId};
 use shared::job::Problem;
 use shared::queue::{Delivery, Message};
 use shared::telemetry::metrics;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument as _;
@@ -35,31 +36,33 @@ const GROUP: usize = 16;
 /// How long the first of them waits for others.
 const RECORD_WITHIN: Duration = Duration::from_millis(200);
 
-/// Who may run beside this delivery's jobs, for as long as it is held.
-enum Turn<'a> {
-    Alone(#[expect(dead_code, reason = "it is held, not read")] RwLockWriteGuard<'a, ()>),
-    BesideOthers(#[expect(dead_code, reason = "it is held, not read")] RwLockReadGuard<'a, ()>),
+/// Who may run beside a delivery's jobs.
+enum Beside {
+    /// Nobody: the solitude is held until the delivery is settled.
+    Nobody(#[expect(dead_code, reason = "it is held, not read")] OwnedRwLockWriteGuard<()>),
+    /// Others: each attempt holds its part of the solitude while it runs.
+    Others(Solitude),
 }
 
 /// Takes a delivery to its end: every job of it settled, or given back because the worker stops.
 pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: &Solitude, stop: &Stop) {
     let message = delivery.message().clone();
-    let turn = async {
+    let beside = async {
         if message.alone >= ALONE_IN_PROCESS {
-            Turn::Alone(solitude.write().await)
+            Beside::Nobody(Arc::clone(solitude).write_owned().await)
         } else {
-            Turn::BesideOthers(solitude.read().await)
+            Beside::Others(Arc::clone(solitude))
         }
     };
-    let turn = tokio::select! {
+    let beside = tokio::select! {
         biased;
         // Dropped unsettled, the delivery is the queue's again.
         () = stop.asked() => return,
-        turn = turn => turn,
+        beside = beside => beside,
     };
     failpoint("before_claim");
-    let settled = work(ctx, &message, stop).await;
-    drop(turn);
+    let settled = work(ctx, &message, &beside, stop).await;
+    drop(beside);
     match settled {
         Ok(()) => {
             failpoint("before_ack");
@@ -87,7 +90,7 @@ async fn claim_through_outages(ctx: &WorkerContext, message: &Message, stop: &St
     }
 }
 
-async fn work(ctx: &WorkerContext, message: &Message, stop: &Stop) -> Result<(), DbErr> {
+async fn work(ctx: &WorkerContext, message: &Message, beside: &Beside, stop: &Stop) -> Result<(), DbErr> {
     let Some(Claim { id, jobs }) = claim_through_outages(ctx, message, stop).await? else {
         tracing::debug!(jobs = message.jobs.len(), "nothing to claim: doubled, cancelled or not due");
         return Ok(());
@@ -98,15 +101,18 @@ async fn work(ctx: &WorkerContext, message: &Message, stop: &Stop) -> Result<(),
             metrics::job_started(claimed.job.lane, waited(claimed));
         }
     }
-    Attempts::begin(ctx, id, jobs).run_to_the_end(stop).await
+    Attempts::begin(ctx, id, jobs, beside, stop).run_to_the_end(stop).await
 }
 
 /// The attempts of one claim, all under way at once; `stages` says how far each may go.
 struct Attempts<'a> {
     ctx: &'a WorkerContext,
     claim: ClaimId,
-    tasks: JoinSet<(End, Duration)>,
+    /// `None` of one that was not begun.
+    tasks: JoinSet<Option<(End, Duration)>>,
     running: HashMap<task::Id, (Arc<ClaimedJob>, AbortHandle)>,
+    /// Jobs that were not begun because the worker stops.
+    left: Vec<JobId>,
     /// What has ended and is not recorded.
     ended: Vec<Ended>,
     /// When the first of these has to be recorded.
@@ -123,21 +129,33 @@ enum Next {
 }
 
 impl<'a> Attempts<'a> {
-    fn begin(ctx: &'a WorkerContext, claim: ClaimId, jobs: Vec<ClaimedJob>) -> Self {
+    fn begin(ctx: &'a WorkerContext, claim: ClaimId, jobs: Vec<ClaimedJob>, beside: &Beside, stop: &Stop) -> Self {
         let mut tasks = JoinSet::new();
         let mut running = HashMap::new();
         for claimed in jobs {
-            let (ctx, claimed) = (ctx.clone(), Arc::new(claimed));
+            let (ctx, claimed, stop) = (ctx.clone(), Arc::new(claimed), stop.clone());
             let (job, span) = (Arc::clone(&claimed), span(&claimed));
+            let solitude = match beside {
+                Beside::Nobody(_) => None,
+                Beside::Others(solitude) => Some(Arc::clone(solitude)),
+            };
             let run = async move {
-                let _place = ctx.stages.begin(job.job.lane).await;
+                let room = async {
+                    let beside = OptionFuture::from(solitude.map(RwLock::read_owned)).await;
+                    (ctx.stages.begin(job.job.lane).await, beside)
+                };
+                let _room = tokio::select! {
+                    biased;
+                    () = stop.asked() => return None,
+                    room = room => room,
+                };
                 let began = Instant::now();
-                (attempt(&ctx, &job).await, began.elapsed())
+                Some((attempt(&ctx, &job).await, began.elapsed()))
             };
             let handle = tasks.spawn(run.instrument(span));
             running.insert(handle.id(), (claimed, handle));
         }
-        Self { ctx, claim, tasks, running, ended: Vec::new(), record_by: Instant::now() }
+        Self { ctx, claim, tasks, running, left: Vec::new(), ended: Vec::new(), record_by: Instant::now() }
     }
 
     async fn run_to_the_end(mut self, stop: &Stop) -> Result<(), DbErr> {
@@ -164,18 +182,30 @@ impl<'a> Attempts<'a> {
             }
             let is_due = self.running.is_empty() || self.ended.len() >= GROUP || Instant::now() >= self.record_by;
             if !self.ended.is_empty() && is_due {
-                settle(self.ctx, self.claim, &std::mem::take(&mut self.ended), stop).await?;
+                let group: Vec<Ended> = self.ended.drain(..self.ended.len().min(GROUP)).collect();
+                settle(self.ctx, self.claim, &group, stop).await?;
             }
+            self.give_up_left().await?;
         }
         Ok(())
     }
 
+    /// Gives back what was not begun, as soon as that is known.
+    async fn give_up_left(&mut self) -> Result<(), DbErr> {
+        let left = std::mem::take(&mut self.left);
+        if left.is_empty() { Ok(()) } else { release(&self.ctx.db, self.claim, &left).await }
+    }
+
     /// Takes the attempt that ended, and those that did so meanwhile.
-    fn take(&mut self, joined: Result<(task::Id, (End, Duration)), JoinError>) -> Next {
+    fn take(&mut self, joined: Result<(task::Id, Option<(End, Duration)>), JoinError>) -> Next {
         let mut joined = Some(joined);
         while let Some(one) = joined.take().or_else(|| self.tasks.try_join_next_with_id()) {
             let (id, end, run) = match one {
-                Ok((id, (end, run))) => (id, end, run),
+                Ok((id, Some((end, run)))) => (id, end, run),
+                Ok((id, None)) => {
+                    self.left.extend(self.running.remove(&id).map(|(claimed, _)| claimed.job.id));
+                    continue;
+                }
                 // One that was cancelled is in `ended` already.
                 Err(error) if error.is_cancelled() => continue,
                 Err(error) => {
@@ -224,7 +254,8 @@ impl<'a> Attempts<'a> {
         if !self.ended.is_empty() {
             settle(self.ctx, self.claim, &std::mem::take(&mut self.ended), stop).await?;
         }
-        let left: Vec<JobId> = self.running.values().map(|(claimed, _)| claimed.job.id).collect();
+        let running = self.running.values().map(|(claimed, _)| claimed.job.id);
+        let left: Vec<JobId> = running.chain(self.left).collect();
         if left.is_empty() {
             return Ok(());
         }

@@ -19,7 +19,7 @@ use shared::telemetry::trace::TraceContext;
 use tokio::time::Instant;
 
 use crate::context::WorkerContext;
-use crate::jobs::{self, Done, JobError};
+use crate::jobs::{self, Done, JobError, Recorded};
 use crate::retry as backoff;
 use crate::stop::Stop;
 
@@ -157,14 +157,14 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
             _ => None,
         })
         .collect();
-    let results = jobs::record(&txn, &done).await?;
-    if let [Err(problem)] = results.as_slice() {
+    let recorded = jobs::record(&txn, &done).await?;
+    if let [Recorded { answer: Err(problem), .. }] = recorded.as_slice() {
         // The rows written so far go, the rejection stays.
         txn.rollback().await?;
         return Ok(vec![conclude(ctx, claim, &ended[0].claimed, Outcome::Rejected(problem.clone())).await?]);
     }
-    append_faces(&txn, &done).await?;
-    let mut results = results.into_iter();
+    append_faces(&txn, &done, &recorded).await?;
+    let mut recorded = recorded.into_iter();
     let outcomes: Vec<(JobId, Outcome)> = ended
         .iter()
         .filter_map(|e| {
@@ -172,7 +172,7 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
                 (Fence::Lost, _) => return None,
                 // A client that cancelled gets that answer, whatever else the attempt came to.
                 (Fence::Cancelled, _) | (_, End::Cancelled) => Outcome::Cancelled,
-                (Fence::Held, End::Done(_)) => match results.next()? {
+                (Fence::Held, End::Done(_)) => match recorded.next()?.answer {
                     Ok(answer) => Outcome::Succeeded(answer),
                     Err(problem) => Outcome::Rejected(problem),
                 },
@@ -192,11 +192,11 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
 }
 
 /// Adds the faces that were found to the accounts of their jobs' batches.
-async fn append_faces(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result<(), DbErr> {
+async fn append_faces(txn: &DatabaseTransaction, done: &[(&Job, &Done)], recorded: &[Recorded]) -> Result<(), DbErr> {
     let mut faces: BTreeMap<BatchId, usize> = BTreeMap::new();
-    for (job, done) in done {
+    for ((job, _), recorded) in done.iter().zip(recorded) {
         if let Some(batch) = job.batch_id {
-            *faces.entry(batch).or_default() += done.faces();
+            *faces.entry(batch).or_default() += recorded.faces;
         }
     }
     for (batch, faces) in faces {

@@ -1,5 +1,6 @@
 //! One file a noun: its wire types and its handlers.
 
+pub mod batches;
 pub mod collections;
 pub mod faces;
 pub mod health;

@@ -263,7 +263,7 @@ async fn check_person(state: &AppState, collection: &collection::Model, person: 
     }
 }
 
-fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
+pub(super) fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
     if text.len() > MAX_TEXT || text.contains('\0') {
         return Err(ApiError::invalid(pointer, format!("must be at most {MAX_TEXT} bytes without NUL")));
     }

@@ -1,12 +1,19 @@
 //! Where the work is done: by a server that runs, or by one that is started for it.
 
 use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use shared::config::Config;
 
 use crate::child::Server;
+
+/// Longest time a server may take to start or to stop.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often it is looked at meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// See the module.
 pub(super) enum Place {
@@ -20,8 +27,11 @@ impl Place {
         if let Some(address) = named {
             return Ok(Self::Running(address.to_owned()));
         }
-        if config.has_services() || is_served(&config.data_dir)? {
+        if config.has_services() {
             return Ok(Self::Running(format!("http://{}", config.server.bind)));
+        }
+        if let Some(address) = served(&config.data_dir).await? {
+            return Ok(Self::Running(address));
         }
         let mut roots = config.import.roots.clone();
         roots.extend(folder.map(Path::to_owned));
@@ -50,12 +60,29 @@ impl Place {
     }
 }
 
-/// Whether a server holds the data folder.
-fn is_served(data_dir: &Path) -> anyhow::Result<bool> {
+/// Where the server listens that holds the data folder, if one does. One that starts or stops is waited for.
+async fn served(data_dir: &Path) -> anyhow::Result<Option<String>> {
     let path = data_dir.join("lock");
-    match File::open(&path) {
-        Ok(file) => Ok(matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("look at {}", path.display())),
+    let began = Instant::now();
+    loop {
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("look at {}", path.display())),
+        };
+        if !matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)) {
+            return Ok(None);
+        }
+        let mut address = String::new();
+        file.read_to_string(&mut address).with_context(|| format!("read {}", path.display()))?;
+        if !address.is_empty() {
+            return Ok(Some(address));
+        }
+        anyhow::ensure!(
+            began.elapsed() < SERVER_TIMEOUT,
+            "a server that holds the data folder {} neither starts nor stops; look at its log",
+            data_dir.display()
+        );
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }

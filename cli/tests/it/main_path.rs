@@ -231,7 +231,9 @@ async fn a_wrong_catalogue_entry_is_told_at_start() {
 #[tokio::test]
 async fn pictures_of_an_allowed_bucket_are_indexed() {
     let site = Site::services().await;
-    let library = site.put_into_another_bucket("2019/summer day.png", &photo(&[3])).await;
+    let library = site.another_bucket().await;
+    library.put("2019/summer day.png", &photo(&[3])).await;
+    let library = library.name;
     let server = Server::start_with(&site, &[("FACE_ID_OBJECTS__ALLOWED_BUCKETS", &library)]).await;
     server.make_collection("c").await;
     let index = async |uri: String| server.run("c", "index", &json!({ "image": { "s3": uri } })).await;

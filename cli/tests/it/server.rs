@@ -45,6 +45,18 @@ pub(crate) struct Site {
     objects: PathBuf,
 }
 
+/// A bucket that is not the installation's.
+pub(crate) struct Bucket {
+    pub(crate) name: String,
+    store: S3Store,
+}
+
+impl Bucket {
+    pub(crate) async fn put(&self, key: &str, bytes: &[u8]) {
+        self.store.put(key, bytes).await.unwrap();
+    }
+}
+
 pub(crate) struct Server {
     pub(crate) address: String,
     objects: PathBuf,
@@ -100,21 +112,24 @@ impl Site {
         Self { folder: tempfile::tempdir().unwrap(), services: Some(settings), objects }
     }
 
-    /// Makes a bucket beside the installation's own with one object, and gives its name.
-    pub(crate) async fn put_into_another_bucket(&self, key: &str, bytes: &[u8]) -> String {
-        let bucket = format!("library-{}", Uuid::now_v7().simple());
+    pub(crate) fn has_services(&self) -> bool {
+        self.services.is_some()
+    }
+
+    /// Makes a bucket beside the installation's own.
+    pub(crate) async fn another_bucket(&self) -> Bucket {
+        let name = format!("library-{}", Uuid::now_v7().simple());
         let s3 = services::s3::shared().await;
-        s3.create_bucket(&bucket).await.unwrap();
+        s3.create_bucket(&name).await.unwrap();
         let options = S3Options {
-            bucket: bucket.clone(),
+            bucket: name.clone(),
             endpoint: Some(s3.endpoint()),
             access_key_id: services::s3::ACCESS_KEY.to_owned(),
             secret_access_key: services::s3::SECRET_KEY.to_owned(),
             path_style: true,
             ..S3Options::default()
         };
-        S3Store::open(options).unwrap().put(key, bytes).await.unwrap();
-        bucket
+        Bucket { name, store: S3Store::open(options).unwrap() }
     }
 
     /// The embedded mode's data folder.
@@ -130,12 +145,17 @@ impl Server {
 
     /// Starts it with these variables in its environment.
     pub(crate) async fn start_with(site: &Site, variables: &[(&str, &str)]) -> Self {
+        Self::start_in(site, site.folder.path(), variables).await
+    }
+
+    /// Starts it, in embedded mode on this data folder.
+    pub(crate) async fn start_in(site: &Site, data: &Path, variables: &[(&str, &str)]) -> Self {
         let started = |arguments: &[&str]| {
             let mut command = command();
             command.args(arguments).envs(site.services.iter().flatten().cloned());
             command.envs(variables.iter().copied()).stdout(Stdio::piped()).spawn().unwrap()
         };
-        let data = site.folder.path().to_str().unwrap();
+        let data = data.to_str().unwrap();
         let mut processes = Vec::new();
         if site.services.is_some() {
             let mut worker = started(&["worker"]);

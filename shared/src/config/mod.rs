@@ -447,6 +447,14 @@ impl WorkerConfig {
         }
     }
 
+    /// Steps of analyses that keep a core busy at once: on CPUs as many as there are sessions, which are such steps too.
+    pub fn cores(&self) -> usize {
+        match self.execution_provider {
+            ExecutionProvider::Cpu => self.sessions(),
+            ExecutionProvider::Cuda => cores(),
+        }
+    }
+
     /// [`WorkerConfig::lease_s`] as a duration.
     pub fn lease(&self) -> Duration {
         Duration::from_secs_f64(self.lease_s)

@@ -37,6 +37,10 @@ impl ImportRoots {
     /// There is no such file, it lies outside the allowed folders, is too long, or cannot be read.
     pub fn read(&self, path: &Path, max_bytes: usize) -> Result<Vec<u8>, ObjectError> {
         let real = self.resolve(path)?;
+        // To open a pipe would wait for whoever writes to it.
+        if !real.metadata().map_err(|e| failed("look at", path, e))?.is_file() {
+            return Err(ObjectError::NotFound(path.display().to_string()));
+        }
         let file = std::fs::File::open(&real).map_err(|e| failed("open", path, e))?;
         let mut bytes = Vec::new();
         let limit = max_bytes as u64 + 1;
@@ -51,7 +55,10 @@ impl ImportRoots {
 fn failed(action: &'static str, path: &Path, source: std::io::Error) -> ObjectError {
     let key = path.display().to_string();
     match source.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => ObjectError::NotFound(key),
+        std::io::ErrorKind::NotFound
+        | std::io::ErrorKind::NotADirectory
+        | std::io::ErrorKind::InvalidFilename
+        | std::io::ErrorKind::InvalidInput => ObjectError::NotFound(key),
         std::io::ErrorKind::PermissionDenied => {
             ObjectError::Refused { action, key, reason: "permission denied".to_owned(), source }
         }

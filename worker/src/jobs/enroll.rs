@@ -33,7 +33,7 @@ pub(super) async fn run(
     face: FaceChoice,
 ) -> Result<Done, JobError> {
     let engine = ctx.engine(job).await?;
-    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, job, image).await?).await?;
+    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, image).await?).await?;
     let gate = Gate::enroll(engine.pipeline().detector.match_score);
     let face = chosen(&analysis, face, &gate)?;
     Ok(Done::Enroll(Box::new(Enrollment {

@@ -28,7 +28,7 @@ pub(super) async fn run(
 ) -> Result<Done, JobError> {
     let engine = ctx.engine(job).await?;
     let settings = settings(collection)?;
-    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, job, image).await?).await?;
+    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?).await?;
     let k = max_matches.unwrap_or(settings.max_matches);
     let (faces, size) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, k).await?;
     Ok(Done::Answer(json!({
@@ -50,6 +50,7 @@ pub(super) async fn matched(
     let usable = |f: &&AnalysedFace| f.quality.reasons(&gate).is_empty();
     let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
     let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
+    let _place = ctx.stages.search(job.lane).await;
     let Found { size, hits } = ctx.face_index.search(&gallery, queries, k).await?;
     let thresholds = Thresholds::identify(pipeline, settings, size.faces)
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;

@@ -14,7 +14,7 @@ use shared::job::{Decision, ImageRef};
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, new_face};
-use super::{Done, JobError, settings};
+use super::{Done, JobError, Recorded, settings};
 use crate::context::WorkerContext;
 
 /// The faces of a picture that are to be stored.
@@ -42,7 +42,7 @@ pub(super) async fn run(
     {
         return Ok(Done::Answer(answer.1));
     }
-    let fetched = fetched(ctx, job, image).await?;
+    let fetched = fetched(ctx, image).await?;
     if image.upload().is_none()
         && let Some((image, answer)) = already_indexed(ctx, job, &fetched.source.sha256, &detector_revision).await?
     {
@@ -95,9 +95,12 @@ async fn already_indexed(
     Ok(Some((image.id, json!({ "image_id": image.id, "faces": faces, "already_indexed": true }))))
 }
 
-/// Writes what jobs of one collection and pipeline found, and gives each job's result. New images go in together; one that
+/// Writes what jobs of one collection and pipeline found. New images go in together; one that
 /// is known already, or is twice among them, takes the longer way.
-pub(super) async fn record_all(txn: &DatabaseTransaction, indexed: &[(&Job, &Indexing)]) -> Result<Vec<Value>, DbErr> {
+pub(super) async fn record_all(
+    txn: &DatabaseTransaction,
+    indexed: &[(&Job, &Indexing)],
+) -> Result<Vec<Recorded>, DbErr> {
     let Some((job, indexing)) = indexed.first() else { return Ok(Vec::new()) };
     let (collection, revision) = (job.collection_id, indexing.detector_revision.as_str());
     let mut place_of: HashMap<&str, usize> = HashMap::new();
@@ -115,7 +118,8 @@ pub(super) async fn record_all(txn: &DatabaseTransaction, indexed: &[(&Job, &Ind
     let persons: BTreeSet<PersonId> =
         indexed.iter().flat_map(|(_, i)| i.answers.iter().filter_map(best_match)).collect();
     let persons = persons::hold(txn, collection, &persons).await?;
-    let (mut first, mut answers, mut later) = (Vec::new(), vec![Value::Null; indexed.len()], Vec::new());
+    let (mut first, mut later) = (Vec::new(), Vec::new());
+    let mut recorded = vec![Recorded::answer(Value::Null); indexed.len()];
     let (mut analysed, mut seen) = (Vec::new(), Vec::new());
     for (at, (_, indexing)) in indexed.iter().enumerate() {
         let (image, is_new) = &mut images[place_of[indexing.image.sha256.as_str()]];
@@ -125,7 +129,8 @@ pub(super) async fn record_all(txn: &DatabaseTransaction, indexed: &[(&Job, &Ind
             continue;
         }
         let new = indexing.first_faces(image.id, &persons);
-        answers[at] = indexing.answer(image.id, &new.iter().map(|f| f.id).collect::<Vec<_>>(), false);
+        let answer = indexing.answer(image.id, &new.iter().map(|f| f.id).collect::<Vec<_>>(), false);
+        recorded[at] = Recorded { answer: Ok(answer), faces: new.len() };
         analysed.push((image.id, new.len()));
         first.extend(new);
     }
@@ -134,18 +139,13 @@ pub(super) async fn record_all(txn: &DatabaseTransaction, indexed: &[(&Job, &Ind
     faces::insert_first(txn, origin, &first).await?;
     for at in later {
         let (job, indexing) = indexed[at];
-        answers[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
+        recorded[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
     }
     images::remember_sources(txn, collection, &seen).await?;
-    Ok(answers)
+    Ok(recorded)
 }
 
 impl Indexing {
-    /// How many faces there are.
-    pub(super) fn faces(&self) -> usize {
-        self.faces.len()
-    }
-
     fn first_faces(&self, image: ImageId, persons: &BTreeSet<PersonId>) -> Vec<FirstFace<'_>> {
         let auto = |answer| best_match(answer).filter(|person| persons.contains(person));
         let faces = self.faces.iter().zip(&self.answers);
@@ -159,7 +159,7 @@ impl Indexing {
         job: &Job,
         image: ImageId,
         persons: &BTreeSet<PersonId>,
-    ) -> Result<Value, DbErr> {
+    ) -> Result<Recorded, DbErr> {
         let revision = self.detector_revision.as_str();
         let known = images::record_analyses(txn, revision, &[(image, self.faces.len())]).await?;
         let origin =
@@ -170,7 +170,9 @@ impl Indexing {
                 faces::assign(txn, face.id, person, AssignedBy::Auto).await?;
             }
         }
-        Ok(self.answer(image, &placed.iter().map(|f| f.id).collect::<Vec<_>>(), !known.is_empty()))
+        let is_known = !known.is_empty();
+        let answer = self.answer(image, &placed.iter().map(|f| f.id).collect::<Vec<_>>(), is_known);
+        Ok(Recorded { answer: Ok(answer), faces: if is_known { 0 } else { placed.len() } })
     }
 
     fn answer(&self, image: ImageId, faces: &[FaceId], already_indexed: bool) -> Value {

@@ -55,43 +55,49 @@ pub async fn run(ctx: &WorkerContext, job: &Job, args: &JobArgs) -> Result<Done,
     }
 }
 
-/// Writes what jobs of one collection and pipeline did, inside the transaction that ends them, and gives each job's
-/// result, or the rejection that only the database could tell; after a rejection the transaction is to be rolled back.
+/// What the record of a job came to.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// Its result, or the rejection that only the database could tell; after one the transaction is to be rolled back.
+    pub answer: Result<serde_json::Value, Problem>,
+    /// Faces that were stored and not known before, of a job that indexes.
+    pub faces: usize,
+}
+
+impl Recorded {
+    fn answer(answer: serde_json::Value) -> Self {
+        Self { answer: Ok(answer), faces: 0 }
+    }
+}
+
+/// Writes what jobs of one collection and pipeline did, inside the transaction that ends them.
 ///
 /// # Errors
 /// The database fails.
-pub async fn record(
-    txn: &DatabaseTransaction,
-    done: &[(&Job, &Done)],
-) -> Result<Vec<Result<serde_json::Value, Problem>>, DbErr> {
-    let mut results: Vec<Option<Result<serde_json::Value, Problem>>> = vec![None; done.len()];
+pub async fn record(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result<Vec<Recorded>, DbErr> {
+    let mut recorded: Vec<Option<Recorded>> = vec![None; done.len()];
     let (mut indexed, mut known) = (Vec::new(), Vec::new());
     for (at, (job, done)) in done.iter().enumerate() {
         match done {
-            Done::Answer(answer) => results[at] = Some(Ok(answer.clone())),
-            Done::Enroll(enrollment) => results[at] = Some(enrollment.record(txn, job).await?),
+            Done::Answer(answer) => recorded[at] = Some(Recorded::answer(answer.clone())),
+            Done::Enroll(enrollment) => {
+                recorded[at] = Some(Recorded { answer: enrollment.record(txn, job).await?, faces: 0 });
+            }
             Done::Index(indexing) => indexed.push((*job, &**indexing)),
             Done::Known(image) => {
                 known.push((*job, &**image));
-                results[at] = Some(Ok(image.answer.clone()));
+                recorded[at] = Some(Recorded::answer(image.answer.clone()));
             }
         }
     }
+    // Images are locked before any row that refers to one.
+    let mut rest = index::record_all(txn, &indexed).await?.into_iter();
     index::record_known(txn, &known).await?;
-    let mut answers = index::record_all(txn, &indexed).await?.into_iter();
-    // Only what was indexed is still without a result, in the same order.
-    Ok(results.into_iter().map(|result| result.unwrap_or_else(|| Ok(answers.next().unwrap_or_default()))).collect())
+    // Only what was indexed is not recorded yet, in the same order.
+    Ok(recorded.into_iter().filter_map(|one| one.or_else(|| rest.next())).collect())
 }
 
 impl Done {
-    /// Faces that were found and not known before.
-    pub(crate) fn faces(&self) -> usize {
-        match self {
-            Self::Index(indexing) => indexing.faces(),
-            Self::Answer(_) | Self::Enroll(_) | Self::Known(_) => 0,
-        }
-    }
-
     /// Whether its rows may meet a rejection that only the database can tell: such a job is recorded by itself.
     pub(crate) fn may_be_rejected(&self) -> bool {
         matches!(self, Self::Enroll(_))

@@ -15,7 +15,6 @@ use super::JobError;
 use crate::analysis::{AnalysedFace, Analysis, analyse};
 use crate::context::WorkerContext;
 use crate::inference::Engine;
-use crate::stages::Place;
 use crate::vision::Detection;
 use crate::vision::choose::{ChooseError, choose_face};
 use crate::vision::quality::{Gate, Quality, QualityReason};
@@ -24,12 +23,10 @@ use crate::vision::quality::{Gate, Quality, QualityReason};
 pub(super) struct Fetched {
     pub(super) source: ImageSource,
     bytes: Vec<u8>,
-    place: Place,
 }
 
-/// Fetches the picture, as soon as there is room for it.
-pub(super) async fn fetched(ctx: &WorkerContext, job: &Job, image: &ImageRef) -> Result<Fetched, JobError> {
-    let place = ctx.stages.fetch(job.lane).await;
+/// Fetches the picture.
+pub(super) async fn fetched(ctx: &WorkerContext, image: &ImageRef) -> Result<Fetched, JobError> {
     let max_bytes = ctx.config.vision.max_image_bytes;
     let bytes = match image {
         ImageRef::Upload(upload) => ctx.objects.get(&upload.object_key, max_bytes).await?,
@@ -45,7 +42,7 @@ pub(super) async fn fetched(ctx: &WorkerContext, job: &Job, image: &ImageRef) ->
         ImageRef::Upload(upload) => upload_source(upload),
         ImageRef::Reference { .. } | ImageRef::File { .. } => outside_source(image, &bytes),
     };
-    Ok(Fetched { source, bytes, place })
+    Ok(Fetched { source, bytes })
 }
 
 /// What the row of a picture will say that stays where it is.
@@ -75,9 +72,8 @@ pub(super) async fn analysed(
     engine: &Engine,
     fetched: Fetched,
 ) -> Result<(Analysis, ImageSource), JobError> {
-    let Fetched { source, bytes, place } = fetched;
+    let Fetched { source, bytes } = fetched;
     let _pixels = ctx.stages.decode(job.lane).await;
-    drop(place);
     Ok((analyse(engine, bytes, ctx.decode_limits()).await?, source))
 }
 

@@ -59,7 +59,7 @@ async fn face_of(
     face: FaceChoice,
 ) -> Result<AnalysedFace, JobError> {
     let gate = Gate::identify(engine.pipeline().detector.match_score);
-    let (analysis, _) = analysed(ctx, job, engine, fetched(ctx, job, image).await?).await?;
+    let (analysis, _) = analysed(ctx, job, engine, fetched(ctx, image).await?).await?;
     chosen(&analysis, face, &gate)
 }
 

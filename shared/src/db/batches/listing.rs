@@ -58,7 +58,7 @@ pub async fn due(db: &Db, after: Option<BatchId>, limit: u64) -> Result<Vec<Mode
 pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Listed) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     let known = known(&txn, batch, detector_revision, &listed.items).await?;
-    let is_new = |image: &&ImageRef| !image.uri().is_some_and(|uri| known.contains(&uri));
+    let is_new = |image: &&ImageRef| place(image).is_none_or(|place| !known.contains(&place));
     let new: Vec<&ImageRef> = listed.items.iter().filter(is_new).collect();
     let checkpoint = serde_json::to_string(&listed.checkpoint).map_err(|e| DbErr::Json(e.to_string()))?;
     let sql = "UPDATE batches SET checkpoint = $1, items = items + $2, unchanged = unchanged + $3, listing_tries = 0,
@@ -114,32 +114,38 @@ pub async fn needs_manifest(db: &Db, manifest: Uuid) -> Result<bool, DbErr> {
     Ok(crate::db::count(&db.read, sql, [like.into()]).await? > 0)
 }
 
+/// Where a picture lies, and what stands for its bytes there.
+fn place(image: &ImageRef) -> Option<(String, String)> {
+    Some((image.uri()?, image.fingerprint()?.to_owned()))
+}
+
 /// Those of the pictures' places that hold what the collection has analysed before.
 async fn known(
     txn: &impl ConnectionTrait,
     batch: &Model,
     detector_revision: &str,
     items: &[ImageRef],
-) -> Result<HashSet<String>, DbErr> {
+) -> Result<HashSet<(String, String)>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         uri: String,
+        fingerprint: String,
     }
-    let row = |image: &ImageRef| Some(json!({ "uri": image.uri()?, "fingerprint": image.fingerprint()? }));
-    let places: Vec<_> = items.iter().filter_map(row).collect();
+    let row = |(uri, fingerprint): (String, String)| json!({ "uri": uri, "fingerprint": fingerprint });
+    let places: Vec<_> = items.iter().filter_map(place).map(row).collect();
     if places.is_empty() {
         return Ok(HashSet::new());
     }
     let rows = Rows::new(&[("uri", rows::Column::Text), ("fingerprint", rows::Column::Text)], places);
     let sql = format!(
-        "SELECT r.uri FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
+        "SELECT r.uri, r.fingerprint FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
             AND s.fingerprint = r.fingerprint
          JOIN image_analyses a ON a.image_id = s.image_id AND a.detector_revision = $3",
         rows.table(txn)
     );
     let values = [rows.value(), batch.collection_id.into(), detector_revision.into()];
     let found = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
-    Ok(found.into_iter().map(|row| row.uri).collect())
+    Ok(found.into_iter().map(|row| (row.uri, row.fingerprint)).collect())
 }
 
 async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef]) -> Result<(), DbErr> {

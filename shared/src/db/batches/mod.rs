@@ -8,3 +8,6 @@ pub mod deltas;
 pub mod listing;
 pub mod read;
 pub mod submit;
+
+#[cfg(test)]
+mod tests;

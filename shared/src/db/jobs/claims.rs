@@ -63,8 +63,8 @@ pub async fn claim(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<Optio
     } else {
         claim_in_steps(db, id, wanted, lease).await?
     };
-    if claimed.is_empty() {
-        // An earlier try may have made it, and only its answer was lost.
+    if claimed.len() < wanted.jobs.len() {
+        // An earlier try may have claimed some, and only its answer was lost.
         claimed = read(&db.write, statement(&db.write, CLAIMED, [id.into()])).await?;
     }
     if claimed.len() < wanted.jobs.len() {
@@ -84,7 +84,8 @@ async fn claim_in_one_statement(
     let sql = format!(
         "WITH moved AS ({update} RETURNING *), held AS (
              INSERT INTO claims (id, owner, lease_expires_at)
-             SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved)), counted AS (
+             SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved)
+             ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at), counted AS (
              INSERT INTO batch_deltas (batch_id, state_from, state_to, jobs, faces)
              SELECT batch_id, 'queued', 'running', count(*), 0 FROM moved WHERE batch_id IS NOT NULL GROUP BY batch_id)
          SELECT moved.*, p.args FROM moved JOIN job_payloads p ON p.job_id = moved.id ORDER BY moved.id",
@@ -99,7 +100,8 @@ async fn claim_in_steps(db: &Db, id: ClaimId, wanted: Wanted<'_>, lease: Duratio
     if transition(&txn, wanted.jobs, Move::Claim(id, wanted.alone)).await?.is_empty() {
         return Ok(Vec::new());
     }
-    let sql = "INSERT INTO claims (id, owner, lease_expires_at) VALUES ($1, $2, {now} + $3)";
+    let sql = "INSERT INTO claims (id, owner, lease_expires_at) VALUES ($1, $2, {now} + $3)
+        ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at";
     execute(&txn, sql, [id.into(), wanted.owner.into(), micros(lease).into()]).await?;
     let claimed = read(&txn, statement(&txn, CLAIMED, [id.into()])).await?;
     txn.commit().await?;
@@ -141,10 +143,11 @@ pub async fn heartbeat(db: &Db, claim: ClaimId, lease: Duration) -> Result<Heart
 }
 
 /// Clears the mark of jobs that this message came for and that still wait, be it that it came too early or would let them
-/// run too little alone, so that they are dispatched again.
+/// run too little alone, so that they are dispatched again. Their version changes too: a mark of this very message that is
+/// still to come would stand for a message that is used up.
 async fn unmark(db: &Db, jobs: &[JobId]) -> Result<(), DbErr> {
     let sql = format!(
-        "UPDATE jobs SET dispatched_at = NULL WHERE state = 'queued' AND dispatched_at IS NOT NULL
+        "UPDATE jobs SET dispatched_at = NULL, version = version + 1 WHERE state = 'queued'
          AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
         placeholders(1, jobs.len())
     );

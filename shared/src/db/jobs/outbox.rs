@@ -100,7 +100,8 @@ pub async fn sources(db: &Db, lane: Lane, pipeline: &str, after: Option<Uuid>, l
             SELECT source_id FROM ({}) AS first
             UNION ALL SELECT ({}) FROM s WHERE s.source_id IS NOT NULL)
          SELECT source_id FROM s WHERE source_id IS NOT NULL
-            AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = s.source_id AND b.state <> 'running') LIMIT {limit}",
+            AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = s.source_id AND b.state <> 'running')
+         ORDER BY source_id LIMIT {limit}",
         next("$3"),
         next("s.source_id")
     );
@@ -111,11 +112,12 @@ pub async fn sources(db: &Db, lane: Lane, pipeline: &str, after: Option<Uuid>, l
 
 /// Up to `limit` jobs of a source that are due and not dispatched, those that have been due longest first.
 pub async fn due(db: &Db, lane: Lane, pipeline: &str, source: Uuid, limit: u64) -> Result<Vec<DueJob>, DbErr> {
+    // The time as a sub-select, or jobs that are not due yet would be read one by one and left.
     let sql = format!(
         "SELECT id, source_id, collection_id, kind, lane, pipeline, version, alone, traceparent,
             (SELECT epoch FROM queue_epochs) AS epoch, {{now}} - run_at AS overdue_us FROM jobs
          WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND pipeline = $2 AND source_id = $3
-            AND run_at <= {{now}}
+            AND run_at <= (SELECT {{now}})
          ORDER BY run_at, id LIMIT {limit}"
     );
     let values = [lane.to_value().into(), pipeline.into(), source.into()];

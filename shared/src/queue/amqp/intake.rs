@@ -23,6 +23,9 @@ use crate::telemetry::metrics;
 
 /// How often the broker is asked whether it still serves this connection: a consumer alone never notices.
 const PROBE: Duration = Duration::from_secs(5);
+/// Bulk messages in this process at once: of up to 64 jobs each, one is worked on while the next is at hand. More would be
+/// kept from other workers.
+const BULK_PREFETCH: u16 = 2;
 /// Dead letters in this process at once.
 const DEAD_PREFETCH: u16 = 16;
 
@@ -67,7 +70,11 @@ impl Intake {
             returns,
         };
         for lane in LANES {
-            let channel = limited_channel(connection, plan.prefetch).await?;
+            let prefetch = match lane {
+                Lane::Interactive => plan.prefetch,
+                Lane::Bulk => plan.prefetch.min(BULK_PREFETCH),
+            };
+            let channel = limited_channel(connection, prefetch).await?;
             for pipeline in &plan.pipelines {
                 plan.topology.declare_lane(&intake.control, lane, pipeline).await?;
                 intake.consume(&channel, Place::Lane(lane), plan.topology.lane_queue(lane, pipeline)).await?;

@@ -1,0 +1,420 @@
+//! Batches: many pictures in one request.
+
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use axum::extract::{FromRequest as _, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use shared::batch::BatchSource;
+use shared::db::batches::control::{self, Wish};
+use shared::db::batches::read::{self, BatchWithCounts};
+use shared::db::batches::submit::{NewBatch, Submitted, submit};
+use shared::db::entity::batch::BatchState;
+use shared::db::entity::collection;
+use shared::db::idempotency::Idempotency;
+use shared::digest::sha256_hex;
+use shared::ids::{BatchId, CollectionId};
+use shared::job::{JobKind, JobState, Problem};
+use shared::objects::ImportRoots;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::instant;
+use super::jobs::JobView;
+use super::submit::{check_text, key_reused};
+use crate::cursor::{Page, PageQuery};
+use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::extract::{self, Json, Path, Query, SubmitHeaders, media_type};
+use crate::manifest;
+use crate::state::AppState;
+
+/// The media type of a manifest.
+const NDJSON: &str = "application/x-ndjson";
+
+/// Pictures of a place, to be worked on as jobs.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchRequest {
+    /// The collection, by id or name.
+    collection: String,
+    /// What is done with each picture: `index`.
+    kind: JobKind,
+    /// Where the pictures are.
+    source: SourceInput,
+    /// Given back with the batch and each of its jobs.
+    tag: Option<String>,
+}
+
+/// One of the two; a list of pictures is sent as a manifest.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceInput {
+    /// `s3://bucket/prefix` in a bucket that the operator allows: every .jpg, .jpeg, .png and .webp below it.
+    s3: Option<String>,
+    /// The absolute path of a folder of the server, below one that the operator allows; with `face-id serve` only.
+    folder: Option<String>,
+}
+
+/// What a manifest's request says beside its lines.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ManifestQuery {
+    /// With a manifest: the collection, by id or name.
+    collection: Option<String>,
+    /// With a manifest: what is done with each picture, `index`.
+    kind: Option<JobKind>,
+    /// With a manifest: given back with the batch and each of its jobs.
+    tag: Option<String>,
+}
+
+/// Where a batch stands, as clients see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchStateView {
+    /// Its pictures are being listed; jobs of those that are run already.
+    Listing,
+    /// Every picture is listed.
+    Running,
+    /// No picture is listed and no job begun until it is resumed.
+    Paused,
+    /// A client cancelled it; once it has ended, `finished_at` says when.
+    Cancelled,
+    /// Every job has ended.
+    Completed,
+    /// Its pictures could not all be listed; the jobs of those that could have ended.
+    Failed,
+}
+
+/// A batch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchView {
+    id: BatchId,
+    collection_id: CollectionId,
+    kind: JobKind,
+    pipeline: String,
+    source: BatchSource,
+    state: BatchStateView,
+    /// 1, and one more each time that what failed is tried again.
+    round: i32,
+    /// Pictures listed so far.
+    items: i64,
+    /// Of these, known to the collection with the same fingerprint: no job was made for them.
+    unchanged: i64,
+    /// Jobs by state.
+    jobs: JobCounts,
+    /// Faces found that were not known before.
+    faces: i64,
+    /// Jobs that end in a second; null while it is not measured.
+    jobs_per_second: Option<f64>,
+    /// Seconds until the jobs listed so far have ended, at this pace.
+    eta_s: Option<f64>,
+    /// Rejected and failed jobs by their problem's code, most first.
+    problems: Vec<ProblemCount>,
+    /// Why the listing does not go on, was given up, or passed places over.
+    problem: Option<Problem>,
+    tag: Option<String>,
+    created_at: String,
+    /// When every picture was listed.
+    listed_at: Option<String>,
+    finished_at: Option<String>,
+}
+
+/// Jobs by state.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobCounts {
+    queued: i64,
+    running: i64,
+    succeeded: i64,
+    rejected: i64,
+    failed: i64,
+    cancelled: i64,
+}
+
+/// How many jobs ended with a problem.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProblemCount {
+    state: JobState,
+    code: String,
+    jobs: i64,
+}
+
+/// Which batches to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct BatchQuery {
+    /// Of this collection, by id or name.
+    collection: Option<String>,
+    /// Rows of the page, 1 to 500; 50 where absent.
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Which jobs of a batch to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ItemQuery {
+    /// In this state.
+    state: Option<JobState>,
+    /// Rows of the page, 1 to 500; 50 where absent.
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Makes a batch: of a place, named in JSON, or of a manifest, one JSON object a line (`application/x-ndjson`, of any
+/// length, each line as `ManifestLine`), with `collection` and `kind` in the query.
+#[utoipa::path(post, path = "/v1/batches", tag = "batches",
+    request_body(content((BatchRequest = "application/json"), (String = "application/x-ndjson"))),
+    params(ManifestQuery,
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same batch")),
+    responses((status = 202, body = BatchView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn create(
+    State(state): State<AppState>,
+    Query(query): Query<ManifestQuery>,
+    headers: SubmitHeaders,
+    request: Request,
+) -> ApiResult<Response> {
+    let asked = if media_type(request.headers()).eq_ignore_ascii_case(NDJSON) {
+        of_manifest(&state, query, request).await?
+    } else {
+        of_place(&state, Json::from_request(request, &state).await?).await?
+    };
+    let Asked { collection, kind, source, identity, tag } = asked;
+    if let Some(tag) = &tag {
+        check_text("#/tag", tag)?;
+    }
+    let keep = Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600);
+    let fingerprint = sha256_hex(serde_json::json!([identity, kind, tag]).to_string());
+    let idempotency = headers.idempotency_key.map(|key| Idempotency {
+        route: format!("{}/batches", collection.id),
+        key,
+        fingerprint,
+        keep,
+    });
+    let new = NewBatch {
+        collection: collection.id,
+        kind,
+        pipeline: collection.pipeline,
+        source,
+        tag,
+        traceparent: Some(headers.trace.as_str().to_owned()),
+        idempotency,
+    };
+    let id = match submit(&state.db, new).await? {
+        Submitted::New(id) => {
+            tracing::info!(batch.id = %id, collection.id = %collection.id, "batch accepted");
+            id
+        }
+        Submitted::Existing(id) => id,
+        Submitted::KeyReused => return Err(key_reused()),
+    };
+    let headers = [(header::LOCATION, format!("/v1/batches/{id}")), (header::RETRY_AFTER, "1".to_owned())];
+    Ok((StatusCode::ACCEPTED, headers, axum::Json(load(&state, id).await?)).into_response())
+}
+
+/// A request for a batch that passed its checks.
+struct Asked {
+    collection: collection::Model,
+    kind: JobKind,
+    source: BatchSource,
+    /// What tells its pictures from another request's.
+    identity: String,
+    tag: Option<String>,
+}
+
+async fn of_place(state: &AppState, Json(request): Json<BatchRequest>) -> ApiResult<Asked> {
+    check_kind("#/kind", request.kind)?;
+    let collection = extract::collection(state, &request.collection).await?;
+    let source = match (request.source.s3, request.source.folder) {
+        (Some(prefix), None) => {
+            let checked = state.objects.check_prefix(&prefix);
+            checked.map_err(|e| ApiError::invalid("#/source/s3", e.to_string()))?;
+            BatchSource::S3(prefix)
+        }
+        (None, Some(folder)) => {
+            check_folder(state, folder.clone()).await?;
+            BatchSource::Folder(folder)
+        }
+        _ => {
+            let detail = format!("needs exactly one of s3 and folder; a list of pictures is sent as {NDJSON}");
+            return Err(ApiError::invalid("#/source", detail));
+        }
+    };
+    let identity = serde_json::json!(&source).to_string();
+    Ok(Asked { collection, kind: request.kind, source, identity, tag: request.tag })
+}
+
+async fn of_manifest(state: &AppState, query: ManifestQuery, request: Request) -> ApiResult<Asked> {
+    let absent = |name: &str| ApiError::invalid(name, "is missing in the query; a manifest needs it");
+    let kind = query.kind.ok_or_else(|| absent("kind"))?;
+    check_kind("kind", kind)?;
+    let collection = extract::collection(state, &query.collection.ok_or_else(|| absent("collection"))?).await?;
+    let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
+    let source = BatchSource::Manifest(intake.manifest);
+    Ok(Asked { collection, kind, source, identity: intake.sha256, tag: query.tag })
+}
+
+fn check_kind(pointer: &str, kind: JobKind) -> ApiResult<()> {
+    if kind == JobKind::Index {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(pointer, "must be index; other kinds go one by one"))
+    }
+}
+
+async fn check_folder(state: &AppState, folder: String) -> ApiResult<()> {
+    if state.config.has_services() {
+        let detail = "is read by `face-id serve` only; put the pictures into a bucket and name it by s3";
+        return Err(ApiError::invalid("#/source/folder", detail));
+    }
+    let roots = ImportRoots::new(state.config.import.roots.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        roots.resolve(FilePath::new(&folder)).map(|real| real.is_dir()).map_err(|e| e.to_string())
+    });
+    match looked.await.map_err(|error| ApiError::internal(&error))? {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ApiError::invalid("#/source/folder", "is no folder")),
+        Err(why) => Err(ApiError::invalid("#/source/folder", why)),
+    }
+}
+
+/// Lists batches, newest first.
+#[utoipa::path(get, path = "/v1/batches", tag = "batches", params(BatchQuery), responses(
+    (status = 200, body = Page<BatchView>),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn list(
+    State(state): State<AppState>,
+    Query(query): Query<BatchQuery>,
+) -> ApiResult<axum::Json<Page<BatchView>>> {
+    let page = PageQuery::new(query.limit, query.cursor);
+    let limit = page.limit()?;
+    let collection = match &query.collection {
+        Some(named) => Some(extract::collection(&state, named).await?.id),
+        None => None,
+    };
+    let rows = read::list(&state.db, collection, page.after()?.map(BatchId), limit + 1).await?;
+    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.batch.id.0, |r| r);
+    let items = items.into_iter().map(view).collect::<ApiResult<_>>()?;
+    Ok(axum::Json(Page { items, next_cursor }))
+}
+
+/// Shows a batch.
+#[utoipa::path(get, path = "/v1/batches/{batch}", tag = "batches", params(("batch" = BatchId, Path)), responses(
+    (status = 200, body = BatchView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn get(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
+    Ok(axum::Json(load(&state, id).await?))
+}
+
+/// Lists a batch's jobs in the order of its pictures.
+#[utoipa::path(get, path = "/v1/batches/{batch}/jobs", tag = "batches", params(("batch" = BatchId, Path), ItemQuery),
+    responses((status = 200, body = Page<JobView>),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn jobs(
+    State(state): State<AppState>,
+    Path(id): Path<BatchId>,
+    Query(query): Query<ItemQuery>,
+) -> ApiResult<axum::Json<Page<JobView>>> {
+    load(&state, id).await?;
+    let page = PageQuery::new(query.limit, query.cursor);
+    let limit = page.limit()?;
+    // A page token holds 128 bits; an item's number has room in them.
+    let after = page.after()?.and_then(|token| i64::try_from(token.as_u128()).ok());
+    let rows = read::jobs(&state.db, id, query.state, after, limit + 1).await?;
+    let token = |item: Option<i64>| Uuid::from_u128(u128::try_from(item.unwrap_or_default()).unwrap_or_default());
+    Ok(axum::Json(Page::of(rows, limit, |r| token(r.job.item_no), JobView::from)))
+}
+
+/// Begins no more jobs of a batch until it is resumed; those that run end.
+#[utoipa::path(post, path = "/v1/batches/{batch}/pause", tag = "batches", params(("batch" = BatchId, Path)),
+    responses((status = 200, body = BatchView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn pause(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, id, Wish::Pause, "only a running batch can be paused").await
+}
+
+/// Goes on with a paused batch.
+#[utoipa::path(post, path = "/v1/batches/{batch}/resume", tag = "batches", params(("batch" = BatchId, Path)),
+    responses((status = 200, body = BatchView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn resume(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, id, Wish::Resume, "only a paused batch can be resumed").await
+}
+
+/// Cancels a batch: what waits is cancelled, what runs is asked to end. What was stored stays.
+#[utoipa::path(post, path = "/v1/batches/{batch}/cancel", tag = "batches", params(("batch" = BatchId, Path)),
+    responses((status = 200, body = BatchView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn cancel(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, id, Wish::Cancel, "the batch has ended; there is nothing to cancel").await
+}
+
+/// Tries again what failed in a batch, and nothing else; its listing too, where that was given up.
+#[utoipa::path(post, path = "/v1/batches/{batch}/retry", tag = "batches", params(("batch" = BatchId, Path)),
+    responses((status = 200, body = BatchView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn retry(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, id, Wish::Retry, "a paused batch is resumed first, and a cancelled one is over").await
+}
+
+async fn wish(state: &AppState, id: BatchId, wish: Wish, otherwise: &str) -> ApiResult<axum::Json<BatchView>> {
+    load(state, id).await?;
+    if !control::change(&state.db, id, wish).await? {
+        return Err(ApiError::conflict("batch_state", otherwise));
+    }
+    tracing::info!(batch.id = %id, ?wish, "batch changed");
+    Ok(axum::Json(load(state, id).await?))
+}
+
+async fn load(state: &AppState, id: BatchId) -> ApiResult<BatchView> {
+    let found = read::find(&state.db, id).await?;
+    view(found.ok_or_else(|| ApiError::not_found("batch_not_found", format!("there is no batch {id}")))?)
+}
+
+fn view(BatchWithCounts { batch, problems }: BatchWithCounts) -> ApiResult<BatchView> {
+    let stored = |error: serde_json::Error| ApiError::internal(&error);
+    let open = batch.queued + batch.running;
+    let pace = batch.pace.filter(|pace| *pace > 0.0);
+    let mut problems: Vec<ProblemCount> =
+        problems.into_iter().map(|((state, code), jobs)| ProblemCount { state, code, jobs }).collect();
+    problems.sort_by_key(|p| std::cmp::Reverse(p.jobs));
+    Ok(BatchView {
+        id: batch.id,
+        collection_id: batch.collection_id,
+        kind: batch.kind,
+        pipeline: batch.pipeline,
+        source: serde_json::from_str(&batch.source).map_err(stored)?,
+        state: match batch.state {
+            BatchState::Running if batch.listed_at.is_none() => BatchStateView::Listing,
+            BatchState::Running => BatchStateView::Running,
+            BatchState::Paused => BatchStateView::Paused,
+            BatchState::Cancelled => BatchStateView::Cancelled,
+            BatchState::Completed => BatchStateView::Completed,
+            BatchState::Failed => BatchStateView::Failed,
+        },
+        round: batch.round,
+        items: batch.items,
+        unchanged: batch.unchanged,
+        jobs: JobCounts {
+            queued: batch.queued,
+            running: batch.running,
+            succeeded: batch.succeeded,
+            rejected: batch.rejected,
+            failed: batch.failed,
+            cancelled: batch.cancelled,
+        },
+        faces: batch.faces,
+        jobs_per_second: pace,
+        eta_s: pace.map(|pace| open as f64 / pace),
+        problems,
+        problem: batch.problem.as_deref().map(serde_json::from_str).transpose().map_err(stored)?,
+        tag: batch.tag,
+        created_at: instant(batch.created_at),
+        listed_at: batch.listed_at.map(instant),
+        finished_at: batch.finished_at.map(instant),
+    })
+}

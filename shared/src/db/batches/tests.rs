@@ -1,0 +1,293 @@
+//! Batches on both databases: what is listed becomes jobs once, the counts are right at every moment, and what clients want
+//! happens to every job.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::control::{self, Wish, change};
+use super::deltas::{Folded, fold};
+use super::listing::{self, Listed};
+use super::read::{self, BatchWithCounts};
+use super::submit::{NewBatch, Submitted, submit};
+use crate::batch::{BatchSource, Checkpoint};
+use crate::db::entity::batch::BatchState;
+use crate::db::faces::Origin;
+use crate::db::idempotency::Idempotency;
+use crate::db::images::{self, ImageSource};
+use crate::db::jobs::claims::{Claim, Wanted, claim};
+use crate::db::jobs::outbox;
+use crate::db::jobs::settle::{Outcome, finish};
+use crate::db::{Db, collections};
+use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
+use crate::job::{ImageRef, JobKind, JobState, Lane, Problem};
+
+const LEASE: Duration = Duration::from_secs(3600);
+const REVISION: &str = "detector-1";
+
+async fn on_both(test: impl AsyncFn(&Db, CollectionId)) {
+    let folder = tempfile::tempdir().unwrap();
+    for db in crate::testing::databases(folder.path()).await {
+        let name = CollectionId::new().to_string().replace('-', "_");
+        let settings = collections::CollectionSettings::default();
+        let collection = collections::create(&db, &name, "tiny", &settings).await.unwrap().unwrap().id;
+        test(&db, collection).await;
+    }
+}
+
+async fn new_batch(db: &Db, collection: CollectionId) -> BatchId {
+    let new = NewBatch {
+        collection,
+        kind: JobKind::Index,
+        pipeline: "tiny".to_owned(),
+        source: BatchSource::Folder("/photos".to_owned()),
+        tag: Some("tag".to_owned()),
+        traceparent: None,
+        idempotency: None,
+    };
+    match submit(db, new).await.unwrap() {
+        Submitted::New(id) => id,
+        other => panic!("a batch without a key is new, got {other:?}"),
+    }
+}
+
+fn file(name: &str, fingerprint: &str) -> ImageRef {
+    ImageRef::File { file: format!("/photos/{name}"), fingerprint: Some(fingerprint.to_owned()) }
+}
+
+fn page(names: &[&str], is_last: bool) -> Listed {
+    let after = names.last().map(|name| format!("/photos/{name}"));
+    let checkpoint = Checkpoint { after, ..Checkpoint::default() };
+    Listed { items: names.iter().map(|name| file(name, "f")).collect(), checkpoint, is_last }
+}
+
+async fn found(db: &Db, id: BatchId) -> BatchWithCounts {
+    read::find(db, id).await.unwrap().unwrap()
+}
+
+async fn list(db: &Db, id: BatchId, listed: &Listed) -> bool {
+    let batch = found(db, id).await.batch;
+    listing::add(db, &batch, REVISION, listed).await.unwrap()
+}
+
+async fn jobs_of(db: &Db, id: BatchId) -> Vec<JobId> {
+    read::jobs(db, id, None, None, 100).await.unwrap().into_iter().map(|j| j.job.id).collect()
+}
+
+async fn begin(db: &Db, jobs: &[JobId]) -> Option<Claim> {
+    claim(db, Wanted { id: ClaimId::new(), jobs, alone: 0, owner: "test" }, LEASE).await.unwrap()
+}
+
+async fn end(db: &Db, claim: ClaimId, job: JobId, outcome: &Outcome) {
+    let txn = db.begin().await.unwrap();
+    assert!(finish(&txn, claim, job, outcome).await.unwrap());
+    txn.commit().await.unwrap();
+}
+
+/// queued, running, succeeded, rejected, failed, cancelled
+async fn counts(db: &Db, id: BatchId) -> [i64; 6] {
+    let b = found(db, id).await.batch;
+    [b.queued, b.running, b.succeeded, b.rejected, b.failed, b.cancelled]
+}
+
+fn problem(code: &str) -> Problem {
+    Problem::new(code, "a test")
+}
+
+#[tokio::test]
+async fn every_page_is_listed_once() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        let fresh = found(db, id).await.batch;
+        let first = page(&["a.jpg", "b.jpg"], false);
+        assert!(listing::add(db, &fresh, REVISION, &first).await.unwrap());
+        assert!(!listing::add(db, &fresh, REVISION, &first).await.unwrap(), "another lister was first");
+        assert!(change(db, id, Wish::Pause).await.unwrap());
+        assert!(!list(db, id, &page(&["c.jpg"], true)).await, "nothing is listed while it is held");
+        assert!(listing::due(db, None, 10).await.unwrap().iter().all(|b| b.id != id));
+        assert!(change(db, id, Wish::Resume).await.unwrap());
+        assert!(list(db, id, &page(&["c.jpg"], true)).await);
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.items, batch.unchanged, batch.queued, batch.listed_at.is_some()), (3, 0, 3, true));
+        assert_eq!(batch.checkpoint().unwrap().after.as_deref(), Some("/photos/c.jpg"));
+        let jobs = read::jobs(db, id, Some(JobState::Queued), Some(0), 10).await.unwrap();
+        let items: Vec<_> = jobs.iter().map(|j| (j.job.item_no, j.job.tag.as_deref(), j.job.lane)).collect();
+        assert_eq!(items, [(Some(1), Some("tag"), Lane::Bulk), (Some(2), Some("tag"), Lane::Bulk)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_collection_knows_is_not_looked_at_again() {
+    on_both(async |db, collection| {
+        let source = ImageSource {
+            sha256: "0".repeat(64),
+            object_key: None,
+            uri: Some("file:///photos/a.jpg".to_owned()),
+            fingerprint: Some("f".to_owned()),
+        };
+        let txn = db.begin().await.unwrap();
+        let image = images::find_or_create(&txn, collection, &source, [10, 10]).await.unwrap();
+        images::remember_sources(&txn, collection, &[(&source, image.id)]).await.unwrap();
+        let origin = Origin { collection, image: image.id, detector_revision: REVISION, pipeline: "tiny" };
+        images::record_analyses(&txn, origin.detector_revision, &[(origin.image, 0)]).await.unwrap();
+        txn.commit().await.unwrap();
+
+        let id = new_batch(db, collection).await;
+        let mut listed = page(&["a.jpg", "b.jpg"], true);
+        listed.items.push(file("a.jpg", "changed since"));
+        assert!(list(db, id, &listed).await);
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.items, batch.unchanged, batch.queued), (3, 1, 2));
+        let other = new_batch(db, collection).await;
+        let batch = found(db, other).await.batch;
+        assert!(listing::add(db, &batch, "detector-2", &page(&["a.jpg"], true)).await.unwrap());
+        assert_eq!(found(db, other).await.batch.unchanged, 0, "a new detector looks at all");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn counts_are_right_before_and_after_they_are_folded() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        list(db, id, &page(&["a.jpg", "b.jpg", "c.jpg", "d.jpg"], true)).await;
+        let jobs = jobs_of(db, id).await;
+        let claimed = begin(db, &jobs[..3]).await.unwrap();
+        assert_eq!(counts(db, id).await, [1, 3, 0, 0, 0, 0]);
+        end(db, claimed.id, jobs[0], &Outcome::Succeeded(serde_json::json!({}))).await;
+        end(db, claimed.id, jobs[1], &Outcome::Rejected(problem("image_truncated"))).await;
+        assert_ne!(fold(db).await.unwrap(), Folded::Nothing);
+        end(db, claimed.id, jobs[2], &Outcome::Failed(problem("attempts_exhausted"))).await;
+        let state = (counts(db, id).await, found(db, id).await.problems);
+        let wanted = BTreeMap::from([
+            ((JobState::Rejected, "image_truncated".to_owned()), 1),
+            ((JobState::Failed, "attempts_exhausted".to_owned()), 1),
+        ]);
+        assert_eq!(state, ([1, 0, 1, 1, 1, 0], wanted));
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!((counts(db, id).await, found(db, id).await.problems), state, "folding changes no count");
+        assert_eq!(control::finish(db).await.unwrap(), [], "one job waits");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_ends_once_a_round() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        list(db, id, &page(&["a.jpg", "b.jpg"], true)).await;
+        let jobs = jobs_of(db, id).await;
+        let claimed = begin(db, &jobs).await.unwrap();
+        end(db, claimed.id, jobs[0], &Outcome::Succeeded(serde_json::json!({}))).await;
+        end(db, claimed.id, jobs[1], &Outcome::Failed(problem("source_refused"))).await;
+        assert_eq!(control::finish(db).await.unwrap(), [], "not before the account is complete");
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        assert_eq!(control::finish(db).await.unwrap(), []);
+        assert_eq!(found(db, id).await.batch.state, BatchState::Completed);
+
+        assert!(change(db, id, Wish::Retry).await.unwrap());
+        assert_eq!(control::being_retried(db).await.unwrap(), [id]);
+        assert_eq!(control::finish(db).await.unwrap(), [], "its failed jobs are still to be put back");
+        while control::reopen_slice(db, id).await.unwrap() {}
+        assert_eq!(counts(db, id).await, [1, 0, 1, 0, 0, 0]);
+        assert!(found(db, id).await.problems.is_empty());
+        let claimed = begin(db, &jobs).await.unwrap();
+        assert_eq!(claimed.jobs.iter().map(|j| (j.job.id, j.job.attempt)).collect::<Vec<_>>(), [(jobs[1], 1)]);
+        end(db, claimed.id, jobs[1], &Outcome::Succeeded(serde_json::json!({}))).await;
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(control::finish(db).await.unwrap(), [id], "once more in the second round");
+        assert_eq!((counts(db, id).await, found(db, id).await.batch.round), ([0, 0, 2, 0, 0, 0], 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_batch_leaves_nothing_open() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        list(db, id, &page(&["a.jpg", "b.jpg", "c.jpg"], false)).await;
+        let jobs = jobs_of(db, id).await;
+        let claimed = begin(db, &jobs[..1]).await.unwrap();
+        assert!(change(db, id, Wish::Cancel).await.unwrap());
+        assert!(!change(db, id, Wish::Resume).await.unwrap() && !change(db, id, Wish::Retry).await.unwrap());
+        assert!(!list(db, id, &page(&["d.jpg"], true)).await, "nothing is listed any more");
+        assert_eq!(control::being_cancelled(db).await.unwrap(), [id]);
+        let slice = control::cancel_slice(db, id, -1).await.unwrap();
+        assert_eq!((slice.ended, slice.last_item), (jobs[1..].to_vec(), Some(2)));
+        assert_eq!(control::cancel_slice(db, id, 2).await.unwrap().last_item, None);
+        assert!(begin(db, &jobs).await.is_none());
+        end(db, claimed.id, jobs[0], &Outcome::Cancelled).await;
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.state, batch.cancelled, batch.finished_at.is_some()), (BatchState::Cancelled, 3, true));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_meets_a_pause_is_not_counted_on() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        list(db, id, &page(&["a.jpg"], true)).await;
+        let jobs = jobs_of(db, id).await;
+        let due = || async { outbox::due(db, Lane::Bulk, "tiny", id.0, 10).await.unwrap() };
+        let published = due().await;
+        assert!(change(db, id, Wish::Pause).await.unwrap());
+        assert!(begin(db, &jobs).await.is_none(), "its batch is held");
+        // The dispatcher marks what it published only now that the message is used up.
+        outbox::mark_dispatched(db, &published).await.unwrap();
+        assert!(change(db, id, Wish::Resume).await.unwrap());
+        assert_eq!(due().await.iter().map(|job| job.id).collect::<Vec<_>>(), jobs, "it is sent again");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_listing_that_is_given_up_can_be_tried_again() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        list(db, id, &page(&["a.jpg"], false)).await;
+        listing::put_off(db, id, Duration::from_secs(60), &problem("attempt_failed")).await.unwrap();
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.listing_tries, batch.listed_at), (1, None));
+        assert!(listing::due(db, None, 10).await.unwrap().iter().all(|b| b.id != id), "not before its time");
+        listing::give_up(db, id, &problem("source_gone")).await.unwrap();
+        let jobs = jobs_of(db, id).await;
+        let claimed = begin(db, &jobs).await.unwrap();
+        end(db, claimed.id, jobs[0], &Outcome::Succeeded(serde_json::json!({}))).await;
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        assert_eq!(found(db, id).await.batch.state, BatchState::Failed);
+        assert!(change(db, id, Wish::Retry).await.unwrap());
+        while control::reopen_slice(db, id).await.unwrap() {}
+        assert!(list(db, id, &page(&["b.jpg"], true)).await, "it goes on where it broke off");
+        assert_eq!(counts(db, id).await, [1, 0, 1, 0, 0, 0]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_repeated_key_gives_the_same_batch() {
+    on_both(async |db, collection| {
+        let request = |fingerprint: &str| NewBatch {
+            collection,
+            kind: JobKind::Index,
+            pipeline: "tiny".to_owned(),
+            source: BatchSource::Folder("/photos".to_owned()),
+            tag: None,
+            traceparent: None,
+            idempotency: Some(Idempotency {
+                route: collection.to_string(),
+                key: "k".to_owned(),
+                fingerprint: fingerprint.to_owned(),
+                keep: LEASE,
+            }),
+        };
+        let Submitted::New(id) = submit(db, request("a")).await.unwrap() else { panic!("the key is new") };
+        assert!(matches!(submit(db, request("a")).await.unwrap(), Submitted::Existing(same) if same == id));
+        assert!(matches!(submit(db, request("b")).await.unwrap(), Submitted::KeyReused));
+    })
+    .await;
+}
