@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
@@ -57,14 +58,16 @@ async fn the_same_key_is_the_same_job(site: Site) {
 }
 
 async fn a_waiting_job_can_be_cancelled(site: Site) {
-    // More than a worker claims at once, so that some wait in the queue while others have begun.
-    let settings = [("FACE_ID_WORKER__CONCURRENCY", "1"), ("FACE_ID_WORKER__HEARTBEAT_S", "0.5")];
-    let server = Server::start_with(&site, &settings).await;
+    // One interactive job at a time, and all sent at once: some wait when they are cancelled.
+    let server = Server::start_with(&site, &[("FACE_ID_WORKER__CONCURRENCY", "1")]).await;
     server.make_collection("c").await;
-    let mut jobs = Vec::new();
-    for seed in 0..240 {
-        jobs.push(server.submit("c", "index", &json!({ "image": inline(&photo(&[seed])) })).await);
-    }
+    let sent = (0..100).map(|seed| {
+        let person = json!({ "external_id": format!("person-{seed}") });
+        let body = json!({ "image": inline(&photo(&[seed])), "person": person });
+        let server = &server;
+        async move { server.submit("c", "enroll", &body).await }
+    });
+    let jobs = join_all(sent).await;
     let mut cancelled = 0;
     for job in jobs.iter().rev() {
         let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
