@@ -40,7 +40,7 @@ impl Manifest {
     /// The manifest whose part lies under this key, if it is such a key.
     pub fn of_key(key: &str) -> Option<Uuid> {
         let mut parts = key.split('/').skip(2);
-        if parts.next()? != "manifests" { None } else { parts.next()?.parse().ok() }
+        if parts.next()? == "manifests" { parts.next()?.parse().ok() } else { None }
     }
 }
 
@@ -54,7 +54,7 @@ pub struct ManifestLine {
     /// The absolute path of a file of the server, below a folder that the operator allows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     file: Option<String>,
-    /// Something that changes whenever the picture's bytes do, such as an ETag: a later batch that names the same place
+    /// Something that changes whenever the picture's bytes do, such as an `ETag`: a later batch that names the same place
     /// with the same fingerprint does not look at it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fingerprint: Option<String>,

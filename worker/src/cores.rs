@@ -106,7 +106,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -122,12 +122,12 @@ mod tests {
         let mut order = String::new();
         while !(bulk.is_empty() && interactive.is_empty()) {
             drop(held.take());
-            if let Some(core) = interactive.front_mut().and_then(|w| w.now_or_never()) {
+            if let Some(core) = interactive.front_mut().and_then(FutureExt::now_or_never) {
                 interactive.pop_front();
                 order.push('i');
                 held = Some(core);
             } else {
-                let core = bulk.front_mut().and_then(|w| w.now_or_never());
+                let core = bulk.front_mut().and_then(FutureExt::now_or_never);
                 held = Some(core.expect("somebody has the core"));
                 bulk.pop_front();
                 order.push('b');

@@ -169,7 +169,8 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
         .iter()
         .filter_map(|e| {
             let outcome = match (fence(e), &e.end) {
-                (Fence::Lost, _) => return None,
+                // What is to be tried again came alone, above.
+                (Fence::Lost, _) | (Fence::Held, End::Error(JobError::Transient(_))) => return None,
                 // A client that cancelled gets that answer, whatever else the attempt came to.
                 (Fence::Cancelled, _) | (_, End::Cancelled) => Outcome::Cancelled,
                 (Fence::Held, End::Done(_)) => match recorded.next()?.answer {
@@ -178,7 +179,6 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
                 },
                 (Fence::Held, End::Error(JobError::Rejected(problem))) => Outcome::Rejected(problem.clone()),
                 (Fence::Held, End::Error(JobError::Failed(problem))) => Outcome::Failed(problem.clone()),
-                (Fence::Held, End::Error(JobError::Transient(_))) => return None,
             };
             Some((e.claimed.job.id, outcome))
         })

@@ -111,19 +111,14 @@ async fn make_collection(client: &Client, args: &IndexArgs) -> anyhow::Result<()
 
 /// The batch when it has ended: one of the same source that an interrupted command left, or a new one.
 async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::Result<Value> {
-    let left = unfinished(client, &args.collection, source).await?;
-    let batch = match left {
-        Some(batch) => {
-            let id = id(&batch)?;
-            if batch["state"] == "paused" {
-                client.post(&format!("/v1/batches/{id}/resume"), &json!({})).await?;
-            }
-            batch
+    let batch = if let Some(left) = unfinished(client, &args.collection, source).await? {
+        if left["state"] == "paused" {
+            client.post(&format!("/v1/batches/{}/resume", id(&left)?), &json!({})).await?;
         }
-        None => {
-            let body = json!({ "collection": args.collection, "kind": "index", "source": source });
-            client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
-        }
+        left
+    } else {
+        let body = json!({ "collection": args.collection, "kind": "index", "source": source });
+        client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
     };
     let path = format!("/v1/batches/{}", id(&batch)?);
     let progress = Progress::begin();

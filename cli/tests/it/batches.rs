@@ -197,7 +197,7 @@ async fn a_manifest_is_indexed(site: Site) {
     assert_eq!((&again["items"], &again["unchanged"]), (&json!(21), &json!(20)), "{again}");
 
     let objects = server.objects().len();
-    lines[1] = r#"{"s3": "s3://"#.to_owned();
+    r#"{"s3": "s3://"#.clone_into(&mut lines[1]);
     let (status, problem) = post_manifest(&server, &lines, "k3").await;
     assert_eq!((status, &problem["errors"][0]["pointer"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("line 2")));
     let (status, problem) = post_manifest(&server, &[], "k4").await;
@@ -258,12 +258,12 @@ async fn the_command_goes_on_after_a_kill() {
     };
     let mut killed = index().spawn().unwrap();
     let database = site.folder().join("data/face-id.sqlite");
-    while !database.exists() {
+    while !database.is_file() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     tokio::time::sleep(Duration::from_millis(800)).await;
     killed.kill().await.unwrap();
-    assert!(!report.exists(), "the kill came after all the work; more pictures are needed");
+    assert!(!report.is_file(), "the kill came after all the work; more pictures are needed");
 
     let output = index().output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -30,7 +30,7 @@ pub struct ObjectMeta {
 pub struct ListedReference {
     /// `s3://bucket/key`.
     pub uri: String,
-    /// Its ETag, or its length and time where the store gives none: it changes whenever the bytes do.
+    /// Its `ETag`, or its length and time where the store gives none: it changes whenever the bytes do.
     pub fingerprint: String,
 }
 

@@ -31,14 +31,14 @@ impl FolderWalk {
     ///
     /// # Errors
     /// The folder cannot be read.
-    pub(super) fn open(folder: PathBuf, after: Option<&str>) -> Result<Self, JobError> {
+    pub(super) fn open(folder: &Path, after: Option<&str>) -> Result<Self, JobError> {
         let unreadable = |error: std::io::Error| {
             let detail = format!("the folder {} cannot be read: {error}", folder.display());
             JobError::Rejected(Problem::new("source_unreadable", detail))
         };
-        let entries = Self::entries(&folder).map_err(unreadable)?;
+        let entries = Self::entries(folder).map_err(unreadable)?;
         let mut walk = Self { levels: vec![entries], skipped: Vec::new() };
-        let Some(after) = after.and_then(|after| Path::new(after).strip_prefix(&folder).ok()) else { return Ok(walk) };
+        let Some(after) = after.and_then(|after| Path::new(after).strip_prefix(folder).ok()) else { return Ok(walk) };
         let names: Vec<OsString> = after.iter().map(OsString::from).collect();
         walk.go_to(&names);
         Ok(walk)
@@ -161,18 +161,18 @@ mod tests {
     #[test]
     fn a_walk_goes_on_after_any_file() {
         let folder = library();
-        let all = FolderWalk::open(folder.path().to_owned(), None).unwrap().page(10, Checkpoint::default());
+        let all = FolderWalk::open(folder.path(), None).unwrap().page(10, Checkpoint::default());
         let wanted = ["a/2.jpg", "a/b/1.png", "a.jpg", "b/c.JPEG", "b.jpg"];
         assert_eq!(
             (names(folder.path(), &all), all.is_last, all.checkpoint.skipped),
             (wanted.map(str::to_owned).to_vec(), true, 0)
         );
         for done in 1..=wanted.len() {
-            let mut walk = FolderWalk::open(folder.path().to_owned(), None).unwrap();
+            let mut walk = FolderWalk::open(folder.path(), None).unwrap();
             let first = walk.page(done, Checkpoint::default());
             let go_on = walk.page(10, first.checkpoint.clone());
             let after = first.checkpoint.after.as_deref();
-            let again = FolderWalk::open(folder.path().to_owned(), after).unwrap().page(10, first.checkpoint.clone());
+            let again = FolderWalk::open(folder.path(), after).unwrap().page(10, first.checkpoint.clone());
             for rest in [go_on, again] {
                 assert_eq!(names(folder.path(), &rest), wanted[done..], "after {after:?}");
                 assert!(rest.is_last);
@@ -185,7 +185,7 @@ mod tests {
         let folder = library();
         let after = folder.path().join("a/b/1.png");
         fs::remove_dir_all(folder.path().join("a/b")).unwrap();
-        let rest = FolderWalk::open(folder.path().to_owned(), after.to_str()).unwrap().page(10, Checkpoint::default());
+        let rest = FolderWalk::open(folder.path(), after.to_str()).unwrap().page(10, Checkpoint::default());
         assert_eq!(names(folder.path(), &rest), ["a.jpg", "b/c.JPEG", "b.jpg"]);
     }
 
@@ -194,7 +194,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt as _;
         let folder = library();
         fs::write(folder.path().join(OsString::from_vec(b"\xff.jpg".to_vec())), b"x").unwrap();
-        let listed = FolderWalk::open(folder.path().to_owned(), None).unwrap().page(10, Checkpoint::default());
+        let listed = FolderWalk::open(folder.path(), None).unwrap().page(10, Checkpoint::default());
         assert_eq!((listed.items.len(), listed.checkpoint.skipped), (5, 1));
         assert!(listed.checkpoint.first_skipped.unwrap().ends_with("its name is no text"));
     }

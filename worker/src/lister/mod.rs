@@ -113,7 +113,7 @@ impl Lister {
                 let walked = tokio::task::spawn_blocking(move || {
                     let mut walk = match open {
                         Some(Open::Folder(walk)) => walk,
-                        _ => FolderWalk::open(roots.resolve(Path::new(&folder))?, checkpoint.after.as_deref())?,
+                        _ => FolderWalk::open(&roots.resolve(Path::new(&folder))?, checkpoint.after.as_deref())?,
                     };
                     Ok((walk.page(PAGE, checkpoint), Some(Open::Folder(walk))))
                 });
