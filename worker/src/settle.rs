@@ -217,7 +217,12 @@ fn report(ctx: &WorkerContext, ended: &[&Ended], written: &[Written]) {
             Written::Ended(state) => {
                 let duration_ms = run.as_secs_f64() * 1e3;
                 let (kind, state_name) = (job.kind.as_str(), state.as_str());
-                tracing::info!(job.id = %job.id, job.kind = kind, collection.id = %job.collection_id, attempt = job.attempt, state = state_name, duration_ms, "job ended");
+                // A million lines of a batch would hide everything else.
+                if job.batch_id.is_some() {
+                    tracing::debug!(job.id = %job.id, job.kind = kind, collection.id = %job.collection_id, attempt = job.attempt, state = state_name, duration_ms, "job ended");
+                } else {
+                    tracing::info!(job.id = %job.id, job.kind = kind, collection.id = %job.collection_id, attempt = job.attempt, state = state_name, duration_ms, "job ended");
+                }
                 metrics::job_ended(job.kind, job.lane, *state, *run);
                 ctx.finished.announce(job.id);
             }

@@ -1,14 +1,14 @@
 //! Batches: of folders, of prefixes, of manifests; held, cancelled, broken off, and posted again.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::server::{Server, Site, command, on_both, photo, read};
 
-on_both!(a_manifest_is_indexed, a_batch_is_held_and_cancelled);
+on_both!(a_manifest_is_indexed, a_batch_is_held_and_cancelled, a_long_manifest_is_listed_held_and_cancelled);
 
 /// Pictures where a site's jobs can read them, and the settings that allow it.
 struct Library {
@@ -84,7 +84,7 @@ async fn look(server: &Server, batch: &Value) -> Value {
 
 /// Looks at the batch until it is as wanted.
 async fn until(server: &Server, batch: &Value, wanted: impl Fn(&Value) -> bool) -> Value {
-    for _ in 0..600 {
+    for _ in 0..3000 {
         let now = look(server, batch).await;
         let jobs = now["jobs"].as_object().unwrap();
         assert!(jobs.values().all(|count| count.as_i64().unwrap() >= 0), "{now}");
@@ -277,5 +277,80 @@ async fn the_command_goes_on_after_a_kill() {
     let server = Server::start_in(&site, &site.folder().join("data"), &[]).await;
     let collection = server.get("/v1/collections/c").await;
     assert_eq!((&collection["images"], &collection["faces"]), (&json!(150), &json!(150)), "every image once");
+    server.stop().await;
+}
+
+/// Lines of the long manifest; `make bench` has a million.
+fn lines_wanted() -> usize {
+    std::env::var("BATCH_LINES").ok().and_then(|lines| lines.parse().ok()).unwrap_or(20_000)
+}
+
+async fn a_long_manifest_is_listed_held_and_cancelled(site: Site) {
+    const THERE: u32 = 500;
+    let wanted = lines_wanted();
+    let all = pictures(0..THERE);
+    let library = Library::new(&site, &all).await;
+    let server = library.serve(&site, &[]).await;
+    server.make_collection("c").await;
+    // Far more than are worked on before the end: what is not there is rejected.
+    let there = all.iter().map(|(name, _)| name.clone());
+    let names = there.chain((0..wanted).map(|n| format!("not/there/{n:07}.png")));
+    let lines: Vec<String> = names.take(wanted).map(|name| library.line(&name)).collect();
+    let began = Instant::now();
+    let (status, batch) = post_manifest(&server, &lines, "k").await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{batch}");
+    let accepted = began.elapsed();
+
+    let is_counted = |now: &Value| {
+        let sum: i64 = now["jobs"].as_object().unwrap().values().map(|count| count.as_i64().unwrap()).sum();
+        assert_eq!(sum, now["items"].as_i64().unwrap(), "every picture that is listed is counted in one state: {now}");
+    };
+    let listed = until(&server, &batch, |now| {
+        is_counted(now);
+        !now["listed_at"].is_null()
+    })
+    .await;
+    assert_eq!(listed["items"], json!(wanted));
+    let listing = began.elapsed();
+
+    let began = Instant::now();
+    assert_eq!(wish(&server, &batch, "pause").await.0, StatusCode::OK);
+    let pausing = began.elapsed();
+    let held = until(&server, &batch, |now| {
+        is_counted(now);
+        now["jobs"]["running"] == 0
+    })
+    .await;
+    assert!(held["jobs"]["queued"].as_i64().unwrap() > 0, "{held}");
+    let began = Instant::now();
+    let other = server.run("c", "identify", &json!({ "image": crate::server::inline(&photo(&[3])) })).await;
+    assert_eq!(other["state"], "succeeded");
+    let identify = began.elapsed();
+    assert_eq!(wish(&server, &batch, "resume").await.0, StatusCode::OK);
+    let done = |now: &Value| now["jobs"]["succeeded"].as_i64().unwrap() + now["jobs"]["rejected"].as_i64().unwrap();
+    until(&server, &batch, |now| {
+        is_counted(now);
+        done(now) > done(&held)
+    })
+    .await;
+    let began = Instant::now();
+    assert_eq!(wish(&server, &batch, "cancel").await.0, StatusCode::OK);
+    let cancelling = began.elapsed();
+    let batch = ended(&server, &batch).await;
+    is_counted(&batch);
+    assert_eq!(
+        (&batch["state"], done(&batch) + batch["jobs"]["cancelled"].as_i64().unwrap()),
+        (&json!("cancelled"), wanted as i64)
+    );
+    // The api, or all in one, comes last.
+    let peak_kib = server.peak_kib();
+    assert!(peak_kib < 600 << 10, "the server's memory does not grow with the manifest: {peak_kib} KiB");
+    println!(
+        "{} lines: accepted after {accepted:?}, listed after {listing:?}, pause answered after {pausing:?}, an identify beside it {identify:?}, \
+         cancel answered after {cancelling:?}, all cancelled after {:?}; peak of the server that took it in {} MiB",
+        wanted,
+        began.elapsed(),
+        peak_kib >> 10
+    );
     server.stop().await;
 }

@@ -190,6 +190,14 @@ impl Server {
         }
     }
 
+    /// The most memory that the process which answers HTTP has taken so far, in KiB.
+    pub(crate) fn peak_kib(&self) -> u64 {
+        let pid = self.processes.last().and_then(Child::id).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.address))
     }
