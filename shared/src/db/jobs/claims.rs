@@ -5,9 +5,9 @@ use std::time::Duration;
 use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult, Statement};
 
-use super::transition::{Move, transition, update};
+use super::transition::{Move, are_locked, transition, update};
 use crate::db::entity::job::Model;
-use crate::db::{Db, execute, is_postgres, micros, placeholders, statement};
+use crate::db::{Db, execute, is_postgres, micros, statement};
 use crate::ids::{ClaimId, JobId};
 use crate::job::JobArgs;
 
@@ -147,9 +147,8 @@ pub async fn heartbeat(db: &Db, claim: ClaimId, lease: Duration) -> Result<Heart
 /// still to come would stand for a message that is used up.
 async fn unmark(db: &Db, jobs: &[JobId]) -> Result<(), DbErr> {
     let sql = format!(
-        "UPDATE jobs SET dispatched_at = NULL, version = version + 1 WHERE state = 'queued'
-         AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
-        placeholders(1, jobs.len())
+        "UPDATE jobs SET dispatched_at = NULL, version = version + 1 WHERE state = 'queued' AND {}",
+        are_locked(1, jobs.len())
     );
     execute(&db.write, &sql, jobs.iter().map(|id| Value::from(*id))).await?;
     Ok(())

@@ -6,8 +6,9 @@ use std::time::Duration;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
+use super::transition::are_locked;
 use crate::db::entity::job::Model;
-use crate::db::{Db, count, execute, is_postgres, placeholders, statement};
+use crate::db::{Db, count, execute, is_postgres, statement};
 use crate::ids::{CollectionId, EpochId, JobId};
 use crate::job::{JobKind, Lane};
 
@@ -143,8 +144,8 @@ pub async fn mark_dispatched(db: &Db, jobs: &[DueJob]) -> Result<(), DbErr> {
             "UPDATE jobs SET dispatched_at = {{now}}
              WHERE state = 'queued' AND dispatched_at IS NULL AND version = $1
                AND (SELECT epoch FROM queue_epochs {lock}) IS NOT DISTINCT FROM $2
-               AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
-            placeholders(3, ids.len())
+               AND {}",
+            are_locked(3, ids.len())
         );
         let values = [version.into(), epoch.into()].into_iter().chain(ids.into_iter().map(Into::into));
         execute(&db.write, &sql, values).await?;
@@ -157,8 +158,8 @@ pub async fn mark_dispatched(db: &Db, jobs: &[DueJob]) -> Result<(), DbErr> {
 pub async fn return_dead(db: &Db, jobs: &[JobId]) -> Result<u64, DbErr> {
     let sql = format!(
         "UPDATE jobs SET dispatched_at = NULL, alone = CASE WHEN alone < 1 THEN 1 ELSE alone END, version = version + 1
-         WHERE state = 'queued' AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
-        placeholders(1, jobs.len())
+         WHERE state = 'queued' AND {}",
+        are_locked(1, jobs.len())
     );
     execute(&db.write, &sql, jobs.iter().map(|id| Value::from(*id))).await
 }

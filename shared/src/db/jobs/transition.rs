@@ -79,14 +79,22 @@ impl Move<'_> {
     }
 }
 
+/// The condition that a row of `jobs` is one of `count` given by their ids, `$first ..`.
+///
+/// They are locked in the order of their ids, so that two statements on several jobs never wait for each other in a circle.
+/// That they are named outside of the sub-select too has `PostgreSQL` look them up one by one, whatever it knows of the
+/// table: among a million waiting jobs it would else read them all.
+pub(super) fn are_locked(first: usize, count: usize) -> String {
+    let ids = placeholders(first, count);
+    format!("id IN ({ids}) AND id IN (SELECT id FROM jobs WHERE id IN ({ids}) ORDER BY id {{for update}})")
+}
+
 /// The statement of a move, to be ended with `RETURNING`, and its values, `$1` first.
 pub(super) fn update(jobs: &[JobId], step: Move<'_>) -> (String, Vec<Value>) {
     let (changes, guard, mut values) = parts(step);
-    // Rows are locked in the order of their ids, so that two moves of several jobs never wait for each other in a circle.
     let sql = format!(
-        "UPDATE jobs SET {changes}, dispatched_at = NULL, version = version + 1
-         WHERE {guard} AND id IN (SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}})",
-        placeholders(values.len() + 1, jobs.len())
+        "UPDATE jobs SET {changes}, dispatched_at = NULL, version = version + 1 WHERE {guard} AND {}",
+        are_locked(values.len() + 1, jobs.len())
     );
     values.extend(jobs.iter().map(|id| Value::from(*id)));
     (sql, values)
