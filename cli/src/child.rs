@@ -27,19 +27,20 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server on services where the settings name any, else one on a data folder that goes with it.
-    pub(crate) async fn for_a_while(config: &Config) -> anyhow::Result<Self> {
+    /// A server on services where the settings name any, else one on a data folder that goes with it; with settings of its
+    /// own beside those.
+    pub(crate) async fn for_a_while(config: &Config, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         if !config.has_services() {
             let folder = tempfile::tempdir().context("make a folder for the server's data")?;
             let data = folder.path().join("data");
-            return Self::start(folder, &data, &[]).await;
+            return Self::start(folder, &data, settings).await;
         }
         let folder = tempfile::tempdir().context("make a folder for the server's log")?;
         let mut children = Vec::new();
         crate::migrate::run(config).await?;
         let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
-        let address = spawn(&mut children, &folder, arguments, &[], "listening on ").await?;
-        spawn(&mut children, &folder, vec!["worker".into()], &[], "probes on ").await?;
+        let address = spawn(&mut children, &folder, arguments, settings, "listening on ").await?;
+        spawn(&mut children, &folder, vec!["worker".into()], settings, "probes on ").await?;
         Ok(Self { address, children, folder })
     }
 
@@ -56,6 +57,11 @@ impl Server {
         arguments.push(data_dir.into());
         let address = spawn(&mut children, &folder, arguments, settings, "listening on ").await?;
         Ok(Self { address, children, folder })
+    }
+
+    /// Its processes.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.children.iter().filter_map(Child::id).collect()
     }
 
     /// Asks the processes to stop, as a service manager would.

@@ -47,6 +47,11 @@ impl Client {
         self.sent(self.http.post(self.url(path)).body(bytes), path).await
     }
 
+    /// A body of some media type.
+    pub(crate) async fn post_text(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
+        self.sent(self.http.post(self.url(path)).header("content-type", media_type).body(text), path).await
+    }
+
     /// Whether there was anything to delete is not told.
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.http.delete(self.url(path)).send().await.with_context(|| format!("ask {}", self.address))?;

@@ -66,9 +66,7 @@ impl Backends {
     pub async fn open(config: &Config, consume: Option<Vec<String>>) -> Result<Self, BackendsError> {
         let db = connect(config).await?;
         schema::check(&db).await?;
-        let (Some(url), Some(bucket)) = (config.queue.url(), config.objects.bucket()) else {
-            return Err(BackendsError::NotConfigured);
-        };
+        let url = config.queue.url().ok_or(BackendsError::NotConfigured)?;
         let amqp = AmqpOptions {
             consume,
             prefetch: u16::try_from(config.worker.concurrency()).unwrap_or(u16::MAX),
@@ -78,7 +76,7 @@ impl Backends {
             ..AmqpOptions::new(url)
         };
         let queue = Arc::new(AmqpQueue::start(amqp.clone())?);
-        let objects = Arc::new(S3Store::open(s3_options(config, bucket))?);
+        let objects = Arc::new(open_objects(config)?);
         Ok(Self { db, queue, objects, finished: FinishedJobs::new(), amqp })
     }
 
@@ -120,6 +118,15 @@ pub async fn connect(config: &Config) -> Result<Db, BackendsError> {
     let url = config.database.url().ok_or(BackendsError::NotConfigured)?;
     let failed = |source| BackendsError::Connect { url: config.database.shown_url(), source };
     Db::open_postgres(url, config.database.connections).await.map_err(failed)
+}
+
+/// The configured bucket alone, for commands that put pictures into it.
+///
+/// # Errors
+/// No bucket is configured, or the settings make no sense.
+pub fn open_objects(config: &Config) -> Result<S3Store, BackendsError> {
+    let bucket = config.objects.bucket().ok_or(BackendsError::NotConfigured)?;
+    Ok(S3Store::open(s3_options(config, bucket))?)
 }
 
 fn s3_options(config: &Config, bucket: &str) -> S3Options {

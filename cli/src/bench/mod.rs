@@ -2,6 +2,9 @@
 
 mod face_index;
 mod gallery;
+mod index;
+mod library;
+mod usage;
 
 use shared::config::Config;
 
@@ -9,10 +12,14 @@ use shared::config::Config;
 pub(crate) enum BenchCommand {
     /// Search and recording with pgvector beside the exact index in memory; needs the services of `make services`.
     FaceIndex(face_index::FaceIndexArgs),
+    /// Indexing as a batch beside the bare loop of the same steps, and identifying beside a batch; on services where the
+    /// settings name them, else embedded.
+    Index(index::IndexArgs),
 }
 
 pub(crate) async fn run(config: &Config, command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::FaceIndex(args) => face_index::run(config, &args).await,
+        BenchCommand::Index(args) => index::run(config, &args).await,
     }
 }

@@ -31,7 +31,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
         None => Photos::samples(config).await?,
     };
     let began = Instant::now();
-    let server = Server::for_a_while(config).await?;
+    let server = Server::for_a_while(config, &[]).await?;
     let client = DemoClient::new(&server.address)?;
     let played = tokio::select! {
         played = play(&client, &photos) => played,
