@@ -280,44 +280,70 @@ async fn the_command_goes_on_after_a_kill() {
     server.stop().await;
 }
 
-/// Lines of the long manifest; `make bench` has a million.
+/// Lines of the long manifest: some, or as many as `BATCH_LINES` says.
+#[expect(clippy::disallowed_methods, reason = "it is no setting: it only says how long this test is")]
 fn lines_wanted() -> usize {
     std::env::var("BATCH_LINES").ok().and_then(|lines| lines.parse().ok()).unwrap_or(20_000)
 }
 
+/// Every picture that is listed is counted in one state.
+fn check_counts(now: &Value) {
+    let sum: i64 = now["jobs"].as_object().unwrap().values().map(|count| count.as_i64().unwrap()).sum();
+    assert_eq!(sum, now["items"].as_i64().unwrap(), "{now}");
+}
+
+/// Jobs that have ended by themselves.
+fn done(now: &Value) -> i64 {
+    now["jobs"]["succeeded"].as_i64().unwrap() + now["jobs"]["rejected"].as_i64().unwrap()
+}
+
+#[expect(clippy::print_stdout, reason = "how long each step took is for whoever runs it with many lines")]
+fn tell(steps: &[(&str, Duration)], peak_kib: u64) {
+    println!("a manifest of {} lines: {steps:?}, at most {} MiB", lines_wanted(), peak_kib >> 10);
+}
+
 async fn a_long_manifest_is_listed_held_and_cancelled(site: Site) {
-    const THERE: u32 = 500;
-    let wanted = lines_wanted();
-    let all = pictures(0..THERE);
+    let all = pictures(0..500);
     let library = Library::new(&site, &all).await;
     let server = library.serve(&site, &[]).await;
     server.make_collection("c").await;
     // Far more than are worked on before the end: what is not there is rejected.
     let there = all.iter().map(|(name, _)| name.clone());
-    let names = there.chain((0..wanted).map(|n| format!("not/there/{n:07}.png")));
-    let lines: Vec<String> = names.take(wanted).map(|name| library.line(&name)).collect();
+    let names = there.chain((0..lines_wanted()).map(|n| format!("not/there/{n:07}.png")));
+    let lines: Vec<String> = names.take(lines_wanted()).map(|name| library.line(&name)).collect();
+    let mut steps = Vec::new();
     let began = Instant::now();
     let (status, batch) = post_manifest(&server, &lines, "k").await;
     assert_eq!(status, StatusCode::ACCEPTED, "{batch}");
-    let accepted = began.elapsed();
-
-    let is_counted = |now: &Value| {
-        let sum: i64 = now["jobs"].as_object().unwrap().values().map(|count| count.as_i64().unwrap()).sum();
-        assert_eq!(sum, now["items"].as_i64().unwrap(), "every picture that is listed is counted in one state: {now}");
-    };
-    let listed = until(&server, &batch, |now| {
-        is_counted(now);
+    steps.push(("accepted", began.elapsed()));
+    let is_listed = |now: &Value| {
+        check_counts(now);
         !now["listed_at"].is_null()
-    })
-    .await;
-    assert_eq!(listed["items"], json!(wanted));
-    let listing = began.elapsed();
-
+    };
+    assert_eq!(until(&server, &batch, is_listed).await["items"], json!(lines_wanted()));
+    steps.push(("listed", began.elapsed()));
+    let batch = held_and_resumed(&server, &batch, &mut steps).await;
     let began = Instant::now();
-    assert_eq!(wish(&server, &batch, "pause").await.0, StatusCode::OK);
-    let pausing = began.elapsed();
-    let held = until(&server, &batch, |now| {
-        is_counted(now);
+    assert_eq!(wish(&server, &batch, "cancel").await.0, StatusCode::OK);
+    steps.push(("cancel", began.elapsed()));
+    let batch = ended(&server, &batch).await;
+    steps.push(("cancelled", began.elapsed()));
+    check_counts(&batch);
+    let ended = done(&batch) + batch["jobs"]["cancelled"].as_i64().unwrap();
+    assert_eq!((&batch["state"], ended), (&json!("cancelled"), i64::try_from(lines_wanted()).unwrap()));
+    let peak_kib = server.peak_kib();
+    assert!(peak_kib < 600 << 10, "the server's memory does not grow with the manifest: {peak_kib} KiB");
+    tell(&steps, peak_kib);
+    server.stop().await;
+}
+
+/// Pauses the batch, has another job run beside it, and resumes it.
+async fn held_and_resumed(server: &Server, batch: &Value, steps: &mut Vec<(&'static str, Duration)>) -> Value {
+    let began = Instant::now();
+    assert_eq!(wish(server, batch, "pause").await.0, StatusCode::OK);
+    steps.push(("pause", began.elapsed()));
+    let held = until(server, batch, |now| {
+        check_counts(now);
         now["jobs"]["running"] == 0
     })
     .await;
@@ -325,32 +351,11 @@ async fn a_long_manifest_is_listed_held_and_cancelled(site: Site) {
     let began = Instant::now();
     let other = server.run("c", "identify", &json!({ "image": crate::server::inline(&photo(&[3])) })).await;
     assert_eq!(other["state"], "succeeded");
-    let identify = began.elapsed();
-    assert_eq!(wish(&server, &batch, "resume").await.0, StatusCode::OK);
-    let done = |now: &Value| now["jobs"]["succeeded"].as_i64().unwrap() + now["jobs"]["rejected"].as_i64().unwrap();
-    until(&server, &batch, |now| {
-        is_counted(now);
+    steps.push(("an identify beside it", began.elapsed()));
+    assert_eq!(wish(server, batch, "resume").await.0, StatusCode::OK);
+    until(server, batch, |now| {
+        check_counts(now);
         done(now) > done(&held)
     })
-    .await;
-    let began = Instant::now();
-    assert_eq!(wish(&server, &batch, "cancel").await.0, StatusCode::OK);
-    let cancelling = began.elapsed();
-    let batch = ended(&server, &batch).await;
-    is_counted(&batch);
-    assert_eq!(
-        (&batch["state"], done(&batch) + batch["jobs"]["cancelled"].as_i64().unwrap()),
-        (&json!("cancelled"), wanted as i64)
-    );
-    // The api, or all in one, comes last.
-    let peak_kib = server.peak_kib();
-    assert!(peak_kib < 600 << 10, "the server's memory does not grow with the manifest: {peak_kib} KiB");
-    println!(
-        "{} lines: accepted after {accepted:?}, listed after {listing:?}, pause answered after {pausing:?}, an identify beside it {identify:?}, \
-         cancel answered after {cancelling:?}, all cancelled after {:?}; peak of the server that took it in {} MiB",
-        wanted,
-        began.elapsed(),
-        peak_kib >> 10
-    );
-    server.stop().await;
+    .await
 }
