@@ -35,7 +35,7 @@ pub(crate) async fn take_in(state: &AppState, collection: CollectionId, body: Bo
     match taken {
         Ok(sha256) => Ok(Intake { manifest: parts.manifest, sha256 }),
         Err(error) => {
-            parts.delete().await;
+            delete(state, collection, &parts.manifest).await;
             Err(error)
         }
     }
@@ -64,7 +64,7 @@ async fn take_lines(state: &AppState, parts: &mut Parts<'_>, body: Body) -> ApiR
         }
         rest.extend_from_slice(last);
         if rest.len() > MAX_LINE_BYTES {
-            return Err(too_long(parts.manifest.lines + 1));
+            return Err(too_long(parts.seen + 1));
         }
     }
     parts.add(&rest).await?;
@@ -81,20 +81,23 @@ struct Parts<'a> {
     collection: CollectionId,
     manifest: Manifest,
     part: Vec<u8>,
+    /// Lines seen, empty ones too.
+    seen: u64,
 }
 
 impl<'a> Parts<'a> {
     fn new(state: &'a AppState, collection: CollectionId) -> Self {
         let manifest = Manifest { id: Uuid::now_v7(), parts: 0, lines: 0 };
-        Self { state, collection, manifest, part: Vec::with_capacity(PART_BYTES + MAX_LINE_BYTES) }
+        Self { state, collection, manifest, part: Vec::with_capacity(PART_BYTES + MAX_LINE_BYTES), seen: 0 }
     }
 
     /// Adds a line; an empty one is passed over.
     async fn add(&mut self, line: &[u8]) -> ApiResult<()> {
+        self.seen += 1;
+        let number = self.seen;
         if line.trim_ascii().is_empty() {
             return Ok(());
         }
-        let number = self.manifest.lines + 1;
         if line.len() > MAX_LINE_BYTES {
             return Err(too_long(number));
         }
@@ -102,7 +105,7 @@ impl<'a> Parts<'a> {
         check(self.state, text).map_err(|why| wrong(number, why))?;
         self.part.extend_from_slice(text.trim().as_bytes());
         self.part.push(b'\n');
-        self.manifest.lines = number;
+        self.manifest.lines += 1;
         if self.part.len() >= PART_BYTES { self.flush().await } else { Ok(()) }
     }
 
@@ -116,13 +119,13 @@ impl<'a> Parts<'a> {
         self.part.clear();
         Ok(())
     }
+}
 
-    async fn delete(&self) {
-        for part in 0..self.manifest.parts {
-            let key = Manifest::part_key(self.collection, self.manifest.id, part);
-            if let Err(error) = self.state.objects.delete(&key).await {
-                tracing::warn!(%error, "delete a part of a refused manifest; the sweeper does it");
-            }
+/// Deletes the parts of a manifest that no batch has.
+pub(crate) async fn delete(state: &AppState, collection: CollectionId, manifest: &Manifest) {
+    for part in 0..manifest.parts {
+        if let Err(error) = state.objects.delete(&Manifest::part_key(collection, manifest.id, part)).await {
+            tracing::warn!(%error, "delete a part of a manifest that is not needed; the sweeper does it");
         }
     }
 }

@@ -33,29 +33,36 @@ impl Server {
         if !config.has_services() {
             let folder = tempfile::tempdir().context("make a folder for the server's data")?;
             let data = folder.path().join("data");
-            return Self::start(folder, &data, settings).await;
+            return Self::start(config, folder, &data, settings).await;
         }
         let folder = tempfile::tempdir().context("make a folder for the server's log")?;
         let mut children = Vec::new();
         crate::migrate::run(config).await?;
         let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
-        let address = spawn(&mut children, &folder, arguments, settings, "listening on ").await?;
-        spawn(&mut children, &folder, vec!["worker".into()], settings, "probes on ").await?;
+        let settings = inherited(config, settings);
+        let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
+        spawn(&mut children, &folder, vec!["worker".into()], &settings, "probes on ").await?;
         Ok(Self { address, children, folder })
     }
 
-    /// A server on that data folder, with settings of its own.
-    pub(crate) async fn on_folder(data_dir: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+    /// A server on the configured data folder, with settings of its own.
+    pub(crate) async fn on_folder(config: &Config, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for the server's log")?;
-        Self::start(folder, data_dir, settings).await
+        Self::start(config, folder, &config.data_dir, settings).await
     }
 
-    async fn start(folder: tempfile::TempDir, data_dir: &Path, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+    async fn start(
+        config: &Config,
+        folder: tempfile::TempDir,
+        data_dir: &Path,
+        settings: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         let mut children = Vec::new();
         let mut arguments: Vec<OsString> =
             ["serve", "--stop-with-stdin", "--bind", "127.0.0.1:0", "--data-dir"].map(OsString::from).to_vec();
         arguments.push(data_dir.into());
-        let address = spawn(&mut children, &folder, arguments, settings, "listening on ").await?;
+        let settings = inherited(config, settings);
+        let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
         Ok(Self { address, children, folder })
     }
 
@@ -83,6 +90,20 @@ impl Server {
     }
 }
 
+/// What this command was told by its arguments, and `settings`, as the environment of a child, which has the rest of it
+/// anyhow.
+fn inherited<'a>(config: &Config, settings: &[(&'a str, String)]) -> Vec<(&'a str, OsString)> {
+    let mut all: Vec<(&str, OsString)> = Vec::new();
+    if let Some(file) = &config.file {
+        all.push(("FACE_ID_CONFIG", file.into()));
+    }
+    if !config.models.accepted_licences.is_empty() {
+        all.push(("FACE_ID_MODELS__ACCEPTED_LICENCES", config.models.accepted_licences.join(",").into()));
+    }
+    all.extend(settings.iter().map(|(name, value)| (*name, OsString::from(value))));
+    all
+}
+
 /// Ends when the user or a service manager wants the command to stop.
 pub(crate) async fn interrupted() {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
@@ -97,7 +118,7 @@ async fn spawn(
     children: &mut Vec<Child>,
     folder: &tempfile::TempDir,
     arguments: Vec<OsString>,
-    settings: &[(&str, String)],
+    settings: &[(&str, OsString)],
     prefix: &str,
 ) -> anyhow::Result<String> {
     let path = folder.path().join("log");
@@ -105,7 +126,7 @@ async fn spawn(
         .args(arguments)
         .env("FACE_ID_WORKER__PROBES_BIND", "127.0.0.1:0")
         .envs(settings.iter().map(|(name, value)| (name, value)))
-        // Held until the end: a server that stops with its standard input does not outlive this command, however that ends.
+        // Held until the end: a `serve` that stops with its standard input does not outlive this command, however that ends.
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(std::fs::File::options().create(true).append(true).open(&path)?)

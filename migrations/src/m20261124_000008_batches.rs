@@ -69,12 +69,13 @@ const UP: [&str; 17] = [
         jobs bigint NOT NULL,
         PRIMARY KEY (batch_id, state, code)
     )",
-    // What a collection knows of a place is only true for the bytes that the fingerprint stands for.
+    // What a collection knows of a place is only true for the bytes that the fingerprint stands for. Without an image: that
+    // they are no picture.
     "CREATE TABLE image_sources (
         collection_id uuid NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
         uri text NOT NULL,
         fingerprint text NOT NULL,
-        image_id uuid NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+        image_id uuid REFERENCES images (id) ON DELETE CASCADE,
         seen_at bigint NOT NULL,
         PRIMARY KEY (collection_id, uri)
     )",

@@ -10,10 +10,10 @@ use shared::db::batches::deltas;
 use shared::db::entity::job::Model as Job;
 use shared::db::jobs::claims::{ClaimedJob, heartbeat};
 use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, fences, finish, finish_all, retry};
-use shared::db::{is_deadlock, is_outage};
+use shared::db::{images, is_deadlock, is_outage};
 use shared::failpoints::failpoint;
 use shared::ids::{BatchId, ClaimId, JobId};
-use shared::job::{JobState, Problem};
+use shared::job::{JobArgs, JobState, Problem};
 use shared::telemetry::metrics;
 use shared::telemetry::trace::TraceContext;
 use tokio::time::Instant;
@@ -183,12 +183,33 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
             Some((e.claimed.job.id, outcome))
         })
         .collect();
+    remember_no_pictures(&txn, ended, &outcomes).await?;
     let finished = finish_all(&txn, claim, &outcomes.iter().map(|(id, o)| (*id, o)).collect::<Vec<_>>()).await?;
     failpoint("before_commit");
     txn.commit().await?;
     let state = |id: &JobId| outcomes.iter().find(|(job, _)| job == id).map(|(_, outcome)| outcome.state());
     let written = |id: &JobId| state(id).filter(|_| finished.contains(id)).map_or(Written::Nothing, Written::Ended);
     Ok(ids.iter().map(written).collect())
+}
+
+/// Remembers the places that were listed and hold no picture, so that a batch which lists them again leaves them.
+async fn remember_no_pictures(
+    txn: &DatabaseTransaction,
+    ended: &[&Ended],
+    outcomes: &[(JobId, Outcome)],
+) -> Result<(), DbErr> {
+    let is_no_picture = |job: JobId| {
+        let outcome = outcomes.iter().find(|(id, _)| *id == job).map(|(_, outcome)| outcome);
+        matches!(outcome, Some(Outcome::Rejected(problem)) if problem.code.starts_with("image_"))
+    };
+    let listed = ended.iter().filter(|e| is_no_picture(e.claimed.job.id)).filter_map(|e| match &e.claimed.args {
+        Ok(JobArgs::Index { image }) => Some((image.uri()?, image.fingerprint()?)),
+        _ => None,
+    });
+    let places: Vec<(String, &str)> = listed.collect();
+    let Some(first) = ended.first() else { return Ok(()) };
+    let seen = places.iter().map(|(uri, fingerprint)| (Some(uri.as_str()), Some(*fingerprint), None));
+    images::remember_sources(txn, first.claimed.job.collection_id, seen).await
 }
 
 /// Adds the faces that were found to the accounts of their jobs' batches.

@@ -184,9 +184,10 @@ pub async fn create(
         of_place(&state, Json::from_request(request, &state).await?).await?
     };
     let Asked { collection, kind, source, identity, tag } = asked;
-    if let Some(tag) = &tag {
-        check_text("#/tag", tag)?;
-    }
+    let manifest = match &source {
+        BatchSource::Manifest(manifest) => Some(manifest.clone()),
+        BatchSource::S3(_) | BatchSource::Folder(_) => None,
+    };
     let keep = Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600);
     let fingerprint = sha256_hex(serde_json::json!([identity, kind, tag]).to_string());
     let idempotency = headers.idempotency_key.map(|key| Idempotency {
@@ -204,7 +205,11 @@ pub async fn create(
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
     };
-    let id = match submit(&state.db, new).await? {
+    let submitted = submit(&state.db, new).await?;
+    if let (Some(manifest), Submitted::Existing(_) | Submitted::KeyReused) = (manifest, &submitted) {
+        manifest::delete(&state, collection.id, &manifest).await;
+    }
+    let id = match submitted {
         Submitted::New(id) => {
             tracing::info!(batch.id = %id, collection.id = %collection.id, "batch accepted");
             id
@@ -228,6 +233,7 @@ struct Asked {
 
 async fn of_place(state: &AppState, Json(request): Json<BatchRequest>) -> ApiResult<Asked> {
     check_kind("#/kind", request.kind)?;
+    request.tag.as_ref().map_or(Ok(()), |tag| check_text("#/tag", tag))?;
     let collection = extract::collection(state, &request.collection).await?;
     let source = match (request.source.s3, request.source.folder) {
         (Some(prefix), None) => {
@@ -252,6 +258,7 @@ async fn of_manifest(state: &AppState, query: ManifestQuery, request: Request) -
     let absent = |name: &str| ApiError::invalid(name, "is missing in the query; a manifest needs it");
     let kind = query.kind.ok_or_else(|| absent("kind"))?;
     check_kind("kind", kind)?;
+    query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
     let collection = extract::collection(state, &query.collection.ok_or_else(|| absent("collection"))?).await?;
     let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
     let source = BatchSource::Manifest(intake.manifest);
@@ -323,7 +330,11 @@ pub async fn jobs(
     let page = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     // A page token holds 128 bits; an item's number has room in them.
-    let after = page.after()?.and_then(|token| i64::try_from(token.as_u128()).ok());
+    let after = page.after()?.map(|token| {
+        i64::try_from(token.as_u128())
+            .map_err(|_| ApiError::invalid("cursor", "is another list's; leave it out to begin anew"))
+    });
+    let after = after.transpose()?;
     let rows = read::jobs(&state.db, id, query.state, after, limit + 1).await?;
     let token = |item: Option<i64>| Uuid::from_u128(u128::try_from(item.unwrap_or_default()).unwrap_or_default());
     Ok(axum::Json(Page::of(rows, limit, |r| token(r.job.item_no), JobView::from)))
@@ -350,7 +361,7 @@ pub async fn resume(State(state): State<AppState>, Path(id): Path<BatchId>) -> A
     responses((status = 200, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn cancel(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
-    wish(&state, id, Wish::Cancel, "the batch has ended; there is nothing to cancel").await
+    wish(&state, id, Wish::Cancel, "only a batch that has not ended, nor is being cancelled, can be cancelled").await
 }
 
 /// Tries again what failed in a batch, and nothing else; its listing too, where that was given up.

@@ -37,6 +37,8 @@ pub(crate) struct IndexArgs {
     identifies: usize,
 }
 
+/// Where new pictures go, and where those go that are indexed beside other requests. Made anew, and deleted at the end.
+const COLLECTIONS: [&str; 2] = ["bench-index", "bench-flood"];
 /// How often the batch is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -57,7 +59,11 @@ pub(crate) async fn run(config: &Config, args: &IndexArgs) -> anyhow::Result<()>
     let server = Server::for_a_while(config, &library.settings(config)?).await?;
     let client = Client::new(&server.address)?;
     let measured = measure(&client, &server, &library, args, &pipeline).await;
+    for collection in COLLECTIONS {
+        client.delete(&format!("/v1/collections/{collection}")).await?;
+    }
     let stopped = server.stop().await;
+    library.close(config).await?;
     let Measured { new, known, idle, flood } = measured?;
     stopped?;
     let rate = |took: Duration| images as f64 / took.as_secs_f64();
@@ -171,7 +177,7 @@ async fn measure(
     args: &IndexArgs,
     pipeline: &str,
 ) -> anyhow::Result<Measured> {
-    for collection in ["bench-index", "bench-flood"] {
+    for collection in COLLECTIONS {
         client.delete(&format!("/v1/collections/{collection}")).await?;
         client.post("/v1/collections", &json!({ "name": collection, "pipeline": pipeline })).await?;
     }
@@ -187,9 +193,6 @@ async fn measure(
     anyhow::ensure!(left["finished_at"].is_null(), "the batch ended before the requests beside it; take more pictures");
     client.post(&format!("/v1/batches/{batch}/cancel"), &json!({})).await?;
     followed(client, &pids, &batch).await?;
-    for collection in ["bench-index", "bench-flood"] {
-        client.delete(&format!("/v1/collections/{collection}")).await?;
-    }
     Ok(Measured { new, known, idle, flood: beside })
 }
 

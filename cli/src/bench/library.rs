@@ -40,6 +40,17 @@ impl Library {
         Ok(library)
     }
 
+    /// Takes the copies out of the bucket.
+    pub(super) async fn close(&self, config: &Config) -> anyhow::Result<()> {
+        if self.prefix.is_some() {
+            let store = shared::backends::open_objects(config)?;
+            for n in 0..self.pictures.len() {
+                store.delete(&format!("bench/{n:06}")).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// What a server has to be told so that it may read them.
     pub(super) fn settings(&self, config: &Config) -> anyhow::Result<Vec<(&'static str, String)>> {
         if let Some(bucket) = config.objects.bucket() {

@@ -5,7 +5,7 @@ mod progress;
 mod report;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use shared::config::Config;
 
 use self::place::Place;
 use self::progress::Progress;
+use self::report::Report;
 use crate::child::interrupted;
 use crate::client::{Client, Refused};
 
@@ -34,7 +35,7 @@ pub(crate) struct IndexArgs {
     /// Where the database and the pictures of a server that is started live.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Write what became of each picture to this file: .csv, or .json with one object a line.
+    /// Write what became of each picture that was looked at to this file: .csv, or .json with one object a line.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Look again every so many seconds, and index what is new, until Ctrl-C.
@@ -42,6 +43,8 @@ pub(crate) struct IndexArgs {
     watch: Option<u64>,
 }
 
+/// How long a server that does not answer is asked again.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the batch is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -51,12 +54,16 @@ pub(crate) async fn run(mut config: Config, args: IndexArgs) -> anyhow::Result<(
         config.data_dir.clone_from(data_dir);
     }
     let source = source(&args.source)?;
-    report::check_name(args.report.as_deref())?;
+    let mut report = args.report.as_deref().map(Report::begin).transpose()?;
     let place = Place::find(&config, args.server.as_deref(), source["folder"].as_str().map(Path::new)).await?;
     let client = Client::new(place.address())?;
     let indexed = tokio::select! {
-        indexed = index(&client, &args, &source) => indexed,
-        () = interrupted() => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
+        indexed = index(&client, &args, &source, report.as_mut()) => indexed,
+        // That is how a watch ends.
+        () = interrupted() => match args.watch {
+            Some(_) => Ok(()),
+            None => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
+        },
     };
     let left = place.leave().await;
     indexed?;
@@ -74,18 +81,39 @@ fn source(named: &str) -> anyhow::Result<Value> {
     Ok(json!({ "folder": folder }))
 }
 
-async fn index(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::Result<()> {
+async fn index(
+    client: &Client,
+    args: &IndexArgs,
+    source: &Value,
+    mut report: Option<&mut Report>,
+) -> anyhow::Result<()> {
     make_collection(client, args).await?;
+    let Some(pause) = args.watch else { return round(client, args, source, &mut report).await };
     loop {
-        let batch = followed(client, args, source).await?;
-        report::print(&batch)?;
-        if let Some(file) = &args.report {
-            report::write(client, &batch, file).await?;
+        if let Err(error) = round(client, args, source, &mut report).await {
+            warn(&error);
         }
-        check(&batch)?;
-        let Some(pause) = args.watch else { return Ok(()) };
         tokio::time::sleep(Duration::from_secs(pause.max(1))).await;
     }
+}
+
+async fn round(
+    client: &Client,
+    args: &IndexArgs,
+    source: &Value,
+    report: &mut Option<&mut Report>,
+) -> anyhow::Result<()> {
+    let batch = followed(client, args, source).await?;
+    report::print(&batch)?;
+    if let Some(report) = report {
+        report.add(client, &batch).await?;
+    }
+    check(&batch)
+}
+
+#[expect(clippy::print_stderr, reason = "a watch goes on, and its user has to know why it did less than wanted")]
+fn warn(error: &anyhow::Error) {
+    eprintln!("{error:#}");
 }
 
 async fn make_collection(client: &Client, args: &IndexArgs) -> anyhow::Result<()> {
@@ -122,8 +150,18 @@ async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::
     };
     let path = format!("/v1/batches/{}", id(&batch)?);
     let progress = Progress::begin();
+    let mut answered = Instant::now();
     loop {
-        let batch = client.get(&path).await?;
+        let batch = match client.get(&path).await {
+            Ok(batch) => batch,
+            // The batch goes on meanwhile.
+            Err(_) if answered.elapsed() < PATIENCE => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        answered = Instant::now();
         progress.show(&batch);
         if !batch["finished_at"].is_null() {
             progress.end();

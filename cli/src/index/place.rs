@@ -41,7 +41,7 @@ impl Place {
             .collect::<Option<_>>()
             .context("the folder's path is no text, or has a comma in it; rename it")?;
         let settings = [("FACE_ID_IMPORT__ROOTS", roots.join(","))];
-        Ok(Self::Started(Server::on_folder(&config.data_dir, &settings).await?))
+        Ok(Self::Started(Server::on_folder(config, &settings).await?))
     }
 
     pub(super) fn address(&self) -> &str {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
@@ -10,14 +10,6 @@ use serde_json::{Value, json};
 
 use super::id;
 use crate::client::Client;
-
-/// Refuses a name that says no format, before the work is done.
-pub(super) fn check_name(file: Option<&Path>) -> anyhow::Result<()> {
-    let Some(file) = file else { return Ok(()) };
-    let is_known = file.extension().is_some_and(|e| e == "csv" || e == "json");
-    anyhow::ensure!(is_known, "{}: the report's name must end in .csv or .json", file.display());
-    Ok(())
-}
 
 /// The summary.
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
@@ -38,9 +30,15 @@ pub(super) fn print(batch: &Value) -> anyhow::Result<()> {
         }
     }
     println!("{table}");
+    if let Some(problem) = batch["problem"]["detail"].as_str() {
+        println!("{problem}");
+    }
     println!(
         "{}",
-        json!({ "batch": id(batch)?, "items": batch["items"], "unchanged": batch["unchanged"], "jobs": jobs, "faces": batch["faces"] })
+        json!({
+            "batch": id(batch)?, "items": batch["items"], "unchanged": batch["unchanged"], "jobs": jobs,
+            "faces": batch["faces"], "problem": batch["problem"],
+        })
     );
     Ok(())
 }
@@ -52,28 +50,47 @@ fn problems(batch: &Value, state: &str) -> String {
     of_state.map(|p| format!("{} {}", p["jobs"], p["code"].as_str().unwrap_or_default())).collect::<Vec<_>>().join(", ")
 }
 
-/// A line for every picture that the batch looked at, read page by page.
-pub(super) async fn write(client: &Client, batch: &Value, file: &Path) -> anyhow::Result<()> {
-    let writing = || format!("write the report {}", file.display());
-    let mut out = BufWriter::new(File::create(file).with_context(writing)?);
-    let is_csv = file.extension().is_some_and(|e| e == "csv");
-    if is_csv {
-        out.write_all(b"picture,state,faces,code,detail\n").with_context(writing)?;
-    }
-    let mut cursor = String::new();
-    loop {
-        let page = client.get(&format!("/v1/batches/{}/jobs?limit=500{cursor}", id(batch)?)).await?;
-        for job in page["items"].as_array().into_iter().flatten() {
-            let line = line(job);
-            let text = if is_csv { csv(&line) } else { line.to_string() };
-            writeln!(out, "{text}").with_context(writing)?;
+/// A file with a line for every picture that was looked at.
+pub(super) struct Report {
+    path: PathBuf,
+    out: BufWriter<File>,
+    is_csv: bool,
+}
+
+impl Report {
+    /// Makes the file.
+    pub(super) fn begin(path: &Path) -> anyhow::Result<Self> {
+        let ending = path.extension().and_then(|e| e.to_str());
+        let is_csv = ending == Some("csv");
+        anyhow::ensure!(is_csv || ending == Some("json"), "{}: the name must end in .csv or .json", path.display());
+        let file = File::create(path).with_context(|| format!("make the report {}", path.display()))?;
+        let mut report = Self { path: path.to_owned(), out: BufWriter::new(file), is_csv };
+        if is_csv {
+            report.line("picture,state,faces,code,detail")?;
         }
-        match page["next_cursor"].as_str() {
-            Some(next) => cursor = format!("&cursor={next}"),
-            None => break,
-        }
+        Ok(report)
     }
-    out.flush().with_context(writing)
+
+    /// Adds the pictures of a batch, read page by page.
+    pub(super) async fn add(&mut self, client: &Client, batch: &Value) -> anyhow::Result<()> {
+        let mut cursor = String::new();
+        loop {
+            let page = client.get(&format!("/v1/batches/{}/jobs?limit=500{cursor}", id(batch)?)).await?;
+            for job in page["items"].as_array().into_iter().flatten() {
+                let line = line(job);
+                self.line(&if self.is_csv { csv(&line) } else { line.to_string() })?;
+            }
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => break,
+            }
+        }
+        self.out.flush().with_context(|| format!("write the report {}", self.path.display()))
+    }
+
+    fn line(&mut self, line: &str) -> anyhow::Result<()> {
+        writeln!(self.out, "{line}").with_context(|| format!("write the report {}", self.path.display()))
+    }
 }
 
 fn line(job: &Value) -> Value {

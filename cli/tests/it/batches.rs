@@ -131,7 +131,7 @@ async fn a_folder_is_indexed_and_again_only_what_is_new() {
     write(folder, "0/0000.png", &photo(&[78]));
     let (_, again) = post(&server, &body).await;
     let again = ended(&server, &again).await;
-    assert_eq!((&again["items"], &again["unchanged"], &again["faces"]), (&json!(15), &json!(12), &json!(2)), "{again}");
+    assert_eq!((&again["items"], &again["unchanged"], &again["faces"]), (&json!(15), &json!(13), &json!(2)), "{again}");
 
     for wrong in [
         json!({ "folder": "/etc" }),
@@ -263,7 +263,8 @@ async fn the_command_goes_on_after_a_kill() {
     }
     tokio::time::sleep(Duration::from_millis(800)).await;
     killed.kill().await.unwrap();
-    assert!(!report.is_file(), "the kill came after all the work; more pictures are needed");
+    let reported = std::fs::read_to_string(&report).unwrap_or_default();
+    assert!(reported.lines().count() <= 1, "the kill came after all the work; more pictures are needed");
 
     let output = index().output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

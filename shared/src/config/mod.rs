@@ -26,6 +26,9 @@ pub struct Config {
     assets_dir: PathBuf,
     /// Downloads; empty for the user's cache folder.
     cache_dir: PathBuf,
+    /// The file that the settings were read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// `ORT_DYLIB_PATH`, the name under which ONNX Runtime's users know it.
     #[serde(skip)]
     runtime_library: Option<PathBuf>,
@@ -234,6 +237,7 @@ impl Config {
             std::env::vars().filter(|(name, _)| name.starts_with("FACE_ID_")).collect();
         variables.retain(|name, _| !NOT_SETTINGS.contains(&name.as_str()));
         let mut config = Self::from_sources(file, variables)?;
+        config.file = file.map(|file| std::path::absolute(file).unwrap_or_else(|_| file.to_owned()));
         config.runtime_library = std::env::var_os("ORT_DYLIB_PATH").filter(|v| !v.is_empty()).map(PathBuf::from);
         if config.cache_dir.as_os_str().is_empty() {
             config.cache_dir = user_cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;

@@ -123,8 +123,16 @@ pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr
     Ok(CollectionCounts { persons: of("persons").await?, faces: of("faces").await?, images: of("images").await? })
 }
 
+/// Jobs that are deleted in one transaction.
+const SLICE: u32 = 5000;
+
 /// Deletes the collection and all it holds; its objects are left to the sweeper. False when it is not there.
 pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
+    // There may be millions of jobs: the first go in slices, what is left goes with the collection.
+    let sql = format!(
+        "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE collection_id = $1 ORDER BY id LIMIT {SLICE} {{for update}})"
+    );
+    while through_deadlocks(|| execute(&db.write, &sql, [id.into()])).await? >= u64::from(SLICE) {}
     through_deadlocks(|| delete_once(db, id)).await
 }
 

@@ -120,16 +120,18 @@ pub async fn record_analyses(
     Ok(analysed.iter().map(|(image, _)| *image).filter(|image| !new.contains(image)).collect())
 }
 
-/// Remembers what lies at these places, so that a batch that lists them again need not fetch them.
+/// Remembers what lies at these places, so that a batch that lists them again need not fetch them. One that is no picture
+/// has no image.
 pub async fn remember_sources(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
-    seen: &[(&ImageSource, ImageId)],
+    seen: impl IntoIterator<Item = (Option<&str>, Option<&str>, Option<ImageId>)>,
 ) -> Result<(), DbErr> {
     let mut by_uri = BTreeMap::new();
-    for (source, image) in seen {
-        if let (Some(uri), Some(fingerprint)) = (&source.uri, &source.fingerprint) {
-            by_uri.insert(uri, json!({ "uri": uri, "fingerprint": fingerprint, "image_id": rows::id(image.0) }));
+    for (uri, fingerprint, image) in seen {
+        if let (Some(uri), Some(fingerprint)) = (uri, fingerprint) {
+            let image = rows::id(image.map(|image| image.0));
+            by_uri.insert(uri, json!({ "uri": uri, "fingerprint": fingerprint, "image_id": image }));
         }
     }
     if by_uri.is_empty() {

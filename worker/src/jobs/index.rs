@@ -72,8 +72,13 @@ pub struct Known {
 /// Remembers where those pictures were found.
 pub(super) async fn record_known(txn: &DatabaseTransaction, known: &[(&Job, &Known)]) -> Result<(), DbErr> {
     let Some((job, _)) = known.first() else { return Ok(()) };
-    let seen: Vec<_> = known.iter().map(|(_, known)| (&known.source, known.image)).collect();
-    images::remember_sources(txn, job.collection_id, &seen).await
+    let seen = known.iter().map(|(_, known)| place(&known.source, known.image));
+    images::remember_sources(txn, job.collection_id, seen).await
+}
+
+/// What is remembered of where an image was found.
+fn place(source: &ImageSource, image: ImageId) -> (Option<&str>, Option<&str>, Option<ImageId>) {
+    (source.uri.as_deref(), source.fingerprint.as_deref(), Some(image))
 }
 
 /// The answer about a picture, if its bytes were indexed before.
@@ -123,7 +128,7 @@ pub(super) async fn record_all(
     let (mut analysed, mut seen) = (Vec::new(), Vec::new());
     for (at, (_, indexing)) in indexed.iter().enumerate() {
         let (image, is_new) = &mut images[place_of[indexing.image.sha256.as_str()]];
-        seen.push((&indexing.image, image.id));
+        seen.push(place(&indexing.image, image.id));
         if !std::mem::take(is_new) {
             later.push(at);
             continue;
@@ -141,7 +146,7 @@ pub(super) async fn record_all(
         let (job, indexing) = indexed[at];
         recorded[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
     }
-    images::remember_sources(txn, collection, &seen).await?;
+    images::remember_sources(txn, collection, seen).await?;
     Ok(recorded)
 }
 

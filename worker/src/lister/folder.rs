@@ -12,13 +12,17 @@ use shared::job::{ImageRef, Problem};
 
 use crate::jobs::JobError;
 
+/// Files of any kind that are looked at for each picture of a page, at most: a folder of other things must not hold up the
+/// listings of others.
+const LOOKED_AT: usize = 20;
+
 /// A walk through a folder and all below it: the entries of each folder by name, a folder's own where its name stands. A
 /// hidden file or folder is passed over, and a link to a folder, which may lead round in a circle.
 pub(super) struct FolderWalk {
     /// The entries left of each folder on the way down, the next one last.
     levels: Vec<Vec<Entry>>,
-    /// Places that could not be read since the last page.
-    skipped: Vec<String>,
+    /// How many places could not be read since the last page, and the first of them.
+    skipped: (u64, Option<String>),
 }
 
 struct Entry {
@@ -37,31 +41,45 @@ impl FolderWalk {
             JobError::Rejected(Problem::new("source_unreadable", detail))
         };
         let entries = Self::entries(folder).map_err(unreadable)?;
-        let mut walk = Self { levels: vec![entries], skipped: Vec::new() };
+        let mut walk = Self { levels: vec![entries], skipped: (0, None) };
         let Some(after) = after.and_then(|after| Path::new(after).strip_prefix(folder).ok()) else { return Ok(walk) };
         let names: Vec<OsString> = after.iter().map(OsString::from).collect();
         walk.go_to(&names);
         Ok(walk)
     }
 
-    /// Up to `limit` pictures.
+    /// Up to `limit` pictures, of up to [`LOOKED_AT`] times as many files.
     pub(super) fn page(&mut self, limit: usize, mut checkpoint: Checkpoint) -> Listed {
         let mut items = Vec::with_capacity(limit);
-        while items.len() < limit {
-            let Some(path) = self.next_file() else { break };
+        let mut is_last = false;
+        for _ in 0..LOOKED_AT * limit {
+            let Some(path) = self.next_file() else {
+                is_last = true;
+                break;
+            };
             match picture(&path) {
                 Ok(Some((file, fingerprint))) => {
-                    checkpoint.after = Some(file.clone());
                     items.push(ImageRef::File { file, fingerprint: Some(fingerprint) });
                 }
                 Ok(None) => {}
-                Err(why) => self.skipped.push(format!("{}: {why}", path.display())),
+                Err(why) => self.skip(&path, &why),
+            }
+            if let Some(path) = path.to_str() {
+                checkpoint.after = Some(path.to_owned());
+            }
+            if items.len() == limit {
+                break;
             }
         }
-        checkpoint.skipped += self.skipped.len() as u64;
-        let first = self.skipped.drain(..).next();
+        let (skipped, first) = std::mem::take(&mut self.skipped);
+        checkpoint.skipped += skipped;
         checkpoint.first_skipped = checkpoint.first_skipped.or(first);
-        Listed { is_last: items.len() < limit, items, checkpoint }
+        Listed { items, checkpoint, is_last }
+    }
+
+    fn skip(&mut self, path: &Path, why: &dyn std::fmt::Display) {
+        self.skipped.0 += 1;
+        self.skipped.1.get_or_insert_with(|| format!("{}: {why}", path.display()));
     }
 
     fn next_file(&mut self) -> Option<PathBuf> {
@@ -80,7 +98,7 @@ impl FolderWalk {
     fn descend(&mut self, folder: &Path) {
         match Self::entries(folder) {
             Ok(entries) => self.levels.push(entries),
-            Err(error) => self.skipped.push(format!("{}: {error}", folder.display())),
+            Err(error) => self.skip(folder, &error),
         }
     }
 

@@ -4,8 +4,8 @@
 mod folder;
 mod manifest;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shared::batch::{BatchSource, Checkpoint, is_picture_name};
@@ -13,7 +13,7 @@ use shared::db::batches::listing::{self, Listed};
 use shared::db::entity::batch::Model as Batch;
 use shared::ids::BatchId;
 use shared::job::{ImageRef, Problem};
-use shared::objects::ObjectError;
+use shared::objects::{ImportRoots, ObjectError};
 use tokio_util::sync::CancellationToken;
 
 use self::folder::FolderWalk;
@@ -32,11 +32,16 @@ const BATCHES: u64 = 16;
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
     let mut leadership = Leadership::new(ctx.db.clone(), "lister");
-    let mut lister = Lister { ctx, open: HashMap::new(), turn: None };
+    let mut lister = Lister { ctx, open: HashMap::new(), turn: None, seen: HashSet::new() };
     loop {
         let mut pause = poll;
         if leadership.held().await {
-            match lister.round(&stop).await {
+            let round = tokio::select! {
+                // A slow store or folder does not keep the worker from stopping.
+                () = stop.cancelled() => break,
+                round = lister.round() => round,
+            };
+            match round {
                 Ok(true) => pause = Duration::ZERO,
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "list the items of batches"),
@@ -58,6 +63,8 @@ struct Lister {
     open: HashMap<BatchId, Open>,
     /// The batch that had the last turn.
     turn: Option<BatchId>,
+    /// Batches that had a turn since the first one.
+    seen: HashSet<BatchId>,
 }
 
 enum Open {
@@ -67,16 +74,17 @@ enum Open {
 
 impl Lister {
     /// Lists a page of each batch that is due; true when there may be more.
-    async fn round(&mut self, stop: &CancellationToken) -> Result<bool, sea_orm::DbErr> {
+    async fn round(&mut self) -> Result<bool, sea_orm::DbErr> {
         let batches = listing::due(&self.ctx.db, self.turn, BATCHES).await?;
         if batches.is_empty() {
+            // What had no turn is held or has ended.
+            self.open.retain(|batch, _| self.seen.contains(batch));
+            self.seen.clear();
             // From the start again, unless that is where this round began.
             return Ok(self.turn.take().is_some());
         }
         for batch in &batches {
-            if stop.is_cancelled() {
-                return Ok(false);
-            }
+            self.seen.insert(batch.id);
             self.turn = Some(batch.id);
             let open = self.open.remove(&batch.id);
             match self.page(batch, open).await {
@@ -90,7 +98,8 @@ impl Lister {
     async fn add(&mut self, batch: &Batch, listed: &Listed, open: Option<Open>) -> Result<(), sea_orm::DbErr> {
         let revision = match self.ctx.engines.pipeline(&batch.pipeline) {
             Ok(pipeline) => pipeline.detector_revision(),
-            Err(error) => return self.failed(batch, error.into()).await,
+            // Another worker may know it.
+            Err(error) => return self.failed(batch, JobError::Transient(error.into())).await,
         };
         let is_added = listing::add(&self.ctx.db, batch, &revision, listed).await?;
         if is_added && !listed.is_last {
@@ -113,7 +122,7 @@ impl Lister {
                 let walked = tokio::task::spawn_blocking(move || {
                     let mut walk = match open {
                         Some(Open::Folder(walk)) => walk,
-                        _ => FolderWalk::open(&roots.resolve(Path::new(&folder))?, checkpoint.after.as_deref())?,
+                        _ => FolderWalk::open(&resolved(&roots, &folder)?, checkpoint.after.as_deref())?,
                     };
                     Ok((walk.page(PAGE, checkpoint), Some(Open::Folder(walk))))
                 });
@@ -131,13 +140,7 @@ impl Lister {
     }
 
     async fn s3_page(&self, prefix: &str, checkpoint: Checkpoint) -> Result<Listed, JobError> {
-        let found = self.ctx.objects.list_references(prefix, checkpoint.after.as_deref(), PAGE).await;
-        let found = found.map_err(|error| match error {
-            ObjectError::NotFound(_) => {
-                JobError::Rejected(Problem::new("source_gone", format!("there is no bucket of {prefix}")))
-            }
-            error => error.into(),
-        })?;
+        let found = self.ctx.objects.list_references(prefix, checkpoint.after.as_deref(), PAGE).await?;
         let is_last = found.len() < PAGE;
         let after = found.last().map(|last| last.uri.clone()).or_else(|| checkpoint.after.clone());
         let items = found
@@ -168,4 +171,14 @@ impl Lister {
         tracing::error!(batch.id = %batch.id, code = problem.code, "the listing of a batch is given up");
         listing::give_up(&self.ctx.db, batch.id, &problem).await
     }
+}
+
+/// The folder's real place.
+fn resolved(roots: &ImportRoots, folder: &str) -> Result<PathBuf, JobError> {
+    roots.resolve(Path::new(folder)).map_err(|error| match error {
+        ObjectError::NotFound(_) => {
+            JobError::Rejected(Problem::new("source_gone", format!("there is no folder {folder} any more")))
+        }
+        error => error.into(),
+    })
 }

@@ -36,12 +36,12 @@ pub async fn change(db: &Db, batch: BatchId, wish: Wish) -> Result<bool, DbErr> 
             "state = 'running', pace = NULL, paced_at = {now}, paced_jobs = succeeded + rejected + failed + cancelled",
             "state = 'paused'",
         ),
-        Wish::Cancel => ("state = 'cancelled', pace = NULL", "state IN ('running', 'paused')"),
+        Wish::Cancel => ("state = 'cancelled', pace = NULL, reopen_before = NULL", "state IN ('running', 'paused')"),
         Wish::Retry => (
             "state = 'running', round = round + 1, finished_at = NULL, reopen_before = {now},
              listed_at = CASE WHEN listing_failed THEN NULL ELSE listed_at END, list_after = {now}, listing_tries = 0,
              listing_failed = FALSE, problem = CASE WHEN listing_failed THEN NULL ELSE problem END,
-             pace = NULL, paced_at = {now}, paced_jobs = succeeded + rejected + cancelled",
+             pace = NULL",
             "state IN ('running', 'completed', 'failed')",
         ),
     };
@@ -56,7 +56,8 @@ pub async fn being_cancelled(db: &Db) -> Result<Vec<BatchId>, DbErr> {
 
 /// Batches whose failed jobs are being put back.
 pub async fn being_retried(db: &Db) -> Result<Vec<BatchId>, DbErr> {
-    ids(db, "SELECT id FROM batches WHERE reopen_before IS NOT NULL AND finished_at IS NULL ORDER BY id").await
+    ids(db, "SELECT id FROM batches WHERE reopen_before IS NOT NULL AND state IN ('running', 'paused') ORDER BY id")
+        .await
 }
 
 /// What a slice of a cancelled batch's jobs came to.
@@ -71,16 +72,11 @@ pub struct CancelledSlice {
 /// Cancels the next jobs of a batch, those after `after`: at once what waits, by asking its worker what runs. After one
 /// pass over a cancelled batch every job has ended or has been asked to: no new ones are made.
 pub async fn cancel_slice(db: &Db, batch: BatchId, after: i64) -> Result<CancelledSlice, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        id: JobId,
-        item_no: i64,
-    }
     let sql = format!(
         "SELECT id, item_no FROM jobs WHERE batch_id = $1 AND item_no > $2 AND state IN ('queued', 'running')
          ORDER BY item_no LIMIT {SLICE}"
     );
-    let rows = Row::find_by_statement(statement(&db.read, &sql, [batch.into(), after.into()])).all(&db.read).await?;
+    let rows = Item::find_by_statement(statement(&db.read, &sql, [batch.into(), after.into()])).all(&db.read).await?;
     let Some(last_item) = rows.last().map(|row| row.item_no) else { return Ok(CancelledSlice::default()) };
     let jobs: Vec<JobId> = rows.into_iter().map(|row| row.id).collect();
     let txn = db.begin().await?;
@@ -89,6 +85,9 @@ pub async fn cancel_slice(db: &Db, batch: BatchId, after: i64) -> Result<Cancell
     let lock = format!("SELECT id FROM jobs WHERE id IN ({}) ORDER BY id {{for update}}", placeholders(1, jobs.len()));
     txn.query_all_raw(statement(&txn, &lock, named())).await?;
     let ended = transition(&txn, &jobs, Move::CancelQueued).await?;
+    if !ended.is_empty() {
+        forget_problems(&txn, &ended).await?;
+    }
     let sql = format!(
         "UPDATE jobs SET cancel_requested = TRUE, version = version + 1
          WHERE state = 'running' AND NOT cancel_requested AND id IN ({})",
@@ -102,23 +101,51 @@ pub async fn cancel_slice(db: &Db, batch: BatchId, after: i64) -> Result<Cancell
 /// Puts the next jobs of a batch back that failed before the retry was wanted; true when there may be more.
 pub async fn reopen_slice(db: &Db, batch: BatchId) -> Result<bool, DbErr> {
     #[derive(FromQueryResult)]
-    struct Row {
-        id: JobId,
+    struct Wanted {
+        reopen_before: i64,
     }
-    let sql = format!(
-        "SELECT j.id FROM jobs j JOIN batches b ON b.id = j.batch_id
-         WHERE j.batch_id = $1 AND j.state = 'failed' AND j.finished_at < b.reopen_before ORDER BY j.item_no LIMIT {SLICE}"
-    );
-    let rows = Row::find_by_statement(statement(&db.write, &sql, [batch.into()])).all(&db.write).await?;
-    if rows.is_empty() {
-        execute(&db.write, "UPDATE batches SET reopen_before = NULL WHERE id = $1", [batch.into()]).await?;
-        return Ok(false);
-    }
-    let jobs: Vec<JobId> = rows.into_iter().map(|row| row.id).collect();
     let txn = db.begin().await?;
-    transition(&txn, &jobs, Move::Reopen).await?;
+    // Locked, so that neither a cancel nor another retry comes between.
+    let sql = "SELECT reopen_before FROM batches
+        WHERE id = $1 AND reopen_before IS NOT NULL AND state IN ('running', 'paused') {for update}";
+    let wanted = Wanted::find_by_statement(statement(&txn, sql, [batch.into()])).one(&txn).await?;
+    let Some(Wanted { reopen_before }) = wanted else { return Ok(false) };
+    // The list of states is for SQLite, which else does not see that the partial index serves.
+    let sql = format!(
+        "SELECT id, item_no FROM jobs WHERE batch_id = $1 AND state = 'failed' AND finished_at <= $2
+            AND state IN ('rejected', 'failed', 'cancelled') ORDER BY item_no LIMIT {SLICE}"
+    );
+    let values = [batch.into(), reopen_before.into()];
+    let rows = Item::find_by_statement(statement(&txn, &sql, values)).all(&txn).await?;
+    let jobs: Vec<JobId> = rows.into_iter().map(|row| row.id).collect();
+    if jobs.is_empty() {
+        let sql = "UPDATE batches SET reopen_before = NULL, paced_at = {now},
+                paced_jobs = succeeded + rejected + failed + cancelled
+            WHERE id = $1";
+        execute(&txn, sql, [batch.into()]).await?;
+    } else {
+        transition(&txn, &jobs, Move::Reopen).await?;
+        forget_problems(&txn, &jobs).await?;
+    }
     txn.commit().await?;
-    Ok(true)
+    Ok(!jobs.is_empty())
+}
+
+/// Why an earlier attempt failed says nothing of a job that is as new, or cancelled.
+async fn forget_problems(txn: &impl ConnectionTrait, jobs: &[JobId]) -> Result<(), DbErr> {
+    let sql = format!(
+        "UPDATE job_payloads SET problem = NULL WHERE problem IS NOT NULL AND job_id IN ({})",
+        placeholders(1, jobs.len())
+    );
+    execute(txn, &sql, jobs.iter().map(|id| Value::from(*id))).await?;
+    Ok(())
+}
+
+/// A job of a batch.
+#[derive(FromQueryResult)]
+struct Item {
+    id: JobId,
+    item_no: i64,
 }
 
 /// Ends the batches of which every item was listed and every job has ended, each once a round; returns them.
@@ -141,7 +168,7 @@ pub async fn measure_pace(db: &Db) -> Result<(), DbErr> {
                 * CAST(succeeded + rejected + failed + cancelled - paced_jobs AS double precision)
                 * 1000000.0 / ({now} - paced_at) + 0.7 * COALESCE(pace, 0.0),
             paced_at = {now}, paced_jobs = succeeded + rejected + failed + cancelled
-        WHERE finished_at IS NULL AND state = 'running' AND paced_at <= {now} - $1";
+        WHERE finished_at IS NULL AND state = 'running' AND reopen_before IS NULL AND paced_at <= {now} - $1";
     execute(&db.write, sql, [PACE_OVER.into()]).await?;
     Ok(())
 }

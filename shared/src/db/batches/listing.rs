@@ -140,7 +140,8 @@ async fn known(
     let sql = format!(
         "SELECT r.uri, r.fingerprint FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
             AND s.fingerprint = r.fingerprint
-         JOIN image_analyses a ON a.image_id = s.image_id AND a.detector_revision = $3",
+         LEFT JOIN image_analyses a ON a.image_id = s.image_id AND a.detector_revision = $3
+         WHERE s.image_id IS NULL OR a.image_id IS NOT NULL",
         rows.table(txn)
     );
     let values = [rows.value(), batch.collection_id.into(), detector_revision.into()];

@@ -127,17 +127,19 @@ async fn what_the_collection_knows_is_not_looked_at_again() {
         };
         let txn = db.begin().await.unwrap();
         let image = images::find_or_create(&txn, collection, &source, [10, 10]).await.unwrap();
-        images::remember_sources(&txn, collection, &[(&source, image.id)]).await.unwrap();
+        let known = (source.uri.as_deref(), source.fingerprint.as_deref(), Some(image.id));
+        let no_picture = (Some("file:///photos/broken.jpg"), Some("f"), None);
+        images::remember_sources(&txn, collection, [known, no_picture]).await.unwrap();
         let origin = Origin { collection, image: image.id, detector_revision: REVISION, pipeline: "tiny" };
         images::record_analyses(&txn, origin.detector_revision, &[(origin.image, 0)]).await.unwrap();
         txn.commit().await.unwrap();
 
         let id = new_batch(db, collection).await;
-        let mut listed = page(&["a.jpg", "b.jpg"], true);
+        let mut listed = page(&["a.jpg", "b.jpg", "broken.jpg"], true);
         listed.items.push(file("a.jpg", "changed since"));
         assert!(list(db, id, &listed).await);
         let batch = found(db, id).await.batch;
-        assert_eq!((batch.items, batch.unchanged, batch.queued), (3, 1, 2));
+        assert_eq!((batch.items, batch.unchanged, batch.queued), (4, 2, 2));
         let other = new_batch(db, collection).await;
         let batch = found(db, other).await.batch;
         assert!(listing::add(db, &batch, "detector-2", &page(&["a.jpg"], true)).await.unwrap());
@@ -288,6 +290,26 @@ async fn a_repeated_key_gives_the_same_batch() {
         let Submitted::New(id) = submit(db, request("a")).await.unwrap() else { panic!("the key is new") };
         assert!(matches!(submit(db, request("a")).await.unwrap(), Submitted::Existing(same) if same == id));
         assert!(matches!(submit(db, request("b")).await.unwrap(), Submitted::KeyReused));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_ends_a_retry() {
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        list(db, id, &page(&["a.jpg", "b.jpg"], true)).await;
+        let jobs = jobs_of(db, id).await;
+        let claimed = begin(db, &jobs).await.unwrap();
+        for job in &jobs {
+            end(db, claimed.id, *job, &Outcome::Failed(problem("source_refused"))).await;
+        }
+        assert!(change(db, id, Wish::Retry).await.unwrap() && change(db, id, Wish::Cancel).await.unwrap());
+        assert!(control::being_retried(db).await.unwrap().is_empty());
+        assert!(!control::reopen_slice(db, id).await.unwrap(), "nothing is put back any more");
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        assert_eq!(counts(db, id).await, [0, 0, 0, 0, 2, 0]);
     })
     .await;
 }

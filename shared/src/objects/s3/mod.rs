@@ -206,7 +206,9 @@ impl ObjectStore for S3Store {
     ) -> Result<Vec<ListedReference>, ObjectError> {
         self.check_prefix(prefix)?;
         let (bucket, prefix) = parse_s3_prefix(prefix)?;
-        let after = after.map(parse_s3_uri).transpose()?.map(|(_, key)| key);
+        // Not looked at as a reference is: a key that nobody could name may stand at the end of a page.
+        let own = format!("s3://{bucket}/");
+        let after = after.and_then(|after| after.strip_prefix(&own));
         let listed = self.list_bucket(bucket, prefix, after, limit).await?;
         listed.into_iter().map(|object| listed_reference(bucket, object)).collect()
     }
