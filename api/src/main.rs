@@ -14,11 +14,18 @@ struct Cli {
     /// A TOML file whose settings override the defaults (see `face-id config`).
     #[arg(long, env = "FACE_ID_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Accept the non-commercial licence of this pipeline's weights (repeatable).
+    #[arg(long, value_name = "PIPELINE")]
+    accept_license: Vec<String>,
     #[command(flatten)]
     args: ApiArgs,
 }
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    process::run_to_end(async { run(Config::load(cli.config.as_deref())?, cli.args).await })
+    process::run_to_end(async {
+        let mut config = Config::load(cli.config.as_deref())?;
+        config.models.accepted_licences.extend(cli.accept_license);
+        run(config, cli.args).await
+    })
 }

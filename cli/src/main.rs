@@ -41,7 +41,9 @@ enum Command {
     /// Index the photographs of a folder or of an S3 prefix: every face is found, stored and matched. Run it again to go on
     /// after an interruption, or to index what is new.
     Index(index::IndexArgs),
-    /// Show the main job on photographs: enroll, identify, reject; needs no server.
+    /// Show the main job on photographs: enroll, identify, reject; needs no server. Where the settings name services, it
+    /// migrates their database, runs an api and a worker on them, and takes a collection `face-id-demo` there, which it
+    /// deletes at its start and leaves at its end.
     Demo(demo::DemoArgs),
     /// List, fetch and check the weights of the catalogue's pipelines.
     #[command(subcommand)]

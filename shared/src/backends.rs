@@ -44,7 +44,7 @@ pub enum BackendsError {
         /// What is wrong.
         source: sea_orm::DbErr,
     },
-    /// The database is not at this version's schema.
+    /// The database is not at this version's schema, or the server cannot store vectors.
     #[error(transparent)]
     Schema(#[from] SchemaError),
     /// The broker's settings make no sense.
@@ -65,6 +65,7 @@ impl Backends {
     /// See [`BackendsError`].
     pub async fn open(config: &Config, consume: Option<Vec<String>>) -> Result<Self, BackendsError> {
         let db = connect(config).await?;
+        schema::check_server(&db).await?;
         schema::check(&db).await?;
         let url = config.queue.url().ok_or(BackendsError::NotConfigured)?;
         let amqp = AmqpOptions {

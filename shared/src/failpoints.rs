@@ -1,4 +1,5 @@
-//! Named points at which a test lets the process die, as a crash would: no destructor runs, nothing is flushed.
+//! Named points at which a test lets the process die, as a crash would (no destructor runs, nothing is flushed), or lets a
+//! part of it stand still.
 
 /// Ends the process here if `FACE_ID_CRASH_AT` names this point: `point`, or `point:3` for the third time it is reached.
 /// Without the cargo feature `failpoints`, which only tests switch on, this is nothing.
@@ -10,10 +11,21 @@ pub fn failpoint(point: &'static str) {
     let _ = point;
 }
 
+/// Stands still here while the file of `FACE_ID_STAND_STILL_AT=point=file` is there. Nothing without `failpoints`.
+#[cfg_attr(not(feature = "failpoints"), expect(clippy::unused_async, reason = "the callers are the same either way"))]
+pub async fn stand_still(point: &'static str) {
+    #[cfg(feature = "failpoints")]
+    armed::stand_still(point).await;
+    #[cfg(not(feature = "failpoints"))]
+    let _ = point;
+}
+
 #[cfg(feature = "failpoints")]
 mod armed {
+    use std::path::Path;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
 
     static ARMED: OnceLock<Option<(String, u32)>> = OnceLock::new();
     static REACHED: AtomicU32 = AtomicU32::new(0);
@@ -31,6 +43,15 @@ mod armed {
         {
             tracing::error!(point, "the process ends here, as FACE_ID_CRASH_AT asks");
             std::process::abort();
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "it is no setting: only a test's build reads it")]
+    pub(super) async fn stand_still(point: &'static str) {
+        let Ok(wanted) = std::env::var("FACE_ID_STAND_STILL_AT") else { return };
+        let Some((_, file)) = wanted.split_once('=').filter(|(name, _)| *name == point) else { return };
+        while Path::new(file).is_file() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }

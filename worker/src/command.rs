@@ -21,9 +21,9 @@ use crate::inference::EngineOptions;
 use crate::probes;
 use crate::stages::Stages;
 
-/// The consumer looks for work at least every few seconds, unless all its slots are taken by jobs, which end by their
-/// timeout; this much later it stands still.
-const STANDSTILL: Duration = Duration::from_secs(20);
+/// Each lane's consumer looks around at least every ten seconds, whatever its jobs do; one that has not for this long stands
+/// still.
+const STANDSTILL: Duration = Duration::from_secs(25);
 
 /// Works until SIGTERM or Ctrl-C, then finishes or gives back what runs.
 ///
@@ -104,11 +104,10 @@ fn checks(backends: &Backends, context: &WorkerContext) -> Vec<Check> {
     let mut checks = backends.checks();
     checks.push(context.engines.check(context.config.models.default_pipeline.clone()));
     let pulse = context.pulse.clone();
-    let limit = STANDSTILL + Duration::from_secs_f64(context.config.worker.job_timeout_s);
     checks.push(Check::new("consumer", move || {
         let age = pulse.age();
         async move {
-            if age < limit { Ok(()) } else { Err(format!("has not looked for work for {} s", age.as_secs())) }
+            if age < STANDSTILL { Ok(()) } else { Err(format!("has not looked for work for {} s", age.as_secs())) }
         }
     }));
     checks

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::dispatch::CHUNK;
+use shared::failpoints::stand_still;
 use shared::job::Lane;
 use shared::queue::QueueError;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
@@ -38,6 +39,7 @@ async fn consume(ctx: &WorkerContext, lane: Lane, solitude: &Solitude, stop: &St
     let mut running = JoinSet::new();
     let ended = loop {
         while running.try_join_next().is_some() {}
+        stand_still("consumer").await;
         ctx.pulse.beat(lane);
         // Taken only when there is room for its jobs: what waits here waits for other workers too.
         let free = tokio::select! {

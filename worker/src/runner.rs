@@ -15,6 +15,7 @@ use shared::ids::{ClaimId, JobId};
 use shared::job::Problem;
 use shared::queue::{Delivery, Message};
 use shared::telemetry::metrics;
+use shared::telemetry::trace::TraceContext;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::task::{self, AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -61,7 +62,9 @@ pub async fn handle(ctx: &WorkerContext, delivery: Box<dyn Delivery>, solitude: 
         beside = beside => beside,
     };
     failpoint("before_claim");
-    let settled = work(ctx, &message, &beside, stop).await;
+    let trace = message.traceparent.as_deref().and_then(TraceContext::parse);
+    let span = tracing::info_span!("delivery", trace.id = trace.as_ref().map(TraceContext::trace_id));
+    let settled = work(ctx, &message, &beside, stop).instrument(span).await;
     drop(beside);
     match settled {
         Ok(()) => {

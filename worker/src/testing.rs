@@ -66,6 +66,22 @@ pub fn real_assets(pipeline: &Pipeline) -> Option<Assets> {
     None
 }
 
+/// Finds a folder or file of real test data, by its path below `data`; `None`, with a line that says so, where it is not there.
+///
+/// # Panics
+/// With `FACE_ID_REQUIRE_ASSETS=1` in place of `None`, and where the environment's settings cannot be read.
+pub fn real_data(name: &str) -> Option<PathBuf> {
+    let config = environment();
+    let found =
+        config.assets_dir().map(|dir| dir.join("data").join(name)).filter(|path| path.try_exists().unwrap_or(false));
+    if found.is_none() {
+        let missing = format!("data/{name} is not below FACE_ID_ASSETS_DIR");
+        assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but {missing}");
+        eprintln!("skipped: {missing}");
+    }
+    found
+}
+
 /// Whether a test that lacks its files fails in place of being skipped.
 pub fn assets_required() -> bool {
     std::env::var_os("FACE_ID_REQUIRE_ASSETS").is_some_and(|v| v == "1")

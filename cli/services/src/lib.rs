@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 /// Folders in which downloads may lie: the configured one, and the one inside the repository.
-fn cache_folders() -> Vec<PathBuf> {
+pub fn cache_folders() -> Vec<PathBuf> {
     let configured = std::env::var_os("FACE_ID_CACHE_DIR").filter(|v| !v.is_empty()).map(PathBuf::from);
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache");
     configured.into_iter().chain([own]).collect()

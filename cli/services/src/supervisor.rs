@@ -171,7 +171,7 @@ impl Services {
         }
         let database = postgres.create_database(DATABASE).await?;
         s3.create_bucket(BUCKET).await?;
-        let settings = [
+        let services = [
             ("FACE_ID_DATABASE__URL", database),
             ("FACE_ID_QUEUE__URL", rabbitmq.url()),
             ("FACE_ID_OBJECTS__BUCKET", BUCKET.to_owned()),
@@ -180,8 +180,39 @@ impl Services {
             ("FACE_ID_OBJECTS__ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
         ];
-        let lines: Vec<_> = settings.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
-        std::fs::write(files.settings(), lines.join("\n") + "\n")?;
+        let lines: String = services.into_iter().chain(folders()?).map(|(name, value)| export(name, &value)).collect();
+        std::fs::write(files.settings(), lines)?;
         Ok(Self { postgres, rabbitmq, _s3: s3 })
+    }
+}
+
+/// Where programs from another shell find the ONNX Runtime library and weights: the downloads, and an operator's own copy
+/// where there is one.
+fn folders() -> anyhow::Result<Vec<(&'static str, String)>> {
+    let downloads = services::cache_folders().into_iter().find(|folder| folder.is_dir());
+    let own_copy = std::env::var_os("FACE_ID_ASSETS_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let mut settings = Vec::new();
+    for (name, folder) in [("FACE_ID_CACHE_DIR", downloads), ("FACE_ID_ASSETS_DIR", own_copy)] {
+        let Some(folder) = folder else { continue };
+        let folder = std::path::absolute(folder)?;
+        settings.push((name, folder.to_str().with_context(|| format!("{} is no UTF-8", folder.display()))?.to_owned()));
+    }
+    Ok(settings)
+}
+
+/// A line for a shell.
+fn export(name: &str, value: &str) -> String {
+    format!("export {name}='{}'\n", value.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_what_was_meant() {
+        let line = export("NAME", "it's a $HOME");
+        let shell = std::process::Command::new("sh").args(["-c", &(line + "printf %s \"$NAME\"")]).output().unwrap();
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), "it's a $HOME");
     }
 }

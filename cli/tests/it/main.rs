@@ -5,8 +5,10 @@
 mod bad_input;
 mod batches;
 mod crash;
+mod eval;
 mod faults;
 mod jobs;
 mod main_path;
 mod server;
+mod traces;
 mod workers;

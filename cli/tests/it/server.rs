@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
+use services::s3::S3Server;
 use shared::objects::{ObjectStore as _, S3Options, S3Store};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -52,6 +53,20 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
+    /// Makes it in the S3 server where there is none.
+    pub(crate) async fn make(s3: &S3Server, name: String) -> Self {
+        s3.create_bucket(&name).await.unwrap();
+        let options = S3Options {
+            bucket: name.clone(),
+            endpoint: Some(s3.endpoint()),
+            access_key_id: services::s3::ACCESS_KEY.to_owned(),
+            secret_access_key: services::s3::SECRET_KEY.to_owned(),
+            path_style: true,
+            ..S3Options::default()
+        };
+        Self { name, store: S3Store::open(options).unwrap() }
+    }
+
     pub(crate) async fn put(&self, key: &str, bytes: &[u8]) {
         self.store.put(key, bytes).await.unwrap();
     }
@@ -59,6 +74,8 @@ impl Bucket {
 
 pub(crate) struct Server {
     pub(crate) address: String,
+    /// Of the worker, on services.
+    pub(crate) probes: Option<String>,
     objects: PathBuf,
     processes: Vec<Child>,
     http: reqwest::Client,
@@ -118,18 +135,12 @@ impl Site {
 
     /// Makes a bucket beside the installation's own.
     pub(crate) async fn another_bucket(&self) -> Bucket {
-        let name = format!("library-{}", Uuid::now_v7().simple());
-        let s3 = services::s3::shared().await;
-        s3.create_bucket(&name).await.unwrap();
-        let options = S3Options {
-            bucket: name.clone(),
-            endpoint: Some(s3.endpoint()),
-            access_key_id: services::s3::ACCESS_KEY.to_owned(),
-            secret_access_key: services::s3::SECRET_KEY.to_owned(),
-            path_style: true,
-            ..S3Options::default()
-        };
-        Bucket { name, store: S3Store::open(options).unwrap() }
+        Bucket::make(services::s3::shared().await, format!("library-{}", Uuid::now_v7().simple())).await
+    }
+
+    /// The services' database, which is called as the bucket is.
+    pub(crate) fn database(&self) -> &str {
+        self.objects.file_name().unwrap().to_str().unwrap()
     }
 
     /// The embedded mode's data folder.
@@ -150,16 +161,26 @@ impl Server {
 
     /// Starts it, in embedded mode on this data folder.
     pub(crate) async fn start_in(site: &Site, data: &Path, variables: &[(&str, &str)]) -> Self {
+        Self::start_logging(site, data, variables, |_| Stdio::inherit()).await
+    }
+
+    /// The same, with each process's log where `log` says: of `worker` and `api`, or of `serve`.
+    pub(crate) async fn start_logging(
+        site: &Site,
+        data: &Path,
+        variables: &[(&str, &str)],
+        log: impl Fn(&str) -> Stdio,
+    ) -> Self {
         let started = |arguments: &[&str]| {
             let mut command = command();
-            command.args(arguments).envs(site.services.iter().flatten().cloned());
-            command.envs(variables.iter().copied()).stdout(Stdio::piped()).spawn().unwrap()
+            command.args(arguments).envs(site.services.iter().flatten().cloned()).envs(variables.iter().copied());
+            command.stdout(Stdio::piped()).stderr(log(arguments[0])).spawn().unwrap()
         };
         let data = data.to_str().unwrap();
-        let mut processes = Vec::new();
+        let (mut processes, mut probes) = (Vec::new(), None);
         if site.services.is_some() {
             let mut worker = started(&["worker"]);
-            first_line(&mut worker, "probes on ").await;
+            probes = Some(first_line(&mut worker, "probes on ").await);
             processes.push(worker);
             processes.push(started(&["api", "--bind", "127.0.0.1:0"]));
         } else {
@@ -167,7 +188,7 @@ impl Server {
         }
         let address = first_line(processes.last_mut().unwrap(), "listening on ").await;
         let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap();
-        Self { address, objects: site.objects.clone(), processes, http }
+        Self { address, probes, objects: site.objects.clone(), processes, http }
     }
 
     /// SIGKILL, as a crash or the kernel's out-of-memory killer would.
@@ -274,6 +295,22 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("{count} objects should be left, there are {:?}", self.objects());
+    }
+}
+
+/// Waits until the readiness of a worker or an api is as expected; what it then says.
+pub(crate) async fn until_ready_is(address: &str, expected: bool, patience: Duration) -> String {
+    let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap();
+    let began = Instant::now();
+    loop {
+        let answer = http.get(format!("{address}/readyz")).send().await.unwrap();
+        let is_ready = answer.status().is_success();
+        let said = answer.text().await.unwrap();
+        if is_ready == expected {
+            return said;
+        }
+        assert!(began.elapsed() < patience, "ready should become {expected}: {said}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

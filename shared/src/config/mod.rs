@@ -14,7 +14,8 @@ mod secret;
 const DEFAULTS: &str = include_str!("default.toml");
 
 /// Variables that start like a setting but are none: they steer tests and the build.
-const NOT_SETTINGS: [&str; 3] = ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_CRASH_AT"];
+const NOT_SETTINGS: [&str; 4] =
+    ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_CRASH_AT", "FACE_ID_STAND_STILL_AT"];
 
 /// Every setting; `default.toml` explains each.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -65,11 +65,15 @@ pub async fn check_server(db: &Db) -> Result<(), SchemaError> {
     let sql = "SELECT COALESCE(installed_version, default_version) AS version
         FROM pg_available_extensions WHERE name = 'vector'";
     let row = Row::find_by_statement(statement(&db.read, sql, [])).one(&db.read).await?;
-    let version = row.and_then(|r| r.version).ok_or(SchemaError::NoPgvector)?;
-    if parse(&version).is_some_and(|found| found >= MIN_PGVECTOR) {
-        Ok(())
-    } else {
-        Err(SchemaError::OldPgvector(version))
+    judge(row.and_then(|r| r.version))
+}
+
+/// Whether vectors can be stored by that version of pgvector, the installed or else the offered one.
+fn judge(pgvector: Option<String>) -> Result<(), SchemaError> {
+    let version = pgvector.ok_or(SchemaError::NoPgvector)?;
+    match parse(&version) {
+        Some(found) if found >= MIN_PGVECTOR => Ok(()),
+        _ => Err(SchemaError::OldPgvector(version)),
     }
 }
 
@@ -122,6 +126,18 @@ mod tests {
         let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_x', 0)";
         super::super::execute(&db.write, newer, []).await.unwrap();
         assert!(matches!(check(db).await, Err(SchemaError::Ahead { .. })));
+    }
+
+    #[test]
+    fn judges_what_the_server_offers() {
+        let judged = |version: Option<&str>| judge(version.map(str::to_owned));
+        for good in ["0.6.0", "0.6", "0.10.1", "1.0.0"] {
+            assert!(judged(Some(good)).is_ok(), "{good}");
+        }
+        assert!(matches!(judged(None), Err(SchemaError::NoPgvector)));
+        for old in ["0.5.1", "0.4", "what"] {
+            assert!(matches!(judged(Some(old)), Err(SchemaError::OldPgvector(version)) if version == old), "{old}");
+        }
     }
 
     #[test]

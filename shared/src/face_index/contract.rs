@@ -32,14 +32,14 @@ pub async fn run_with(db: &Db, index: Arc<dyn FaceIndex>, prepare: impl AsyncFn(
     agrees_with_a_plain_scan(db, &*index, &prepare).await;
 }
 
-async fn gallery(db: &Db, dimension: usize) -> Gallery {
+pub(super) async fn gallery(db: &Db, dimension: usize) -> Gallery {
     let name = format!("contract-{}", CollectionId::new());
     let pipeline = format!("contract-{dimension}");
     let made = collections::create(db, &name, &pipeline, &CollectionSettings::default()).await.expect("create");
     Gallery { collection: made.expect("the name is new").id, pipeline }
 }
 
-fn vector(values: &[f32]) -> Embedding {
+pub(super) fn vector(values: &[f32]) -> Embedding {
     Embedding::normalised(values.to_vec()).expect("a test's vector is none of zeros")
 }
 
@@ -82,7 +82,7 @@ async fn store(
     (face, person)
 }
 
-async fn enroll(db: &Db, gallery: &Gallery, external_id: &str, embedding: Embedding) -> (FaceId, PersonId) {
+pub(super) async fn enroll(db: &Db, gallery: &Gallery, external_id: &str, embedding: Embedding) -> (FaceId, PersonId) {
     let (face, person) = store(db, gallery, Some(external_id), AssignedBy::Enrolled, embedding).await;
     (face, person.expect("an enrolled face has a person"))
 }

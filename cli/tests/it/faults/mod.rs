@@ -1,116 +1,62 @@
 //! Faults under load, and a checker of the history: what was acknowledged ends, once, whatever fails meanwhile.
 //!
-//! Every job enrolls a person of its own, so its effect can be counted: one person with one face. `make faults` runs it
-//! with more jobs and shows the table.
+//! Every job stores the one face of a picture of its own, some under a person of their own, some in a batch, so that effects
+//! can be counted. `make faults` runs it with more jobs and shows the table.
 
+mod checker;
+mod hands;
+pub(crate) mod history;
 pub(crate) mod load;
 pub(crate) mod rig;
+pub(crate) mod tally;
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
 use services::s3::Fault;
 
-use self::load::Load;
+use self::load::{Batch, Kind, Load};
 use self::rig::Rig;
+use self::tally::Report;
 
-/// Jobs of each fault in an ordinary run.
+/// Jobs of each fault in an ordinary run; a third of them are a batch's.
 const JOBS: usize = 24;
 /// Longest wait for the jobs of one fault to end.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-/// What became of the jobs of one fault.
-#[derive(Default)]
-pub(crate) struct Tally {
-    pub(crate) attempted: usize,
-    pub(crate) acknowledged: usize,
-    /// Succeeded, with its effect.
-    pub(crate) completed: usize,
-    /// Acknowledged, and then unknown, or ended otherwise than well.
-    pub(crate) lost: usize,
-    /// Effects beyond one a job.
-    pub(crate) doubled: usize,
-    /// Neither ended nor lost when patience was over.
-    pub(crate) unfinished: usize,
-    /// Answers that name what is not there: somebody wrote over somebody else's end.
-    pub(crate) stale_writes: usize,
-}
 
 /// The same load under one fault after another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_job_ends_once() {
     let jobs = jobs_of_each_fault();
-    let mut rig = Rig::start().await;
-    let mut report = String::new();
-    let titles = [
-        ("attempted", 10),
-        ("acknowl.", 10),
-        ("completed", 10),
-        ("lost", 6),
-        ("doubled", 9),
-        ("unfinished", 12),
-        ("stale", 7),
-        ("seconds", 9),
-    ];
-    write!(report, "{:<40}", "fault").unwrap();
-    for (title, width) in titles {
-        write!(report, "{title:>width$}").unwrap();
-    }
-    report.push('\n');
-    let mut total = Tally::default();
+    let mut report = Report::begin(FAULTS.len());
+    let mut rig = Rig::start(&[]).await;
     for (number, fault) in FAULTS.iter().enumerate() {
-        let began = std::time::Instant::now();
-        let load = Load::begin(&rig, number, jobs);
-        load.reached(jobs / 3).await;
+        let began = Instant::now();
+        let batch = Batch::put(&rig, number, jobs / 3).await;
+        let singles = jobs - batch.pictures;
+        let load = Load::begin(&rig, number, singles, &[Kind::Enroll, Kind::Index]);
+        load.reached(singles / 2).await;
+        let batch = (batch.post(&rig).await, batch.pictures);
         (fault.happen)(&mut rig).await;
-        let acknowledged = load.end().await;
+        let taken = load.end().await;
         rig.heal().await;
-        let tally = rig.check(number, jobs, &acknowledged, PATIENCE).await;
-        writeln!(
-            report,
-            "{:<40}{:>10}{:>10}{:>10}{:>6}{:>9}{:>12}{:>7}{:>9.1}",
-            fault.name,
-            tally.attempted,
-            tally.acknowledged,
-            tally.completed,
-            tally.lost,
-            tally.doubled,
-            tally.unfinished,
-            tally.stale_writes,
-            began.elapsed().as_secs_f64()
-        )
-        .unwrap();
-        total.add(&tally);
+        let tally = rig.check(jobs, &taken, Some(batch), PATIENCE).await;
+        report.add(fault.name, &tally, began.elapsed().as_secs_f64());
     }
-    let summary = json!({
-        "attempted": total.attempted, "acknowledged": total.acknowledged, "completed": total.completed,
-        "lost": total.lost, "doubled": total.doubled, "unfinished": total.unfinished, "stale_writes": total.stale_writes,
-    });
-    writeln!(report, "{summary}").unwrap();
-    std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/faults.txt"), &report).unwrap();
-    let bad = (total.lost, total.doubled, total.unfinished, total.stale_writes);
-    assert_eq!(bad, (0, 0, 0, 0), "\n{report}{}", rig.logs());
-    assert_eq!(total.completed, total.acknowledged, "\n{report}");
-    assert!(total.acknowledged >= FAULTS.len() * jobs * 9 / 10, "hardly anything was acknowledged\n{report}");
+    let total = report.total;
+    let bad = (total.lost, total.found.doubled, total.unfinished, total.found.stale_writes);
+    let text = report.save(false);
+    assert_eq!(bad, (0, 0, 0, 0), "\n{text}{}", rig.logs());
+    assert_eq!(total.completed, total.acknowledged, "\n{text}");
+    assert!(total.acknowledged >= FAULTS.len() * jobs * 9 / 10, "hardly anything was acknowledged\n{text}");
+    assert_eq!(rig.open().await, 0, "what was never acknowledged has ended too\n{text}");
+    assert_eq!(rig.wrong_accounts().await, "", "each batch knows what became of its jobs\n{text}");
     rig.stop().await;
+    report.save(true);
 }
 
 #[expect(clippy::disallowed_methods, reason = "it is no setting of the program")]
 fn jobs_of_each_fault() -> usize {
     std::env::var("FAULT_JOBS").map_or(JOBS, |n| n.parse().unwrap())
-}
-
-impl Tally {
-    fn add(&mut self, other: &Self) {
-        self.attempted += other.attempted;
-        self.acknowledged += other.acknowledged;
-        self.completed += other.completed;
-        self.lost += other.lost;
-        self.doubled += other.doubled;
-        self.unfinished += other.unfinished;
-        self.stale_writes += other.stale_writes;
-    }
 }
 
 type Happening<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>;
@@ -141,6 +87,7 @@ const FAULTS: &[FaultCase] = faults![
     "broker out of memory for 5 s" => |rig| rig.memory_alarm(Duration::from_secs(5)).await,
     "database crashed, restarted" => |rig| { rig.postgres.crash().await.unwrap(); rig.postgres.restart().await.unwrap() },
     "database sessions terminated" => |rig| rig.terminate_sessions().await,
+    "database refuses results now and then" => |rig| rig.results_refused().await,
     "S3 answers 500 now and then" => |rig| rig.s3_for(Fault::Status { code: 500, every: 2 }, Duration::from_secs(4)).await,
     "S3 slow" => |rig| rig.s3_for(Fault::Slow(Duration::from_secs(1)), Duration::from_secs(4)).await,
     "S3 bodies cut short" => |rig| rig.s3_for(Fault::Truncate(100), Duration::from_secs(3)).await,

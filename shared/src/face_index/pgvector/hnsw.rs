@@ -15,13 +15,15 @@ use crate::ids::{CollectionId, FaceId};
 
 /// The rest may grow to this share of the index before that is built anew.
 const REBUILD_FRACTION: i64 = 5;
+/// Whoever builds an index leads in a role whose name begins so.
+const ROLE: &str = "hnsw";
 /// While one process builds, others leave it alone; one that died has lost its turn after this long.
 const BUILD_LEASE: Duration = Duration::from_secs(3600);
 
 /// An index that stands.
 #[derive(Clone, Debug, FromQueryResult)]
 pub(super) struct HnswIndex {
-    name: String,
+    pub(super) name: String,
     /// The last face inside.
     pub(super) last_face: FaceId,
 }
@@ -60,10 +62,11 @@ pub(super) async fn build(db: &Db, gallery: &Gallery, owner: Uuid) -> Result<boo
         faces: i64,
         dimension: Option<i32>,
     }
-    let role = format!("hnsw {} {}", gallery.collection, gallery.pipeline);
+    let role = format!("{ROLE} {} {}", gallery.collection, gallery.pipeline);
     if leaders::lead(db, &role, owner, BUILD_LEASE).await?.is_none() {
         return Ok(false);
     }
+    drop_leftovers(db, &role).await?;
     let here = format!(
         "pipeline = {} AND collection_id = '{}' AND template_of IS NOT NULL",
         literal(&gallery.pipeline),
@@ -83,6 +86,28 @@ pub(super) async fn build(db: &Db, gallery: &Gallery, owner: Uuid) -> Result<boo
     };
     leaders::resign(db, &role, owner).await?;
     built.map(|()| true)
+}
+
+/// Drops what builds left that were killed: indexes that are not listed, half made or whole. While another process builds,
+/// one of them may be its, made and about to be listed.
+async fn drop_leftovers(db: &Db, role: &str) -> Result<(), DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        name: String,
+    }
+    let sql = format!(
+        "SELECT c.relname::text AS name FROM pg_inherits p
+         JOIN pg_index i ON i.indrelid = p.inhrelid JOIN pg_class c ON c.oid = i.indexrelid
+         WHERE p.inhparent = 'embeddings'::regclass AND c.relname LIKE 'hnsw\\_%'
+         AND NOT EXISTS (SELECT 1 FROM hnsw_indexes h WHERE h.name = c.relname)
+         AND NOT EXISTS (SELECT 1 FROM leaders l WHERE l.role LIKE '{ROLE} %' AND l.role <> $1 AND l.expires_at > {{now}})
+         AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid)"
+    );
+    for Row { name } in Row::find_by_statement(statement(&db.write, &sql, [role.into()])).all(&db.write).await? {
+        tracing::info!(name, "an approximate index that a killed build left is dropped");
+        run_long(db, &[&format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")]).await?;
+    }
+    Ok(())
 }
 
 async fn replace(db: &Db, gallery: &Gallery, last_face: FaceId, faces: i64, dimension: i32) -> Result<(), DbErr> {

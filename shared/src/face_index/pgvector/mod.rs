@@ -3,6 +3,8 @@
 
 mod hnsw;
 mod partitions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -105,17 +107,7 @@ impl PgvectorFaceIndex {
         k: usize,
     ) -> Result<Vec<Hit>, DbErr> {
         let limit = k.saturating_mul(FACES_PER_PERSON).clamp(MIN_EF_SEARCH, MAX_EF_SEARCH);
-        let dimension = query.dimension();
-        let here = templates_of(gallery);
-        let part = |face: &str| {
-            format!(
-                "(SELECT template_of AS person_id, face_id, vector::vector({dimension}) <#> $1::vector({dimension}) AS negative_score
-                  FROM embeddings WHERE {here} AND face_id {face} '{}'
-                  ORDER BY vector::vector({dimension}) <#> $1::vector({dimension}) LIMIT {limit})",
-                index.last_face
-            )
-        };
-        let sql = format!("{} UNION ALL {} ORDER BY negative_score, face_id", part("<="), part(">"));
+        let sql = nearest_through(index, gallery, query.dimension(), limit);
         let txn = self.db.read.begin().await?;
         execute(&txn, &format!("SET LOCAL hnsw.ef_search = {limit}"), []).await?;
         let vector = embeddings::to_value(&txn, query);
@@ -151,6 +143,21 @@ impl PgvectorFaceIndex {
         sizes.insert(gallery.clone(), (size, Instant::now()));
         Ok(size)
     }
+}
+
+/// The query of [`PgvectorFaceIndex::search_through`]: the nearest `limit` faces of those inside the index, and as many of
+/// the newer ones. Its expressions are the index's own, or the planner would not see that it fits.
+fn nearest_through(index: &HnswIndex, gallery: &Gallery, dimension: usize, limit: usize) -> String {
+    let here = templates_of(gallery);
+    let part = |face: &str| {
+        format!(
+            "(SELECT template_of AS person_id, face_id, vector::vector({dimension}) <#> $1::vector({dimension}) AS negative_score
+              FROM embeddings WHERE {here} AND face_id {face} '{}'
+              ORDER BY vector::vector({dimension}) <#> $1::vector({dimension}) LIMIT {limit})",
+            index.last_face
+        )
+    };
+    format!("{} UNION ALL {} ORDER BY negative_score, face_id", part("<="), part(">"))
 }
 
 /// The condition of a gallery's templates, in literals: the planner must see how large this collection is, where a plan
@@ -190,9 +197,9 @@ impl FaceIndex for PgvectorFaceIndex {
                 Some(index) => self.search_through(index, gallery, query, k).await?,
                 None => Vec::new(),
             };
-            // Never fewer than there are: an approximate index may lose some on the way.
-            let enough = index.is_some() && found.len() >= k.min(size.persons);
-            hits.push(if enough { found } else { self.search_exactly(gallery, query, k).await? });
+            // Never fewer than there are: an approximate index may lose some on the way, and the size may be an old one.
+            let is_enough = index.is_some() && found.len() >= k;
+            hits.push(if is_enough { found } else { self.search_exactly(gallery, query, k).await? });
         }
         Ok(Found { size, hits })
     }
@@ -221,41 +228,5 @@ impl Drop for PgvectorFaceIndex {
         if let Some(building) = self.building.lock().unwrap_or_else(PoisonError::into_inner).take() {
             building.abort();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use migrations::MigratorTrait;
-
-    use super::*;
-    use crate::face_index::contract;
-
-    async fn database() -> Db {
-        let db = crate::testing::postgres_database().await;
-        migrations::Migrator::up(&db.write, None).await.unwrap();
-        for (pipeline, dimension) in contract::PIPELINES {
-            assert!(create_partition(&db, pipeline, dimension).await.unwrap());
-            assert!(!create_partition(&db, pipeline, dimension).await.unwrap(), "a second time nothing is to do");
-        }
-        db
-    }
-
-    #[tokio::test]
-    async fn keeps_the_contract() {
-        let db = database().await;
-        contract::run(&db, Arc::new(PgvectorFaceIndex::new(db.clone(), 0))).await;
-    }
-
-    #[tokio::test]
-    async fn keeps_the_contract_through_hnsw() {
-        let db = database().await;
-        let index = Arc::new(PgvectorFaceIndex::new(db.clone(), 1));
-        contract::run_with(&db, Arc::clone(&index) as Arc<dyn FaceIndex>, async |gallery| {
-            assert!(index.build(gallery).await.unwrap());
-        })
-        .await;
     }
 }

@@ -145,14 +145,15 @@ async fn listen(uri: &AMQPUri, topology: &Topology, finished: &FinishedJobs) -> 
     error
 }
 
-/// A queue that only this connection sees and that goes with it.
+/// A queue that only this connection sees and that goes with it. Its name begins as all others do, so that a user of the
+/// broker who may touch no other names can use it.
 async fn declare_inbox(channel: &Channel, topology: &Topology) -> Result<String, LinkError> {
     topology.declare_finished(channel).await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     let mut arguments = FieldTable::default();
     arguments.insert(short("x-max-length"), AMQPValue::LongLongInt(BACKLOG));
-    let declared = channel.queue_declare(short(""), options, arguments);
-    let queue = within("declare a queue of ended jobs", declared).await?.name().to_string();
+    let queue = topology.finished_inbox();
+    within("declare a queue of ended jobs", channel.queue_declare(short(&queue), options, arguments)).await?;
     bind(channel, &queue, &topology.finished_exchange(), "").await?;
     Ok(queue)
 }

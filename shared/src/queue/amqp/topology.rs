@@ -6,6 +6,7 @@
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
+use uuid::Uuid;
 
 use super::link::{LinkError, within};
 use crate::ids::EpochId;
@@ -50,6 +51,11 @@ impl Topology {
 
     pub(super) fn finished_exchange(&self) -> String {
         format!("{}.finished", self.namespace)
+    }
+
+    /// A name for a queue on it that is one process's own.
+    pub(super) fn finished_inbox(&self) -> String {
+        format!("{}.ended.{}", self.namespace, Uuid::now_v7().simple())
     }
 
     pub(super) fn dead_queue(&self) -> String {

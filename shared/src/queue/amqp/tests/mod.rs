@@ -234,7 +234,28 @@ async fn gives_back_what_nobody_has_begun_when_it_closes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tells_other_processes_of_ended_jobs() {
     let broker = rabbitmq::shared().await;
-    let options = AmqpOptions { namespace: namespace(), ..AmqpOptions::new(broker.url()) };
+    ends_are_told(&AmqpOptions { namespace: namespace(), ..AmqpOptions::new(broker.url()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn needs_rights_on_its_own_names_only() {
+    let broker = rabbitmq::shared().await;
+    let namespace = namespace();
+    let own = format!("^{namespace}");
+    broker.ctl(&["-q", "add_user", &namespace, "hush"]).await.unwrap();
+    broker.ctl(&["-q", "set_permissions", &namespace, &own, &own, &own]).await.unwrap();
+    let url = broker.url().replace("guest:guest", &format!("{namespace}:hush"));
+    let queue = start(worker(&url, &namespace)).await;
+    let sent = publish_some(&queue, Lane::Interactive, 3).await;
+    take_all(&queue, Lane::Interactive, &sent).await;
+    let epoch = EpochId::new();
+    queue.begin_epoch(epoch).await.unwrap();
+    assert!(queue.remembers(epoch).await.unwrap());
+    ends_are_told(&AmqpOptions { namespace, ..AmqpOptions::new(url) }).await;
+    queue.close().await;
+}
+
+async fn ends_are_told(options: &AmqpOptions) {
     let (api, work) = (FinishedJobs::new(), FinishedJobs::new());
     let stop = CancellationToken::new();
     let relays = [
