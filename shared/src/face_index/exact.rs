@@ -1,25 +1,22 @@
-//! The exact index of embedded mode: all enrolled vectors of a gallery in memory, scanned with SIMD.
+//! The exact index of embedded mode: all enrolled vectors of a gallery in memory.
 //!
 //! Before each search a gallery catches up with the log that the database's own triggers write, so it cannot miss a
 //! change, whoever made it.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, RwLock};
 
 use async_trait::async_trait;
-use pulp::Arch;
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, TransactionTrait, Value};
 use tokio::sync::Mutex;
 
-use super::kernel::dot_rows;
-use super::{FaceIndex, FaceIndexError, Found, Gallery, GallerySize, Hit};
+use super::kernel::Kernel;
+use super::rows::Rows;
+use super::{FaceIndex, FaceIndexError, Found, Gallery};
 use crate::db::{Db, count, execute, statement};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
 
-/// Rows of one scan step; their scores stay in the first-level cache.
-const BLOCK_ROWS: usize = 1024;
 /// Log rows read in one step of catching up.
 const CATCH_UP_ROWS: u64 = 10_000;
 
@@ -27,7 +24,7 @@ const CATCH_UP_ROWS: u64 = 10_000;
 #[derive(Debug)]
 pub struct ExactFaceIndex {
     db: Db,
-    arch: Arch,
+    kernel: Kernel,
     shelves: Mutex<HashMap<Gallery, Arc<Mutex<Shelf>>>>,
 }
 
@@ -37,16 +34,6 @@ struct Shelf {
     /// The log row up to which `rows` is true; `None` before the first load.
     as_of: Option<i64>,
     rows: Arc<RwLock<Rows>>,
-}
-
-#[derive(Debug, Default)]
-struct Rows {
-    /// Row-major, `faces.len()` x dimension.
-    vectors: Vec<f32>,
-    dimension: usize,
-    faces: Vec<(FaceId, PersonId)>,
-    row_of: HashMap<FaceId, usize>,
-    faces_of: HashMap<PersonId, usize>,
 }
 
 /// A face that changed, as it is now; without vector or person it is no longer in the gallery.
@@ -61,7 +48,7 @@ struct Change {
 impl ExactFaceIndex {
     /// An index that loads each gallery at its first search.
     pub fn new(db: Db) -> Self {
-        Self { db, arch: Arch::new(), shelves: Mutex::default() }
+        Self { db, kernel: Kernel::new(), shelves: Mutex::default() }
     }
 
     /// The gallery's rows, true at the time of the call.
@@ -86,7 +73,7 @@ impl ExactFaceIndex {
             let last = changes.last().map_or(end, |c| c.seq);
             let mut rows = shelf.rows.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             for change in changes {
-                rows.apply(change)?;
+                change.apply(&mut rows)?;
             }
             drop(rows);
             shelf.as_of = Some(last);
@@ -107,7 +94,7 @@ impl ExactFaceIndex {
               AND f.assigned_by IN ('enrolled', 'user') ORDER BY e.face_id";
         let mut rows = Rows::default();
         for change in Change::find_by_statement(statement(&txn, sql, key(gallery))).all(&txn).await? {
-            rows.apply(change)?;
+            change.apply(&mut rows)?;
         }
         txn.commit().await?;
         Ok((rows, as_of))
@@ -131,11 +118,10 @@ impl ExactFaceIndex {
 impl FaceIndex for ExactFaceIndex {
     async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError> {
         let rows = self.rows(gallery).await?;
-        let arch = self.arch;
+        let kernel = self.kernel;
         tokio::task::spawn_blocking(move || {
             let rows = rows.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let hits = queries.iter().map(|q| rows.best(arch, q, k)).collect::<Result<_, _>>()?;
-            Ok(Found { size: GallerySize { persons: rows.faces_of.len(), faces: rows.faces.len() }, hits })
+            Ok(Found { size: rows.size(), hits: rows.best(kernel, &queries, k)? })
         })
         .await?
     }
@@ -148,8 +134,8 @@ impl FaceIndex for ExactFaceIndex {
         for (gallery, shelf) in shelves {
             let mut shelf = shelf.lock().await;
             self.catch_up(&gallery, &mut shelf).await?;
-            let is_empty = shelf.rows.read().unwrap_or_else(std::sync::PoisonError::into_inner).faces.is_empty();
-            if is_empty {
+            let size = shelf.rows.read().unwrap_or_else(std::sync::PoisonError::into_inner).size();
+            if size.faces == 0 {
                 // A search that waits for this very shelf has to load it anew.
                 shelf.as_of = None;
                 self.shelves.lock().await.remove(&gallery);
@@ -162,91 +148,17 @@ impl FaceIndex for ExactFaceIndex {
     }
 }
 
+impl Change {
+    fn apply(self, rows: &mut Rows) -> Result<(), FaceIndexError> {
+        rows.remove(self.face_id);
+        let (Some(vector), Some(person)) = (self.vector, self.person_id) else { return Ok(()) };
+        let vector = Embedding::from_bytes(&vector).map_err(|e| FaceIndexError::Vector(e.to_string()))?;
+        rows.add(self.face_id, person, &vector)
+    }
+}
+
 fn key(gallery: &Gallery) -> [Value; 2] {
     [gallery.collection.into(), gallery.pipeline.as_str().into()]
-}
-
-impl Rows {
-    fn apply(&mut self, change: Change) -> Result<(), FaceIndexError> {
-        self.remove(change.face_id);
-        let (Some(vector), Some(person)) = (change.vector, change.person_id) else { return Ok(()) };
-        let vector = Embedding::from_bytes(&vector).map_err(|e| FaceIndexError::Vector(e.to_string()))?;
-        self.check_dimension(vector.dimension())?;
-        self.dimension = vector.dimension();
-        self.row_of.insert(change.face_id, self.faces.len());
-        self.faces.push((change.face_id, person));
-        self.vectors.extend_from_slice(vector.as_slice());
-        *self.faces_of.entry(person).or_default() += 1;
-        Ok(())
-    }
-
-    /// Moves the last row into the place of the removed one.
-    fn remove(&mut self, face: FaceId) {
-        let Some(row) = self.row_of.remove(&face) else { return };
-        let (_, person) = self.faces.swap_remove(row);
-        if let Entry::Occupied(mut faces) = self.faces_of.entry(person) {
-            *faces.get_mut() -= 1;
-            if *faces.get() == 0 {
-                faces.remove();
-            }
-        }
-        let last = self.faces.len() * self.dimension;
-        self.vectors.copy_within(last.., row * self.dimension);
-        self.vectors.truncate(last);
-        if let Some((moved, _)) = self.faces.get(row) {
-            self.row_of.insert(*moved, row);
-        }
-    }
-
-    fn check_dimension(&self, dimension: usize) -> Result<(), FaceIndexError> {
-        if self.faces.is_empty() || dimension == self.dimension {
-            return Ok(());
-        }
-        let text = format!("{dimension} components among vectors of {}", self.dimension);
-        Err(FaceIndexError::Vector(text))
-    }
-
-    fn best(&self, arch: Arch, query: &Embedding, k: usize) -> Result<Vec<Hit>, FaceIndexError> {
-        self.check_dimension(query.dimension())?;
-        let mut best = BestPersons { hits: Vec::with_capacity(k + 1), k };
-        let mut scores = [0.0; BLOCK_ROWS];
-        let blocks = self.vectors.chunks(BLOCK_ROWS * self.dimension.max(1));
-        for (faces, vectors) in self.faces.chunks(BLOCK_ROWS).zip(blocks) {
-            let scores = &mut scores[..faces.len()];
-            dot_rows(arch, query.as_slice(), vectors, scores);
-            for ((face, person), score) in faces.iter().zip(scores) {
-                best.offer(Hit { person: *person, face: *face, score: *score });
-            }
-        }
-        Ok(best.hits)
-    }
-}
-
-/// The best `k` persons so far, best first.
-struct BestPersons {
-    hits: Vec<Hit>,
-    k: usize,
-}
-
-impl BestPersons {
-    fn offer(&mut self, hit: Hit) {
-        if self.k == 0 || (self.hits.len() == self.k && !comes_before(&hit, &self.hits[self.k - 1])) {
-            return;
-        }
-        if let Some(known) = self.hits.iter().position(|h| h.person == hit.person) {
-            if !comes_before(&hit, &self.hits[known]) {
-                return;
-            }
-            self.hits.remove(known);
-        }
-        let place = self.hits.partition_point(|h| comes_before(h, &hit));
-        self.hits.insert(place, hit);
-        self.hits.truncate(self.k);
-    }
-}
-
-fn comes_before(a: &Hit, b: &Hit) -> bool {
-    a.score > b.score || (a.score.total_cmp(&b.score).is_eq() && a.face < b.face)
 }
 
 #[cfg(test)]

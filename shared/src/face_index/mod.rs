@@ -1,10 +1,12 @@
 //! Which enrolled persons are near a vector. The stored embeddings are the truth, an index is derived from them.
 
+mod codes;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
 mod exact;
 mod kernel;
 pub mod pgvector;
+mod rows;
 
 use async_trait::async_trait;
 

@@ -1,0 +1,174 @@
+//! The enrolled vectors of one gallery in memory, and the exact search through them.
+//!
+//! A search reads every row's codes and the vectors of the few rows whose scores, by those codes, may be among the best:
+//! what it finds is what a scan over all vectors finds.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::codes::{BLOCK_ROWS, Bounds, Codes};
+use super::kernel::Kernel;
+use super::{FaceIndexError, GallerySize, Hit};
+use crate::embedding::Embedding;
+use crate::ids::{FaceId, PersonId};
+
+/// Rows that are passed over together, where none of their bounds is high enough.
+const GROUP: usize = 16;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// Row-major, `faces.len()` x dimension.
+    vectors: Vec<f32>,
+    dimension: usize,
+    codes: Codes,
+    faces: Vec<(FaceId, PersonId)>,
+    row_of: HashMap<FaceId, usize>,
+    faces_of: HashMap<PersonId, usize>,
+}
+
+/// One query on its way through the rows.
+struct Search<'a> {
+    query: &'a [f32],
+    bounds: Bounds,
+    best: BestPersons,
+}
+
+impl Rows {
+    pub(super) fn size(&self) -> GallerySize {
+        GallerySize { persons: self.faces_of.len(), faces: self.faces.len() }
+    }
+
+    /// Adds a face that is not there.
+    pub(super) fn add(&mut self, face: FaceId, person: PersonId, vector: &Embedding) -> Result<(), FaceIndexError> {
+        self.check_dimension(vector.dimension())?;
+        if self.faces.is_empty() {
+            self.dimension = vector.dimension();
+            self.codes = Codes::default();
+        }
+        self.row_of.insert(face, self.faces.len());
+        self.faces.push((face, person));
+        self.vectors.extend_from_slice(vector.as_slice());
+        self.codes.push(vector.as_slice());
+        *self.faces_of.entry(person).or_default() += 1;
+        Ok(())
+    }
+
+    /// Moves the last row into the place of the removed one.
+    pub(super) fn remove(&mut self, face: FaceId) {
+        let Some(row) = self.row_of.remove(&face) else { return };
+        let (_, person) = self.faces.swap_remove(row);
+        if let Entry::Occupied(mut faces) = self.faces_of.entry(person) {
+            *faces.get_mut() -= 1;
+            if *faces.get() == 0 {
+                faces.remove();
+            }
+        }
+        let last = self.faces.len() * self.dimension;
+        self.vectors.copy_within(last.., row * self.dimension);
+        self.vectors.truncate(last);
+        self.codes.swap_remove(row);
+        if let Some((moved, _)) = self.faces.get(row) {
+            self.row_of.insert(*moved, row);
+        }
+    }
+
+    fn check_dimension(&self, dimension: usize) -> Result<(), FaceIndexError> {
+        if self.faces.is_empty() || dimension == self.dimension {
+            return Ok(());
+        }
+        let text = format!("{dimension} components among vectors of {}", self.dimension);
+        Err(FaceIndexError::Vector(text))
+    }
+
+    /// For each query the best `k` persons, by the best of their faces.
+    pub(super) fn best(
+        &self,
+        kernel: Kernel,
+        queries: &[Embedding],
+        k: usize,
+    ) -> Result<Vec<Vec<Hit>>, FaceIndexError> {
+        queries.iter().try_for_each(|query| self.check_dimension(query.dimension()))?;
+        let k = k.min(self.faces_of.len());
+        if k == 0 {
+            return Ok(vec![Vec::new(); queries.len()]);
+        }
+        let mut searches: Vec<_> = queries.iter().map(|query| self.search(query.as_slice(), k)).collect();
+        let mut upper = [0.0; BLOCK_ROWS];
+        for first in (0..self.faces.len()).step_by(BLOCK_ROWS) {
+            let rows = first..self.faces.len().min(first + BLOCK_ROWS);
+            // All queries look at a block while it is in the cache.
+            for search in &mut searches {
+                let upper = &mut upper[..rows.len()];
+                self.codes.upper_bounds(kernel, &search.bounds, rows.clone(), upper);
+                self.look_at(kernel, search, first, upper);
+            }
+        }
+        Ok(searches.into_iter().map(|search| search.best.hits).collect())
+    }
+
+    fn search<'a>(&self, query: &'a [f32], k: usize) -> Search<'a> {
+        Search { query, bounds: self.codes.bounds(query), best: BestPersons { hits: Vec::with_capacity(k + 1), k } }
+    }
+
+    /// Works out the scores of those rows whose upper bounds, from row `first` on, promise enough.
+    fn look_at(&self, kernel: Kernel, search: &mut Search, first: usize, upper: &[f32]) {
+        for (group, upper) in upper.chunks(GROUP).enumerate() {
+            if upper.iter().copied().fold(f32::NEG_INFINITY, f32::max) < search.best.enough() {
+                continue;
+            }
+            for (row, upper) in (first + group * GROUP..).zip(upper) {
+                if *upper < search.best.enough() {
+                    continue;
+                }
+                let (face, person) = self.faces[row];
+                if *upper < search.best.enough_of(person) {
+                    continue;
+                }
+                let vector = &self.vectors[row * self.dimension..][..self.dimension];
+                search.best.offer(Hit { person, face, score: kernel.dot(search.query, vector) });
+            }
+        }
+    }
+}
+
+/// The best `k` persons so far, best first; `k` is at least 1.
+struct BestPersons {
+    hits: Vec<Hit>,
+    k: usize,
+}
+
+impl BestPersons {
+    /// The score below which no hit is taken.
+    fn enough(&self) -> f32 {
+        if self.hits.len() < self.k { f32::NEG_INFINITY } else { self.hits[self.k - 1].score }
+    }
+
+    /// The score below which no hit of that person is taken.
+    fn enough_of(&self, person: PersonId) -> f32 {
+        let known = self.hits.iter().find(|hit| hit.person == person);
+        known.map_or_else(|| self.enough(), |hit| hit.score)
+    }
+
+    fn offer(&mut self, hit: Hit) {
+        if self.hits.len() == self.k && !comes_before(&hit, &self.hits[self.k - 1]) {
+            return;
+        }
+        if let Some(known) = self.hits.iter().position(|h| h.person == hit.person) {
+            if !comes_before(&hit, &self.hits[known]) {
+                return;
+            }
+            self.hits.remove(known);
+        }
+        let place = self.hits.partition_point(|h| comes_before(h, &hit));
+        self.hits.insert(place, hit);
+        self.hits.truncate(self.k);
+    }
+}
+
+fn comes_before(a: &Hit, b: &Hit) -> bool {
+    a.score > b.score || (a.score.total_cmp(&b.score).is_eq() && a.face < b.face)
+}
