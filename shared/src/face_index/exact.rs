@@ -9,6 +9,7 @@ use std::sync::{Arc, RwLock};
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, TransactionTrait, Value};
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::kernel::Kernel;
 use super::rows::Rows;
@@ -17,8 +18,8 @@ use crate::db::{Db, count, execute, statement};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
 
-/// Log rows read in one step of catching up.
-const CATCH_UP_ROWS: u64 = 10_000;
+/// Rows read from the database in one step.
+const ROWS_A_STEP: usize = 10_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -89,12 +90,20 @@ impl ExactFaceIndex {
         // One transaction, so that the log's end and the rows are of one moment.
         let txn = self.db.read.begin().await?;
         let as_of = self.log_end(&txn).await?;
-        let sql = "SELECT 0 AS seq, e.face_id, e.vector, f.person_id FROM embeddings e JOIN faces f ON f.id = e.face_id
-            WHERE e.collection_id = $1 AND e.pipeline = $2 AND f.person_id IS NOT NULL
-              AND f.assigned_by IN ('enrolled', 'user') ORDER BY e.face_id";
+        let sql = format!(
+            "SELECT 0 AS seq, e.face_id, e.vector, f.person_id FROM embeddings e JOIN faces f ON f.id = e.face_id
+             WHERE e.collection_id = $1 AND e.pipeline = $2 AND e.face_id > $3 AND f.person_id IS NOT NULL
+               AND f.assigned_by IN ('enrolled', 'user') ORDER BY e.face_id LIMIT {ROWS_A_STEP}"
+        );
         let mut rows = Rows::default();
-        for change in Change::find_by_statement(statement(&txn, sql, key(gallery))).all(&txn).await? {
-            change.apply(&mut rows)?;
+        let mut last = Some(FaceId(Uuid::nil()));
+        while let Some(after) = last {
+            let values = key(gallery).into_iter().chain([after.into()]);
+            let step = Change::find_by_statement(statement(&txn, &sql, values)).all(&txn).await?;
+            last = step.last().map(|change| change.face_id);
+            for change in step {
+                change.apply(&mut rows)?;
+            }
         }
         txn.commit().await?;
         Ok((rows, as_of))
@@ -107,7 +116,7 @@ impl ExactFaceIndex {
              FROM face_index_log l
              LEFT JOIN embeddings e ON e.pipeline = l.pipeline AND e.face_id = l.face_id
              LEFT JOIN faces f ON f.id = l.face_id
-             WHERE l.collection_id = $1 AND l.pipeline = $2 AND l.seq > $3 ORDER BY l.seq LIMIT {CATCH_UP_ROWS}"
+             WHERE l.collection_id = $1 AND l.pipeline = $2 AND l.seq > $3 ORDER BY l.seq LIMIT {ROWS_A_STEP}"
         );
         let values = key(gallery).into_iter().chain([after.into()]);
         Change::find_by_statement(statement(&self.db.read, &sql, values)).all(&self.db.read).await
