@@ -30,10 +30,10 @@ find_python() {
   done
 }
 
-# pip_install FOLDER PACKAGE: into a folder, which keeps out of the system's Python that Debian manages itself.
+# pip_install FOLDER PACKAGE...: into a folder, which keeps out of the system's Python that Debian manages itself.
 pip_install() {
   local python
   python=$(find_python)
   "${python:-/usr/bin/python3}" -m pip install --quiet --no-deps --no-compile --disable-pip-version-check \
-    --no-warn-script-location --root-user-action=ignore --target "$1" "$2"
+    --no-warn-script-location --root-user-action=ignore --target "$@"
 }
