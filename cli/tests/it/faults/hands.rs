@@ -6,28 +6,30 @@ use rustix::process::Signal;
 use services::s3::Fault;
 use tokio::time::Instant;
 
-use super::load::Batch;
+use super::load::{Batch, Kind, Load};
 use super::rig::{DATABASE, LEASE, Rig, START_TIMEOUT, next_log, signal, start};
 
 /// A leader keeps its role for ten seconds.
 const LEADERSHIP: Duration = Duration::from_secs(13);
 
 impl Rig {
-    /// Adds a worker that dies at a point of its work, and waits until it has.
+    /// Replaces the workers by one that dies at a point of its work, and waits until it has.
     pub(crate) async fn worker_that_dies_at(&mut self, point: &str) {
+        for worker in &self.workers {
+            signal(&worker.child, Signal::TERM);
+        }
+        for worker in &mut self.workers {
+            tokio::time::timeout(START_TIMEOUT, worker.child.wait()).await.unwrap().unwrap();
+        }
         let log = next_log(&self.folder, &mut self.logs);
         let crash = [("FACE_ID_CRASH_AT", point)];
         let mut doomed = start(&self.settings, &["worker"], &crash, "probes on ", log).await;
-        // The load must reach it: the others stand back meanwhile.
-        for worker in &self.workers {
-            signal(&worker.child, Signal::STOP);
-        }
+        // The others may have left nothing of the load.
+        let more = Load::begin(self, 100 + self.logs, 8, &[Kind::Enroll]);
         let died = tokio::time::timeout(START_TIMEOUT, doomed.child.wait()).await;
-        for worker in &self.workers {
-            signal(&worker.child, Signal::CONT);
-        }
         let status = died.unwrap_or_else(|_| panic!("the worker never reached {point}")).unwrap();
         assert!(!status.success());
+        self.more.extend(more.end().await);
     }
 
     pub(crate) async fn kill_worker(&mut self) {

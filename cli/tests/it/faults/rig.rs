@@ -45,6 +45,8 @@ pub(crate) struct Rig {
     pub(super) api: Process,
     pub(super) workers: Vec<Process>,
     pub(super) logs: usize,
+    /// Acknowledged jobs that a fault sent itself since the last check.
+    pub(super) more: Vec<String>,
     /// What the history held at the last check.
     found: Found,
 }
@@ -93,8 +95,9 @@ impl Rig {
             workers.push(start(&settings, &["worker"], &[], "probes on ", next_log(&folder, &mut logs)).await);
         }
         let address = api.address.clone();
-        let found = Found::default();
-        let rig = Self { address, http, postgres, rabbitmq, s3, library, folder, settings, api, workers, logs, found };
+        let (more, found) = (Vec::new(), Found::default());
+        let rig =
+            Self { address, http, postgres, rabbitmq, s3, library, folder, settings, api, workers, logs, more, found };
         let made = rig.http.post(format!("{}/v1/collections", rig.address)).json(&json!({ "name": "c" })).send().await;
         assert!(made.unwrap().status().is_success());
         rig
@@ -159,9 +162,12 @@ impl Rig {
             doubled: self.found.doubled - earlier.doubled,
             stale_writes: self.found.stale_writes - earlier.stale_writes,
         };
+        let more = std::mem::take(&mut self.more);
+        let attempted = attempted + more.len();
         let of_batch = |job: &Job| batch.as_ref().is_some_and(|(id, _)| job.batch.as_ref() == Some(id));
-        let jobs: Vec<_> = history.jobs.iter().filter(|job| taken.contains(&job.id) || of_batch(job)).collect();
-        let acknowledged = taken.len() + batch.as_ref().map_or(0, |(_, pictures)| *pictures);
+        let is_taken = |job: &Job| taken.contains(&job.id) || more.contains(&job.id);
+        let jobs: Vec<_> = history.jobs.iter().filter(|job| is_taken(job) || of_batch(job)).collect();
+        let acknowledged = taken.len() + more.len() + batch.as_ref().map_or(0, |(_, pictures)| *pictures);
         let completed = jobs.iter().filter(|job| job.state == "succeeded" && job.faces >= 1).count();
         let waiting = jobs.iter().filter(|job| !is_terminal(&job.state)).count();
         Tally { attempted, acknowledged, completed, lost: acknowledged - completed - waiting, unfinished: open, found }
