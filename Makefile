@@ -21,7 +21,7 @@ LFW ?= $(FACE_ID_ASSETS_DIR)/data/lfw
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Install what is missing: a C linker, the ONNX Runtime library
+setup: ## Install what is missing: a C compiler, cmake, nasm, the ONNX Runtime library
 	@scripts/setup.sh
 
 setup-services: setup ## Install PostgreSQL with pgvector and RabbitMQ for `make services` and the tests

@@ -1,5 +1,8 @@
 # syntax=docker/dockerfile:1
 FROM rust:1.95-slim-bookworm AS build
+# libjpeg-turbo is built from source.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends cmake make nasm && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \

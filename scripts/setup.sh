@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Puts in place what face-id needs beside Rust: a C linker (through apt, where it is missing) and the ONNX Runtime
-# library (from the onnxruntime wheel, into the project's own cache). Safe to run again; does nothing when all is there.
+# Puts in place what face-id needs beside Rust: a C compiler with cmake and nasm for libjpeg-turbo (through apt, where they
+# are missing) and the ONNX Runtime library (from the onnxruntime wheel, into the project's own cache). Safe to run again;
+# does nothing when all is there.
 set -euo pipefail
 . "$(dirname "$0")/packages.sh"
 
@@ -11,7 +12,10 @@ library=$cache/onnxruntime/libonnxruntime.so.$version
 command -v cargo >/dev/null || { say "cargo is missing: install Rust with rustup first"; exit 1; }
 
 missing=()
-command -v cc >/dev/null || missing+=(build-essential)
+{ command -v cc && command -v make; } >/dev/null || missing+=(build-essential)
+command -v cmake >/dev/null || missing+=(cmake)
+# Its fast code is written for nasm on Intel and AMD only.
+[ "$(uname -m)" != x86_64 ] || command -v nasm >/dev/null || missing+=(nasm)
 python=$(find_python)
 if [ ! -f "$library" ] && [ -z "$python" ]; then missing+=(python3 python3-pip); fi
 [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use shared::catalogue::Detector;
+use shared::catalogue::{Detector, Pipeline};
 use shared::embedding::Embedding;
 use shared::failpoints::failpoint;
 
 use crate::inference::{Engine, InferenceError};
-use crate::vision::align::aligned_crop;
+use crate::vision::Detection;
+use crate::vision::crops::aligned_crops;
+use crate::vision::decode::photo::Photo;
 use crate::vision::decode::{DecodeError, DecodeLimits, decode};
 use crate::vision::detect::{self, DetectError, Pass};
 use crate::vision::quality::Quality;
 use crate::vision::tensor::{Range, Tensor};
-use crate::vision::{Detection, Picture};
 
 /// A face with all that a pipeline knows of it.
 #[derive(Clone, Debug)]
@@ -54,36 +55,37 @@ pub enum AnalysisError {
 
 /// Decodes the bytes, finds the faces and makes their vectors.
 pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> Result<Analysis, AnalysisError> {
-    let picture = Arc::new(engine.on_core(move || decode(&bytes, &limits)).await??);
-    let found = find_faces(engine, &engine.pipeline().detector, &picture).await?;
+    let detector = &engine.pipeline().detector;
+    let side = detect::overview_side(detector);
+    let photo = Arc::new(engine.on_core(move || decode(bytes, &limits, side)).await??);
+    let found = find_faces(engine, detector, &photo).await?;
     failpoint("mid_inference");
-    let faces = embed_faces(engine, &picture, found).await?;
-    Ok(Analysis { size: [picture.width, picture.height], faces })
+    let faces = embed_faces(engine, &photo, found).await?;
+    Ok(Analysis { size: photo.size, faces })
 }
 
 /// The faces that `detector`, the engine's with scores of the caller's choice, finds, best first.
 pub async fn find_faces(
     engine: &Engine,
     detector: &Detector,
-    picture: &Arc<Picture>,
+    photo: &Arc<Photo>,
 ) -> Result<Vec<Detection>, AnalysisError> {
-    let (shown, settings) = (Arc::clone(picture), detector.clone());
-    let [main, small] = engine.on_core(move || detect::passes(&shown, &settings)).await?;
+    let (shown, settings) = (Arc::clone(photo), detector.clone());
+    let [main, small] = engine.on_core(move || detect::passes(&shown.overview.picture, &settings)).await?;
     let run = |pass: Pass| async move { Ok::<_, InferenceError>((pass.view, engine.detect(pass.input).await?)) };
     let (main, small) = tokio::try_join!(run(main), run(small))?;
-    Ok(detect::merge(detector, [(main.0, &main.1), (small.0, &small.1)])?)
+    let found = detect::merge(detector, [(main.0, &main.1), (small.0, &small.1)])?;
+    Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
 }
 
 /// Quality and vector of each detection. One whose landmarks or vector are degenerate is no face and left out.
 pub async fn embed_faces(
     engine: &Engine,
-    picture: &Arc<Picture>,
+    photo: &Arc<Photo>,
     detections: Vec<Detection>,
 ) -> Result<Vec<AnalysedFace>, AnalysisError> {
-    let (shown, settings) = (Arc::clone(picture), engine.clone());
-    let crops = engine
-        .on_core(move || detections.into_iter().filter_map(|d| crop(&settings, &shown, d)).collect::<Vec<_>>())
-        .await?;
+    let (shown, settings) = (Arc::clone(photo), engine.clone());
+    let crops = engine.on_core(move || crops(settings.pipeline(), &shown, detections)).await??;
     let vectors = try_join_all(crops.into_iter().map(|(detection, quality, input)| async move {
         let values = engine.embed(input).await?;
         Ok::<_, InferenceError>((detection, quality, Embedding::normalised(values)))
@@ -101,14 +103,17 @@ pub async fn embed_faces(
         .collect())
 }
 
-fn crop(engine: &Engine, picture: &Picture, detection: Detection) -> Option<(Detection, Quality, Tensor)> {
-    let pipeline = engine.pipeline();
-    let alignment = &pipeline.alignment;
-    let size = [alignment.width, alignment.height];
-    let crop = aligned_crop(picture, &detection.landmarks, &alignment.points, size)
-        .inspect_err(|error| tracing::debug!(%error, "a detection was left out"))
-        .ok()?;
+fn crops(
+    pipeline: &Pipeline,
+    photo: &Photo,
+    detections: Vec<Detection>,
+) -> Result<Vec<(Detection, Quality, Tensor)>, DecodeError> {
     let recognizer = &pipeline.recognizer;
     let range = Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale };
-    Some((detection, Quality::measure(&detection, &crop), range.tensor(&crop)))
+    let crops = aligned_crops(photo, &detections, &pipeline.alignment)?;
+    let faces = detections.into_iter().zip(crops).filter_map(|(detection, crop)| {
+        let crop = crop.inspect_err(|error| tracing::debug!(%error, "a detection was left out")).ok()?;
+        Some((detection, Quality::measure(&detection, &crop), range.tensor(&crop)))
+    });
+    Ok(faces.collect())
 }

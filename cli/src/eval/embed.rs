@@ -12,10 +12,10 @@ use shared::job::FaceChoice;
 use tokio::task::JoinSet;
 use worker::analysis::{embed_faces, find_faces};
 use worker::inference::Engine;
-use worker::vision::Picture;
 use worker::vision::choose::choose_face;
+use worker::vision::decode::photo::Photo;
 use worker::vision::decode::{DecodeLimits, decode};
-use worker::vision::detect::passes;
+use worker::vision::detect::{overview_side, passes};
 use worker::vision::tensor::Tensor;
 
 /// LFW promises a face on every picture: where none reaches the detector's own score, this one is tried.
@@ -67,9 +67,9 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
     let prepared = side_by_side(setup.in_flight, chosen, &bar, |path| {
         let (setup, crop) = (setup.clone(), crop.clone());
         async move {
-            let picture = read(&setup, path).await?;
+            let photo = read(&setup, path).await?;
             let detector = setup.engine.pipeline().detector.clone();
-            let [main, small] = tokio::task::spawn_blocking(move || passes(&picture, &detector)).await?;
+            let [main, small] = tokio::task::spawn_blocking(move || passes(&photo.overview.picture, &detector)).await?;
             Ok([main.input, small.input, crop])
         }
     })
@@ -94,36 +94,31 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
 
 /// The vector of the most central face, and whether it took a second try.
 async fn embed_one(setup: Setup, path: PathBuf) -> anyhow::Result<(Option<Embedding>, bool)> {
-    let picture = read(&setup, path.clone()).await?;
+    let photo = read(&setup, path.clone()).await?;
     let usual = &setup.engine.pipeline().detector;
     let failed = || format!("analyse {}", path.display());
-    if let Some(embedding) = central_face(&setup.engine, usual, &picture).await.with_context(failed)? {
+    if let Some(embedding) = central_face(&setup.engine, usual, &photo).await.with_context(failed)? {
         return Ok((Some(embedding), false));
     }
     let lenient = Detector { store_score: SECOND_SCORE, ..usual.clone() };
-    Ok((central_face(&setup.engine, &lenient, &picture).await.with_context(failed)?, true))
+    Ok((central_face(&setup.engine, &lenient, &photo).await.with_context(failed)?, true))
 }
 
-async fn central_face(
-    engine: &Engine,
-    detector: &Detector,
-    picture: &Arc<Picture>,
-) -> anyhow::Result<Option<Embedding>> {
-    let faces = find_faces(engine, detector, picture).await?;
-    let Ok(chosen) = choose_face(&faces, FaceChoice::Center, [picture.width, picture.height]) else { return Ok(None) };
-    let mut analysed = embed_faces(engine, picture, vec![faces[chosen]]).await?;
+async fn central_face(engine: &Engine, detector: &Detector, photo: &Arc<Photo>) -> anyhow::Result<Option<Embedding>> {
+    let faces = find_faces(engine, detector, photo).await?;
+    let Ok(chosen) = choose_face(&faces, FaceChoice::Center, photo.size) else { return Ok(None) };
+    let mut analysed = embed_faces(engine, photo, vec![faces[chosen]]).await?;
     Ok(analysed.pop().map(|face| face.embedding))
 }
 
-async fn read(setup: &Setup, path: PathBuf) -> anyhow::Result<Arc<Picture>> {
-    let limits = setup.limits;
-    let picture = tokio::task::spawn_blocking(move || read_now(&path, limits)).await??;
-    Ok(Arc::new(picture))
+async fn read(setup: &Setup, path: PathBuf) -> anyhow::Result<Arc<Photo>> {
+    let (limits, side) = (setup.limits, overview_side(&setup.engine.pipeline().detector));
+    Ok(Arc::new(tokio::task::spawn_blocking(move || read_now(&path, limits, side)).await??))
 }
 
-fn read_now(path: &Path, limits: DecodeLimits) -> anyhow::Result<Picture> {
+fn read_now(path: &Path, limits: DecodeLimits, side: u32) -> anyhow::Result<Photo> {
     let failed = || format!("read the picture {}", path.display());
-    decode(&std::fs::read(path).with_context(failed)?, &limits).with_context(failed)
+    decode(std::fs::read(path).with_context(failed)?, &limits, side).with_context(failed)
 }
 
 /// Does the work of each item, `in_flight` at a time; results keep the items' order, the first error ends all.

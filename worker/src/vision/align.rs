@@ -1,6 +1,6 @@
 //! Five landmarks to an aligned crop: the similarity that best maps them to a template, and the warp that applies it.
 
-use crate::vision::{Landmarks, Picture};
+use crate::vision::{BoundingBox, Landmarks, Picture};
 
 /// Rotation, one scale and a shift: `x' = a x - b y + tx`, `y' = b x + a y + ty`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,6 +80,19 @@ pub fn aligned_crop(
         }
     }
     Ok(Picture { width, height, rgb })
+}
+
+/// The part of a picture that [`aligned_crop`] reads, without its edge.
+pub(crate) fn crop_area(
+    landmarks: &Landmarks,
+    points: &[[f32; 2]; 5],
+    [width, height]: [u32; 2],
+) -> Result<BoundingBox, AlignError> {
+    let back = Similarity::between(&landmarks.0, points)?.inverse();
+    let (right, bottom) = (width as f32, height as f32);
+    let corners = [[0.0, 0.0], [right, 0.0], [0.0, bottom], [right, bottom]].map(|corner| back.apply(corner));
+    let boxes = corners.map(|[x, y]| BoundingBox { x, y, width: 0.0, height: 0.0 });
+    Ok(boxes.into_iter().fold(boxes[0], BoundingBox::around))
 }
 
 fn mean(points: &[[f32; 2]; 5]) -> [f64; 2] {

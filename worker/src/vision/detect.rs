@@ -69,11 +69,24 @@ pub enum DetectError {
     },
 }
 
+/// The longer side from which a picture at a reduced scale shows the detector what the original would.
+///
+/// Twice the largest input: nearer to it, landmarks move. Embeddings of the 67 faces of six photographs, enlarged, agree
+/// with those of the original scale to a median cosine of 0.955 at 1.0, 0.978 at 1.6, 0.993 at 2.0 and 0.998 at 3.2 times
+/// the input; all of the faces are found from 1.6.
+pub fn overview_side(detector: &Detector) -> u32 {
+    2 * largest_side(detector)
+}
+
+fn largest_side(detector: &Detector) -> u32 {
+    detector.input_side.max(MIN_SIDE)
+}
+
 /// The inputs to run for `picture`: the main pass, then the small one.
 pub fn passes(picture: &Picture, detector: &Detector) -> [Pass; 2] {
     let range = Range { channels: detector.channels, mean: detector.mean, scale: detector.scale };
     let longest = picture.width.max(picture.height);
-    let main = resized(picture, longest.clamp(MIN_SIDE, detector.input_side.max(MIN_SIDE)));
+    let main = resized(picture, longest.clamp(MIN_SIDE, largest_side(detector)));
     // The smaller of the two has all that the small pass can show and is read faster.
     let source = if main.width < picture.width { &main } else { picture };
     let small = resized(source, SMALL_SIDE);
@@ -105,7 +118,7 @@ fn read(detector: &Detector, (view, outputs): (View, &[Tensor])) -> Result<Vec<D
         DetectorFamily::Yunet => yunet::read(&head, detector.store_score),
         DetectorFamily::Scrfd => scrfd::read(&head, detector.store_score),
     }?;
-    Ok(found.into_iter().map(|face| face.scaled(view.to_picture)).collect())
+    Ok(found.into_iter().map(|face| face.placed(view.to_picture, [0.0; 2])).collect())
 }
 
 /// A detector's outputs beside the size of the input they answer.

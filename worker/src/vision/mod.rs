@@ -1,13 +1,15 @@
 //! The pure half of a pipeline: pixels and tensors in, faces and vectors out.
 //!
-//! No input or output, no async, no clock: bytes are decoded to an upright [`Picture`], the picture becomes detector
-//! inputs, detector outputs become [`Detection`]s, each of those an aligned crop with its [`quality`] and a
-//! recognizer input. Running the models between these steps belongs to `crate::analysis`.
+//! No input or output, no async, no clock: bytes are decoded to an upright photo, of which the detector is shown a
+//! [`Picture`] at a reduced scale; its outputs become [`Detection`]s, each of those an aligned crop with its [`quality`]
+//! and a recognizer input. Running the models between these steps belongs to `crate::analysis`.
 
 pub mod align;
 pub mod choose;
+pub mod crops;
 pub mod decode;
 pub mod detect;
+pub mod frame;
 mod nms;
 pub mod quality;
 mod scrfd;
@@ -75,6 +77,19 @@ impl BoundingBox {
         [self.x + self.width / 2.0, self.y + self.height / 2.0]
     }
 
+    /// The shorter of width and height.
+    pub fn shorter_side(&self) -> f32 {
+        self.width.min(self.height)
+    }
+
+    /// The least box that has this one and another in it.
+    pub(crate) fn around(self, other: Self) -> Self {
+        let (x, y) = (self.x.min(other.x), self.y.min(other.y));
+        let (right, bottom) =
+            ((self.x + self.width).max(other.x + other.width), (self.y + self.height).max(other.y + other.height));
+        Self { x, y, width: right - x, height: bottom - y }
+    }
+
     /// Intersection over union with another box, 0..1; 0 where both are empty.
     pub fn iou(&self, other: &Self) -> f32 {
         let width = (self.x + self.width).min(other.x + other.width) - self.x.max(other.x);
@@ -86,17 +101,18 @@ impl BoundingBox {
 }
 
 impl Detection {
-    /// The same face after `[x, y]` of every point is multiplied by `factor`.
-    pub(crate) fn scaled(&self, factor: [f32; 2]) -> Self {
-        let [x, y] = factor;
+    /// The same face after each point is multiplied by `factor` and moved by `shift`.
+    pub(crate) fn placed(&self, factor: [f32; 2], shift: [f32; 2]) -> Self {
+        let place = |[x, y]: [f32; 2]| [x * factor[0] + shift[0], y * factor[1] + shift[1]];
+        let [x, y] = place([self.bounding_box.x, self.bounding_box.y]);
         Self {
             bounding_box: BoundingBox {
-                x: self.bounding_box.x * x,
-                y: self.bounding_box.y * y,
-                width: self.bounding_box.width * x,
-                height: self.bounding_box.height * y,
+                x,
+                y,
+                width: self.bounding_box.width * factor[0],
+                height: self.bounding_box.height * factor[1],
             },
-            landmarks: Landmarks(self.landmarks.0.map(|point| [point[0] * x, point[1] * y])),
+            landmarks: Landmarks(self.landmarks.0.map(place)),
             score: self.score,
         }
     }

@@ -83,7 +83,7 @@ impl Quality {
         let pose = Pose::estimate(&detection.landmarks);
         Self {
             score: detection.score,
-            face_size_px: detection.bounding_box.width.min(detection.bounding_box.height),
+            face_size_px: detection.bounding_box.shorter_side(),
             sharpness: luma.sharpness(),
             yaw_deg: pose.yaw,
             pitch_deg: pose.pitch,

@@ -1,15 +1,23 @@
-//! Bytes of a photograph to an upright [`Picture`], refusing what is hostile, broken or too large.
+//! Bytes of a photograph to an upright [`Photo`], refusing what is hostile, broken or too large.
 //!
 //! The format is taken from the magic bytes only: jpeg, png, webp. Size limits are checked on the file's own header
 //! before any pixel memory is asked for. A file cut short is an error even where a viewer would fill the rest with grey.
 //! Transparent pixels are laid on white, as a page shows them. Of an animated webp the first frame is taken.
 
+mod jpeg;
+pub mod photo;
+mod turbo;
+
+use std::error::Error;
 use std::io::{Cursor, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use image::codecs::{jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::{DynamicImage, ImageDecoder, ImageError};
+use image::codecs::{png::PngDecoder, webp::WebPDecoder};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, RgbImage, RgbaImage};
 
+use self::jpeg::Jpeg;
+use self::photo::Photo;
 use crate::vision::Picture;
 
 /// What a picture may cost at most.
@@ -44,7 +52,7 @@ pub enum DecodeError {
         /// jpeg, png or webp.
         format: &'static str,
         /// What the decoder said; absent where it panicked or found no picture size.
-        source: Option<ImageError>,
+        source: Option<Box<dyn Error + Send + Sync>>,
     },
     /// More bytes than allowed.
     #[error("the image has {size_bytes} bytes and {max_bytes} are allowed; send a smaller file")]
@@ -81,20 +89,25 @@ impl DecodeError {
     }
 }
 
-/// Decodes a jpeg, png or webp file to upright RGB.
+/// Decodes a jpeg, png or webp file to upright RGB; a jpeg at the smallest scale at which its longer side has at least
+/// `side` pixels.
 ///
 /// Grey, palette, 16-bit, CMYK and transparent files succeed; EXIF orientation is applied.
-pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
+pub fn decode(bytes: Vec<u8>, limits: &DecodeLimits, side: u32) -> Result<Photo, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
     if bytes.len() > limits.max_bytes {
         return Err(DecodeError::TooManyBytes { size_bytes: bytes.len(), max_bytes: limits.max_bytes });
     }
-    let format = Format::guess(bytes).ok_or(DecodeError::UnsupportedFormat)?;
+    let format = Format::guess(&bytes).ok_or(DecodeError::UnsupportedFormat)?;
     // The decoders are young and their input hostile; a panic of theirs is that picture's problem, not the process'.
-    catch_unwind(AssertUnwindSafe(|| decode_as(format, bytes, limits)))
-        .unwrap_or(Err(DecodeError::Unreadable { format: format.name(), source: None }))
+    catch_unwind(AssertUnwindSafe(|| match format {
+        Format::Jpeg => Photo::of_jpeg(Jpeg::open(bytes, limits)?, side),
+        Format::Png => png(&bytes, limits),
+        Format::WebP => webp(&bytes, limits),
+    }))
+    .unwrap_or(Err(DecodeError::Unreadable { format: format.name(), source: None }))
 }
 
 #[derive(Clone, Copy)]
@@ -129,59 +142,49 @@ impl Format {
     fn refused(self, error: ImageError) -> DecodeError {
         match error {
             ImageError::IoError(cause) if cause.kind() == ErrorKind::UnexpectedEof => self.truncated(),
-            source => DecodeError::Unreadable { format: self.name(), source: Some(source) },
+            source => DecodeError::Unreadable { format: self.name(), source: Some(source.into()) },
         }
     }
 }
 
-fn decode_as(format: Format, bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
-    match format {
-        Format::Jpeg => {
-            let outline = JpegOutline::read(bytes);
-            if let Some((width, height)) = outline.size {
-                limits.check(width, height)?;
-            }
-            if !outline.complete {
-                return Err(format.truncated());
-            }
-            let decoder = JpegDecoder::new(Cursor::new(bytes)).map_err(|e| format.refused(e))?;
-            read_upright(format, decoder, limits)
-        }
-        Format::Png => {
-            let (width, height) = png_size(bytes).ok_or_else(|| format.truncated())?;
-            limits.check(width, height)?;
-            let decoder =
-                PngDecoder::with_limits(Cursor::new(bytes), limits.allocation()).map_err(|e| format.refused(e))?;
-            read_upright(format, decoder, limits)
-        }
-        Format::WebP => {
-            if !riff_is_complete(bytes) {
-                return Err(format.truncated());
-            }
-            let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|e| format.refused(e))?;
-            read_upright(format, decoder, limits)
-        }
-    }
+fn png(bytes: &[u8], limits: &DecodeLimits) -> Result<Photo, DecodeError> {
+    let (width, height) = png_size(bytes).ok_or_else(|| Format::Png.truncated())?;
+    limits.check(width, height)?;
+    let decoder =
+        PngDecoder::with_limits(Cursor::new(bytes), limits.allocation()).map_err(|e| Format::Png.refused(e))?;
+    read_upright(Format::Png, decoder, limits)
 }
 
-fn read_upright(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Picture, DecodeError> {
+fn webp(bytes: &[u8], limits: &DecodeLimits) -> Result<Photo, DecodeError> {
+    if !riff_is_complete(bytes) {
+        return Err(Format::WebP.truncated());
+    }
+    let decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(|e| Format::WebP.refused(e))?;
+    read_upright(Format::WebP, decoder, limits)
+}
+
+fn read_upright(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeLimits) -> Result<Photo, DecodeError> {
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     decoder.set_limits(limits.allocation()).map_err(|e| format.refused(e))?;
     // A broken EXIF block says nothing about the pixels.
-    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| format.refused(e))?;
-    image = DynamicImage::ImageRgb8(match image {
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let image = match DynamicImage::from_decoder(decoder).map_err(|e| format.refused(e))? {
         DynamicImage::ImageRgb8(rgb) => rgb,
         other if other.color().has_alpha() => on_white(&other.into_rgba8()),
         other => other.into_rgb8(),
-    });
-    image.apply_orientation(orientation);
-    Ok(Picture { width: image.width(), height: image.height(), rgb: image.into_rgb8().into_raw() })
+    };
+    Ok(upright(image, orientation).into())
 }
 
-fn on_white(rgba: &image::RgbaImage) -> image::RgbImage {
-    let mut rgb = image::RgbImage::new(rgba.width(), rgba.height());
+fn upright(image: RgbImage, orientation: Orientation) -> Picture {
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    Picture { width: image.width(), height: image.height(), rgb: image.into_rgb8().into_raw() }
+}
+
+fn on_white(rgba: &RgbaImage) -> RgbImage {
+    let mut rgb = RgbImage::new(rgba.width(), rgba.height());
     for (to, from) in rgb.pixels_mut().zip(rgba.pixels()) {
         let [colour @ .., alpha] = from.0;
         let alpha = u16::from(alpha);
@@ -202,12 +205,17 @@ impl DecodeLimits {
         Err(DecodeError::TooManyPixels { width, height, max_pixels: self.max_pixels, max_side: self.max_side })
     }
 
-    /// What a decoder itself may take: the largest pixel here has 8 bytes (16-bit RGBA); the rest is its working room.
+    /// What a decoder itself may take in bytes: the largest pixel here has 8 (16-bit RGBA, or the frequencies of a
+    /// progressive CMYK file); the rest is its working room.
+    fn working_bytes(&self) -> u64 {
+        self.max_pixels.saturating_mul(8).saturating_add(64 << 20)
+    }
+
     fn allocation(&self) -> image::Limits {
         let mut limits = image::Limits::default();
         limits.max_image_width = Some(self.max_side);
         limits.max_image_height = Some(self.max_side);
-        limits.max_alloc = Some(self.max_pixels.saturating_mul(8) + (64 << 20));
+        limits.max_alloc = Some(self.working_bytes());
         limits
     }
 }
@@ -226,46 +234,8 @@ fn riff_is_complete(bytes: &[u8]) -> bool {
         .is_some_and(|size| bytes.len() as u64 >= 8 + u64::from(u32::from_le_bytes(size)))
 }
 
-/// What the markers of a jpeg file say. The decoder accepts a file without an end and fills the rest with grey, so
-/// the end is looked for here (ITU-T T.81, annex B); a thumbnail's own end inside an `APPn` segment does not count.
-#[derive(Default)]
-struct JpegOutline {
-    size: Option<(u32, u32)>,
-    complete: bool,
-}
-
-impl JpegOutline {
-    fn read(bytes: &[u8]) -> Self {
-        let mut outline = Self::default();
-        let mut rest = bytes.get(2..).unwrap_or_default();
-        while let Some(at) = rest.iter().position(|&byte| byte == 0xFF) {
-            rest = &rest[at + 1..];
-            match rest.first() {
-                Some(0xD9) => {
-                    outline.complete = true;
-                    return outline;
-                }
-                // Stuffed data, restart markers, TEM and fill bytes carry no length.
-                Some(0x00 | 0x01 | 0xD0..=0xD8 | 0xFF) => {}
-                Some(&marker) => {
-                    let Some(&[high, low]) = rest.get(1..3) else {
-                        return outline;
-                    };
-                    let length = usize::from(u16::from_be_bytes([high, low]));
-                    // SOF0 to SOF15 without DHT, JPG and DAC, which share the range.
-                    let is_frame = matches!(marker, 0xC0..=0xCF) && !matches!(marker, 0xC4 | 0xC8 | 0xCC);
-                    if let (true, Some(&[y1, y0, x1, x0])) = (is_frame, rest.get(4..8)) {
-                        let side = |high, low| u32::from(u16::from_be_bytes([high, low]));
-                        outline.size = Some((side(x1, x0), side(y1, y0)));
-                    }
-                    rest = rest.get(1 + length..).unwrap_or_default();
-                }
-                None => return outline,
-            }
-        }
-        outline
-    }
-}
+#[cfg(test)]
+pub(super) use self::turbo::tests::camera_jpeg;
 
 #[cfg(test)]
 pub(super) mod tests;

@@ -5,9 +5,14 @@ use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage};
 
 use super::*;
 
-const LIMITS: DecodeLimits = DecodeLimits { max_bytes: 1 << 20, max_pixels: 1_000_000, max_side: 2_000 };
+pub(super) const LIMITS: DecodeLimits = DecodeLimits { max_bytes: 1 << 20, max_pixels: 1_000_000, max_side: 2_000 };
 const RED: [u8; 3] = [220, 40, 40];
 const BLUE: [u8; 3] = [40, 40, 220];
+
+/// The whole file at its own scale.
+pub(in crate::vision) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, DecodeError> {
+    super::decode(bytes.to_vec(), limits, u32::MAX).map(|photo| photo.overview.picture)
+}
 
 fn halves() -> RgbImage {
     RgbImage::from_fn(32, 16, |x, _| Rgb(if x < 16 { RED } else { BLUE }))

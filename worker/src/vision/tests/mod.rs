@@ -1,5 +1,7 @@
 //! The whole of vision on photographs, with real weights. Needs the weights and data of `FACE_ID_ASSETS_DIR`.
 
+mod reduced;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +15,9 @@ use shared::job::FaceChoice;
 
 use super::align::aligned_crop;
 use super::choose::choose_face;
-use super::decode::{DecodeLimits, decode};
+use super::decode::DecodeLimits;
+use super::decode::photo::Photo;
+use super::decode::tests::{decode, oriented};
 use super::quality::{Gate, Quality, QualityReason};
 use super::*;
 use crate::analysis::{embed_faces, find_faces};
@@ -52,7 +56,7 @@ impl Bench {
     }
 
     async fn faces(&self, picture: &Arc<Picture>) -> Vec<Detection> {
-        find_faces(&self.engine, &self.pipeline().detector, picture).await.unwrap()
+        find_faces(&self.engine, &self.pipeline().detector, &photo_of(picture)).await.unwrap()
     }
 
     /// Quality of the most central face.
@@ -80,6 +84,10 @@ fn count(faces: &[Detection], min_score: f32) -> usize {
 
 fn image_of(picture: &Picture) -> RgbImage {
     RgbImage::from_raw(picture.width, picture.height, picture.rgb.clone()).unwrap()
+}
+
+fn photo_of(picture: &Picture) -> Arc<Photo> {
+    Arc::new(picture.clone().into())
 }
 
 fn picture_of(image: RgbImage) -> Picture {
@@ -163,7 +171,7 @@ async fn all_exif_orientations_give_the_same_upright_boxes() {
         stored.apply_orientation(Orientation::from_exif(opposite).unwrap());
         let mut jpeg = std::io::Cursor::new(Vec::new());
         stored.write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
-        let bytes = decode::tests::oriented(&jpeg.into_inner(), value);
+        let bytes = oriented(&jpeg.into_inner(), value);
         let picture = Arc::new(decode(&bytes, &LIMITS).unwrap());
         let faces = bench.faces(&picture).await;
         assert_eq!(faces.len(), 1, "orientation {value}");
@@ -211,12 +219,13 @@ async fn embeddings_agree_with_the_reference() {
     let (mut given, mut own) = (Vec::new(), Vec::new());
     for (name, image) in &reference.images {
         let picture = bench.picture(name);
+        let photo = photo_of(&picture);
         assert_eq!((picture.width, picture.height), (image.width, image.height), "{name}");
         let found = bench.faces(&picture).await;
         for face in &image.faces {
             let (wanted, embedding) = (face.detection(), Embedding::normalised(face.embedding.clone()).unwrap());
             let cosine = async |detection| {
-                let faces = embed_faces(&bench.engine, &picture, vec![detection]).await.unwrap();
+                let faces = embed_faces(&bench.engine, &photo, vec![detection]).await.unwrap();
                 faces[0].embedding.cosine(&embedding)
             };
             if wanted.bounding_box.width >= 40.0 {
