@@ -39,6 +39,14 @@ impl Random {
         f32::from(u16::try_from(bits).unwrap_or_default()) / 65_536.0
     }
 
+    /// A whole number from 1 to `most` that is n or more with a probability of n^-`exponent`.
+    pub(super) fn power(&mut self, exponent: f32, most: f32) -> usize {
+        let number = (1.0 - self.uniform()).powf(-exponent.recip()).min(most);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to `most`")]
+        let number = number as usize;
+        number
+    }
+
     pub(super) fn direction(&mut self) -> Vec<f32> {
         (0..DIMENSION).map(|_| self.normal()).collect()
     }

@@ -5,6 +5,8 @@ mod gallery;
 mod index;
 mod library;
 mod usage;
+mod search;
+mod templates;
 
 use shared::config::Config;
 
@@ -15,11 +17,14 @@ pub(crate) enum BenchCommand {
     /// Indexing as a batch beside the bare loop of the same steps, and identifying beside a batch; on services where the
     /// settings name them, else embedded.
     Index(index::IndexArgs),
+    /// The exact index in memory beside faiss, one thread each; needs Python, for which `scripts/setup-bench.sh` cares.
+    Search(search::SearchArgs),
 }
 
 pub(crate) async fn run(config: &Config, command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::FaceIndex(args) => face_index::run(config, &args).await,
         BenchCommand::Index(args) => index::run(config, &args).await,
+        BenchCommand::Search(args) => search::run(&args).await,
     }
 }
