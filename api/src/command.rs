@@ -48,6 +48,7 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         queue: backends.queue.clone(),
         objects: backends.objects.clone(),
         finished: backends.finished.clone(),
+        unrunnable: Arc::default(),
         checks: backends.checks(),
         stop: stop.clone(),
     };

@@ -1,5 +1,6 @@
 //! What every handler may touch.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use shared::catalogue::Catalogue;
@@ -21,6 +22,8 @@ pub struct AppState {
     pub queue: Arc<dyn JobQueue>,
     pub objects: Arc<dyn ObjectStore>,
     pub finished: FinishedJobs,
+    /// Pipelines that the worker in this process cannot run; none where workers are other processes.
+    pub unrunnable: Arc<BTreeSet<String>>,
     /// What `/readyz` tries.
     pub checks: Vec<Check>,
     /// Ends waits when the process stops.

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use worker::assets::Assets;
 use worker::context::{Engines, Pulse, WorkerContext};
 use worker::inference::EngineOptions;
+use worker::offer::Offer;
 use worker::stages::Stages;
 
 #[derive(clap::Args)]
@@ -107,6 +108,8 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
     let finished = FinishedJobs::new();
     let options = EngineOptions::configured(&config.worker);
+    let offer = Offer::of_all(&catalogue, &Assets::configured(&config), options).await;
+    offer.log();
     let engines = Arc::new(Engines::new(Arc::clone(&catalogue), Assets::configured(&config), options));
     let pipeline = config.models.default_pipeline.clone();
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
@@ -129,8 +132,19 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
             async move { db.ping().await }
         }),
         engines.check(pipeline),
+        offer.check(),
     ];
-    let state = AppState { config, catalogue, db: db.clone(), queue, objects, finished, checks, stop: stop.clone() };
+    let state = AppState {
+        config,
+        catalogue,
+        db: db.clone(),
+        queue,
+        objects,
+        finished,
+        unrunnable: Arc::new(offer.left_out.into_keys().collect()),
+        checks,
+        stop: stop.clone(),
+    };
     Ok((state, context))
 }
 

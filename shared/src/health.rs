@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 /// Longest time one check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a check found: nothing, or what is wrong.
-pub type CheckResult = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+/// What a check found: that it works, and perhaps something to be known, or what is wrong.
+pub type CheckResult = Pin<Box<dyn Future<Output = Result<Option<String>, String>> + Send>>;
 
 /// One thing that must work.
 #[derive(Clone)]
@@ -36,7 +36,7 @@ pub struct CheckView {
     name: &'static str,
     /// Whether it works.
     ok: bool,
-    /// What is wrong.
+    /// What is wrong, or to be known.
     detail: Option<String>,
 }
 
@@ -49,8 +49,15 @@ impl Check {
     {
         let run = move || -> CheckResult {
             let tried = run();
-            Box::pin(async move { tried.await.map_err(|e| e.to_string()) })
+            Box::pin(async move { tried.await.map(|()| None).map_err(|e| e.to_string()) })
         };
+        Self { name, run: Arc::new(run) }
+    }
+
+    /// Something to be known of the process that does not keep it from getting work; nothing where empty.
+    pub fn note(name: &'static str, detail: String) -> Self {
+        let detail = Some(detail).filter(|text| !text.is_empty());
+        let run = move || -> CheckResult { Box::pin(std::future::ready(Ok(detail.clone()))) };
         Self { name, run: Arc::new(run) }
     }
 }
@@ -66,7 +73,8 @@ impl Health {
         let tried = checks.iter().map(|check| async move {
             let late = || format!("no answer within {} s", CHECK_TIMEOUT.as_secs());
             let found = tokio::time::timeout(CHECK_TIMEOUT, (check.run)()).await.unwrap_or_else(|_| Err(late()));
-            CheckView { name: check.name, ok: found.is_ok(), detail: found.err() }
+            let ok = found.is_ok();
+            CheckView { name: check.name, ok, detail: found.unwrap_or_else(Some) }
         });
         let checks = futures_util::future::join_all(tried).await;
         let status = if checks.iter().all(|c| c.ok) { "ok" } else { "unavailable" };

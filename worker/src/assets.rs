@@ -138,13 +138,18 @@ impl Assets {
                 }
             }
             if file.urls.is_empty() {
-                downloads.push_str("; the catalogue has no address for it");
+                downloads.push_str("; the catalogue has no address for it (models/README.md says where it comes from)");
             }
         } else {
             downloads.push_str("; downloads are switched off (models.allow_download)");
         }
         let looked = self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and ");
         Err(AssetError::Missing { pipeline: pipeline.name.clone(), file: file.name.clone(), looked, downloads })
+    }
+
+    /// Whether a file that is missing may be fetched, and can be.
+    pub fn can_download(&self, file: &ModelFile) -> bool {
+        self.allow_download && !file.urls.is_empty()
     }
 
     /// Where a file of weights lies, without a look at its checksum.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::assets::Assets;
 use crate::context::{Engines, Pulse, WorkerContext};
 use crate::inference::EngineOptions;
+use crate::offer::Offer;
 use crate::probes;
 use crate::stages::Stages;
 
@@ -36,9 +37,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let watching = tokio::spawn(process::watch(stop.clone()));
 
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
-    let pipelines = pipelines(&config, &catalogue)?;
-    let backends = Backends::open(&config, Some(pipelines.clone())).await?;
-    for pipeline in &pipelines {
+    let offer = offer(&config, &catalogue).await?;
+    let backends = Backends::open(&config, Some(offer.pipelines.clone())).await?;
+    for pipeline in &offer.pipelines {
         let there = has_partition(&backends.db, pipeline).await.context("look for the pipeline's vectors")?;
         anyhow::ensure!(
             there,
@@ -49,11 +50,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.worker.probes_bind)
         .await
         .with_context(|| format!("listen on {} (worker.probes_bind)", config.worker.probes_bind))?;
-    tracing::info!(probes = %listener.local_addr()?, pipelines = pipelines.join(","), "worker started");
+    tracing::info!(probes = %listener.local_addr()?, pipelines = offer.pipelines.join(","), "worker started");
+    offer.log();
     announce(&listener)?;
     // The probes answer, and ends are told, for as long as jobs run.
     let working = CancellationToken::new();
-    let probes = tokio::spawn(probes::serve(listener, checks(&backends, &context), working.clone()));
+    let probes = tokio::spawn(probes::serve(listener, checks(&backends, &context, &offer), working.clone()));
     let telling = tokio::spawn(backends.tell_ends(working.clone()));
     let worked = crate::run(context, stop).await;
     backends.queue.close().await;
@@ -66,14 +68,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// The pipelines whose jobs this worker takes.
-fn pipelines(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Vec<String>> {
-    if config.worker.pipelines.is_empty() {
-        return Ok(catalogue.usable(&config.models.accepted_licences).map(|p| p.name.clone()).collect());
+async fn offer(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Offer> {
+    let (assets, options) = (Assets::configured(config), EngineOptions::configured(&config.worker));
+    // An empty variable is a list of one empty name.
+    let named: Vec<String> = config.worker.pipelines.iter().filter(|name| !name.is_empty()).cloned().collect();
+    if named.is_empty() {
+        return Ok(Offer::of_all(catalogue, &assets, options).await);
     }
-    for name in &config.worker.pipelines {
-        catalogue.pipeline(name).context("worker.pipelines")?;
-    }
-    Ok(config.worker.pipelines.clone())
+    Offer::of_named(&named, catalogue, &assets, options).await
 }
 
 async fn context(
@@ -100,8 +102,9 @@ async fn context(
     })
 }
 
-fn checks(backends: &Backends, context: &WorkerContext) -> Vec<Check> {
+fn checks(backends: &Backends, context: &WorkerContext, offer: &Offer) -> Vec<Check> {
     let mut checks = backends.checks();
+    checks.push(offer.check());
     checks.push(context.engines.check(context.config.models.default_pipeline.clone()));
     let pulse = context.pulse.clone();
     checks.push(Check::new("consumer", move || {

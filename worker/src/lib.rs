@@ -1,6 +1,7 @@
 //! The worker: takes job ids from the queue, works on pictures, records results. In reading order:
 //!
 //! - [`run()`] starts the tasks and ends them; [`context`] is what every job may touch
+//! - [`offer`] says which pipelines it can run
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
@@ -21,6 +22,7 @@ pub mod inference;
 pub mod jobs;
 mod leadership;
 pub mod lister;
+pub mod offer;
 pub mod probes;
 pub mod reaper;
 mod retry;

@@ -8,6 +8,7 @@ use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
 
 use crate::assets::Assets;
+use crate::vision::test_crop::splitmix64;
 use crate::vision::{BoundingBox, Picture};
 
 /// Blocks along each side of a face's pattern.
@@ -147,16 +148,10 @@ fn face_pixel(seed: u32, square: &BoundingBox, x: u32, y: u32) -> Option<[u8; 3]
     Some([red, green, BLUE[1]])
 }
 
-/// One bit a block, row by row from the lowest, for red and for green: two outputs of splitmix64 (Steele, Lea, Flood
-/// 2014) that starts at the seed.
+/// One bit a block, row by row from the lowest, for red and for green.
 fn pattern(seed: u32) -> [u64; 2] {
     let mut state = u64::from(seed);
-    [(); 2].map(|()| {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    })
+    [(); 2].map(|()| splitmix64(&mut state))
 }
 
 fn assets_below(assets_dir: Option<PathBuf>) -> Assets {

@@ -91,6 +91,10 @@ pub async fn create(State(state): State<AppState>, Json(new): Json<NewCollection
         );
         return Err(ApiError::unprocessable("licence_not_accepted", detail));
     }
+    if state.unrunnable.contains(&pipeline) {
+        let detail = format!("this server cannot run {pipeline}; its log and /readyz say why");
+        return Err(ApiError::unprocessable("pipeline_not_runnable", detail));
+    }
     let made = collections::create(&state.db, &new.name, &pipeline, &new.settings).await?;
     let row =
         made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;

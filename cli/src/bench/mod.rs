@@ -4,9 +4,9 @@ mod face_index;
 mod gallery;
 mod index;
 mod library;
-mod usage;
 mod search;
 mod templates;
+mod usage;
 
 use shared::config::Config;
 

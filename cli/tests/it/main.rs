@@ -9,6 +9,7 @@ mod eval;
 mod faults;
 mod jobs;
 mod main_path;
+mod offer;
 mod server;
 mod traces;
 mod workers;

@@ -199,7 +199,7 @@ async fn the_server_says_how_it_is() {
     assert_eq!(server.get("/healthz").await["status"], "ok");
     let ready = server.get("/readyz").await;
     let names: Vec<_> = ready["checks"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["database", "inference"]);
+    assert_eq!(names, ["database", "inference", "pipelines"]);
     let document = server.get("/openapi.json").await;
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     for path in ["/v1/collections/{collection}/enroll", "/v1/jobs/{job}", "/readyz"] {

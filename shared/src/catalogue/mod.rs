@@ -1,6 +1,8 @@
 //! The catalogue: which pipelines (detector + alignment + recognizer) can be run, one TOML each.
 
 mod calibration;
+mod fingerprint;
+mod requires;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,14 +11,17 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use calibration::{Calibration, Threshold};
+pub use fingerprint::Fingerprint;
+pub use requires::{CpuFeature, any_of};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
 /// stored under another policy are not taken for this one's.
 const INPUT_POLICY: u32 = 1;
 
 /// The entries that come with face-id.
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 4] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
+    ("yunet-mobilefacenet-int8.toml", include_str!("../../../models/yunet-mobilefacenet-int8.toml")),
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
     ("scrfd-mobilefacenet.toml", include_str!("../../../models/scrfd-mobilefacenet.toml")),
 ];
@@ -35,6 +40,9 @@ pub struct Pipeline {
     pub name: String,
     /// One sentence for a table.
     pub description: String,
+    /// Any one of these features is needed of the processor, where a processor runs the models; none where empty.
+    #[serde(default)]
+    pub requires: Vec<CpuFeature>,
     /// What finds faces.
     pub detector: Detector,
     /// How a face is cut out for the recognizer.
@@ -43,6 +51,8 @@ pub struct Pipeline {
     pub recognizer: Recognizer,
     /// What a score means; without it, thresholds must be set by hand.
     pub calibration: Option<Calibration>,
+    /// What the recognizer must answer to the test crops when it is loaded; without it, nothing is compared.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// `[detector]`
@@ -226,11 +236,6 @@ impl Catalogue {
     pub fn pipelines(&self) -> impl Iterator<Item = &Pipeline> {
         self.pipelines.values()
     }
-
-    /// The pipelines whose licences restrict nothing, or whose restrictions the operator accepts, in the order of their names.
-    pub fn usable(&self, accepted_licences: &[String]) -> impl Iterator<Item = &Pipeline> {
-        self.pipelines().filter(|p| p.restricted_files().is_empty() || accepted_licences.contains(&p.name))
-    }
 }
 
 fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, CatalogueError> {
@@ -280,6 +285,9 @@ impl Pipeline {
         }
         if !(16..=1024).contains(&self.alignment.width) || !(16..=1024).contains(&self.alignment.height) {
             return Err("alignment width and height must lie between 16 and 1024 pixels".to_owned());
+        }
+        if let Some(fingerprint) = &self.fingerprint {
+            fingerprint.check(self.recognizer.dimension)?;
         }
         self.calibration.as_ref().map_or(Ok(()), Calibration::check)
     }
@@ -352,6 +360,8 @@ mod tests {
             (good.replace("store_score = 0.7", "store_score = 0.9"), "store_score"),
             (good.replace("input_side = 640", "input_sides = 640"), "input_sides"),
             (good.replace("sha256 = \"", "sha256 = \"xy"), "sha256"),
+            (format!("requires = [\"mmx\"]\n{good}"), "mmx"),
+            (format!("{good}[fingerprint]\nmin_cosine = 0.999\nvectors = [[1.0]]"), "128 components"),
             (good.replace("name = \"face_detection", "name = \"../face_detection"), "without folders"),
         ];
         for (text, wanted) in cases {

@@ -1,13 +1,14 @@
 //! Running a pipeline's two models: [`Engine`] is what the rest of the worker sees of ONNX Runtime.
 
 mod batcher;
+mod fingerprint;
 mod session;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::catalogue::{DetectorFamily, Pipeline};
+use shared::catalogue::{CpuFeature, DetectorFamily, Pipeline, any_of};
 use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
 
@@ -29,6 +30,8 @@ pub struct EngineOptions {
     pub max_batch: usize,
     /// What runs the models.
     pub provider: ExecutionProvider,
+    /// What this machine's processor can do, of what pipelines ask for.
+    pub features: &'static [CpuFeature],
 }
 
 /// Inputs that go through a model together on a GPU.
@@ -37,7 +40,13 @@ const GPU_BATCH: usize = 16;
 impl EngineOptions {
     /// The right ones for `sessions` CPU cores.
     pub fn for_cpu(sessions: usize) -> Self {
-        Self { sessions: sessions.max(1), intra_threads: 1, max_batch: 1, provider: ExecutionProvider::Cpu }
+        Self {
+            sessions: sessions.max(1),
+            intra_threads: 1,
+            max_batch: 1,
+            provider: ExecutionProvider::Cpu,
+            features: CpuFeature::of_this_machine(),
+        }
     }
 
     /// Those that the settings ask for.
@@ -73,6 +82,38 @@ pub enum EngineError {
     /// A file is missing, wrong, or not to be used.
     #[error(transparent)]
     Asset(#[from] AssetError),
+    /// The processor would give other vectors.
+    #[error(
+        "pipeline {pipeline} needs a processor with {}; this one has none of them and would round its sums otherwise, so \
+         that its vectors could not be compared with those of other machines. Run it on a processor that has, or use \
+         another pipeline here",
+        any_of(requires)
+    )]
+    Processor {
+        /// The pipeline.
+        pipeline: String,
+        /// What its entry asks for, any one of it.
+        requires: Vec<CpuFeature>,
+    },
+    /// The recognizer gives other vectors here.
+    #[error(
+        "the recognizer {file} of pipeline {pipeline} gives other vectors here than its entry holds: on test crop {crop} the \
+         cosine is {cosine:.4}, and at least {min_cosine} is needed, so that what it stores could not be compared. Run it \
+         on another processor or with another ONNX Runtime, or use another pipeline here; an entry of your own takes \
+         what `face-id models fingerprint {pipeline}` prints"
+    )]
+    Fingerprint {
+        /// The pipeline.
+        pipeline: String,
+        /// Its recognizer's file.
+        file: String,
+        /// Which test crop, from 1.
+        crop: usize,
+        /// What was found.
+        cosine: f32,
+        /// What the entry asks for.
+        min_cosine: f32,
+    },
     /// ONNX Runtime or a model does not load.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -113,9 +154,10 @@ pub enum InferenceError {
 }
 
 impl Engine {
-    /// Finds, checks and loads a pipeline's models, and runs each once.
+    /// Finds, checks and loads a pipeline's models, runs each once, and compares the recognizer's answers with the
+    /// entry's fingerprint.
     pub async fn load(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<Self, EngineError> {
-        assets.check_licence(pipeline)?;
+        Self::check_terms(pipeline, assets, options)?;
         let library = assets.runtime_library()?;
         let detector_file = assets.weights(pipeline, &pipeline.detector.file).await?;
         let recognizer_file = assets.weights(pipeline, &pipeline.recognizer.file).await?;
@@ -124,7 +166,20 @@ impl Engine {
             tokio::task::spawn_blocking(move || load(pipeline, &library, &detector_file, &recognizer_file, options))
                 .await??;
         engine.probe().await?;
+        engine.check_fingerprint().await?;
         Ok(engine)
+    }
+
+    /// Refuses a pipeline whose licence the operator has not accepted, or which this processor may not run.
+    pub fn check_terms(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<(), EngineError> {
+        assets.check_licence(pipeline)?;
+        match options.provider {
+            ExecutionProvider::Cpu if !pipeline.runs_on(options.features) => {
+                Err(EngineError::Processor { pipeline: pipeline.name.clone(), requires: pipeline.requires.clone() })
+            }
+            // What a GPU answers is compared with the fingerprint.
+            ExecutionProvider::Cpu | ExecutionProvider::Cuda => Ok(()),
+        }
     }
 
     /// The pipeline whose models these are.

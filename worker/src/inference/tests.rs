@@ -171,3 +171,54 @@ async fn the_default_pipeline_loads_and_runs() {
     assert_eq!(engine.detect(black(96, 160)).await.unwrap().len(), 12);
     assert_eq!(engine.embed(black(112, 112)).await.unwrap().len(), 128);
 }
+
+#[tokio::test]
+async fn a_recognizer_that_answers_otherwise_than_its_entry_says_is_refused() {
+    let fingerprint = tiny(EngineOptions::for_cpu(1)).await.fingerprint().await.unwrap();
+    assert_eq!(fingerprint.vectors.iter().map(Vec::len).collect::<Vec<_>>(), [64, 64]);
+    let entry = Pipeline { fingerprint: Some(fingerprint), ..testing::tiny_pipeline() };
+    let load = async |entry: &Pipeline| {
+        Engine::load(entry, &testing::tiny_assets(), EngineOptions::for_cpu(1)).await.map(drop)
+    };
+    load(&entry).await.unwrap();
+
+    let mut other_order = entry.clone();
+    other_order.recognizer.channels = Channels::Bgr;
+    let refused = load(&other_order).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Fingerprint { crop: 1, cosine, .. } if cosine < 0.999), "{refused}");
+    for part in ["tiny_recognizer.onnx", "test crop 1", "0.999 is needed", "models fingerprint tiny"] {
+        assert!(refused.to_string().contains(part), "{refused} lacks {part}");
+    }
+    let mut other_second = entry;
+    other_second.fingerprint.as_mut().unwrap().vectors[1] = vec![1.0; 64];
+    assert!(matches!(load(&other_second).await.unwrap_err(), EngineError::Fingerprint { crop: 2, .. }));
+}
+
+#[tokio::test]
+async fn a_processor_without_what_the_entry_asks_for_is_refused() {
+    let entry = Pipeline { requires: vec![CpuFeature::Avx512Vnni, CpuFeature::Dotprod], ..testing::tiny_pipeline() };
+    let load = async |features| {
+        let options = EngineOptions { features, ..EngineOptions::for_cpu(1) };
+        Engine::load(&entry, &testing::tiny_assets(), options).await.map(drop)
+    };
+    load(&[CpuFeature::Dotprod]).await.unwrap();
+    let refused = load(&[CpuFeature::AvxVnni]).await.unwrap_err().to_string();
+    for part in ["pipeline tiny", "avx512_vnni or dotprod", "another pipeline"] {
+        assert!(refused.contains(part), "{refused} lacks {part}");
+    }
+}
+
+/// The entry's fingerprint was made on one machine; every other one that may run it has to agree.
+#[tokio::test]
+async fn the_int8_pipeline_gives_the_vectors_of_its_entry_or_is_refused() {
+    let catalogue = testing::catalogue();
+    let pipeline = catalogue.pipeline("yunet-mobilefacenet-int8").unwrap();
+    assert!(pipeline.fingerprint.is_some());
+    let Some(assets) = testing::real_assets(pipeline) else { return };
+    let loaded = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await;
+    if pipeline.runs_on(CpuFeature::of_this_machine()) {
+        assert_eq!(loaded.unwrap().embed(black(112, 112)).await.unwrap().len(), 128);
+    } else {
+        assert!(matches!(loaded, Err(EngineError::Processor { .. })));
+    }
+}

@@ -14,6 +14,7 @@ use shared::job::{JobArgs, Problem};
 
 use crate::analysis::AnalysisError;
 use crate::context::{EnginesError, WorkerContext};
+use crate::inference::EngineError;
 
 /// A job that did its work, with what is left to write.
 #[derive(Debug)]
@@ -121,10 +122,14 @@ impl From<DbErr> for JobError {
 }
 
 impl From<EnginesError> for JobError {
-    /// A missing or refused model may be put right by the operator, so the job is tried again until its attempts end.
+    /// A missing model may be put right by the operator, so the job is tried again until its attempts end.
     fn from(error: EnginesError) -> Self {
         match error {
             EnginesError::Catalogue(error) => Self::failed("unknown_pipeline", error.to_string()),
+            // A worker among others does not take such a job.
+            EnginesError::Engine(error @ EngineError::Processor { .. }) => {
+                Self::failed("pipeline_not_runnable", error.to_string())
+            }
             EnginesError::Engine(error) => Self::Transient(anyhow::Error::new(error).context("load the models")),
         }
     }

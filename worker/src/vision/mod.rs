@@ -14,6 +14,7 @@ mod nms;
 pub mod quality;
 mod scrfd;
 pub mod tensor;
+pub mod test_crop;
 mod yunet;
 
 #[cfg(test)]

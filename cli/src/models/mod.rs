@@ -1,0 +1,136 @@
+//! `face-id models`: which pipelines there are, and their weights.
+
+mod crops;
+mod list;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+use shared::catalogue::{Catalogue, Pipeline};
+use shared::config::Config;
+use worker::assets::{Assets, sha256_of};
+use worker::inference::{Engine, EngineOptions};
+use worker::vision::tensor::Tensor;
+
+use self::crops::CropsArgs;
+
+const SPINNER_TICK: Duration = Duration::from_millis(100);
+/// Runs of a recognizer that are timed.
+const TIMED_RUNS: usize = 101;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// Show all pipelines, whether they run on this machine, their licences, and where their weights lie.
+    List,
+    /// Fetch a pipeline's weights into the cache.
+    Pull {
+        /// Its name; see `face-id models list`.
+        name: String,
+    },
+    /// Check the weights' checksums, load them and run them once.
+    Verify {
+        /// One pipeline; all whose weights are there where absent.
+        name: Option<String>,
+    },
+    /// Print the catalogue section with what a pipeline's recognizer gives for the test crops on this machine.
+    Fingerprint {
+        /// Its name; what its entry holds so far is not looked at.
+        name: String,
+    },
+    /// Cut faces out of photographs as a recognizer sees them, for models/quantize.py.
+    Crops(CropsArgs),
+}
+
+pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Result<()> {
+    let catalogue = Catalogue::load(config.models.catalogue_dir())?;
+    match command {
+        ModelsCommand::List => list::list(config, &catalogue).await,
+        ModelsCommand::Pull { name } => pull(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Crops(args) => crops::run(config, &catalogue, &args).await,
+        ModelsCommand::Verify { name: Some(name) } => verify(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Verify { name: None } => verify_all(config, &catalogue).await,
+    }
+}
+
+/// Checks what can be run here and has all its weights.
+async fn verify_all(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()> {
+    let assets = Assets::configured(config);
+    let mut checked = 0;
+    for pipeline in catalogue.pipelines() {
+        let found = pipeline.files().map(|file| assets.find(file));
+        let is_there = found.into_iter().collect::<Result<Vec<_>, _>>()?.iter().all(Option::is_some);
+        if is_there && Engine::check_terms(pipeline, &assets, EngineOptions::for_cpu(1)).is_ok() {
+            verify(config, pipeline).await?;
+            checked += 1;
+        }
+    }
+    anyhow::ensure!(checked > 0, "no pipeline has all its weights here; run `face-id models pull NAME`");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
+async fn pull(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
+    let mut assets = Assets::configured(config);
+    assets.allow_download = true;
+    for file in pipeline.files() {
+        let spinner = ProgressBar::new_spinner().with_message(format!("{} ({} bytes)", file.name, file.size_bytes));
+        spinner.enable_steady_tick(SPINNER_TICK);
+        let found = assets.weights(pipeline, file).await;
+        spinner.finish_and_clear();
+        println!("{}  {}  {}", file.sha256, found?.display(), file.licence);
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
+async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
+    let assets = Assets::configured(config);
+    for file in pipeline.files() {
+        let path = assets
+            .find(file)?
+            .with_context(|| format!("{} is missing; run `face-id models pull {}`", file.name, pipeline.name))?;
+        let found = sha256_of(&path)?;
+        anyhow::ensure!(
+            found == file.sha256,
+            "{} has sha256 {found}, the catalogue says {}",
+            path.display(),
+            file.sha256
+        );
+        println!("{found}  {}", path.display());
+    }
+    let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await?;
+    let took = embedding_time(&engine).await?;
+    println!(
+        "{}: both models load and run; {:.2} ms for a face's vector on one core",
+        pipeline.name,
+        took.as_secs_f64() * 1e3
+    );
+    Ok(())
+}
+
+/// The median time of the recognizer for one face.
+async fn embedding_time(engine: &Engine) -> anyhow::Result<Duration> {
+    let alignment = &engine.pipeline().alignment;
+    let (height, width) = (alignment.height, alignment.width);
+    let data = vec![0.5; 3 * height as usize * width as usize];
+    let crop = Tensor { shape: vec![1, 3, height.into(), width.into()], data };
+    let mut took = Vec::with_capacity(TIMED_RUNS);
+    for _ in 0..TIMED_RUNS {
+        let input = crop.clone();
+        let began = Instant::now();
+        engine.embed(input).await?;
+        took.push(began.elapsed());
+    }
+    took.sort();
+    Ok(took[TIMED_RUNS / 2])
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
+async fn fingerprint(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
+    let unchecked = Pipeline { fingerprint: None, ..pipeline.clone() };
+    let engine = Engine::load(&unchecked, &Assets::configured(config), EngineOptions::for_cpu(1)).await?;
+    print!("{}", engine.fingerprint().await?.toml());
+    Ok(())
+}
