@@ -60,7 +60,11 @@ check: setup ## Formatting, lints, documentation, dependency directions, Dockerf
 serve: build ## Run the server on 127.0.0.1:8080 with its data in ./data
 	$(FACE_ID) serve
 
-bench: services ## Measure the face index: pgvector beside the exact index in memory
+bench: services ## Measure against the bare loop, faiss and pgvector (LFW=DIR with lfw-deepfunneled for the first)
+	@scripts/setup-bench.sh
+	@if [ -d "$(LFW)/lfw-deepfunneled" ]; then $(FACE_ID) bench index --images "$(LFW)/lfw-deepfunneled"; \
+	else echo "no pictures at LFW=$(LFW): indexing is not measured"; fi
+	$(FACE_ID) bench search
 	@eval "$$($(SERVICES) env)" && $(FACE_ID) migrate >/dev/null && $(FACE_ID) bench face-index
 
 eval: build ## Measure accuracy and speed on LFW (LFW=DIR with pairs.txt and lfw-deepfunneled)
