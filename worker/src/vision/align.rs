@@ -61,7 +61,7 @@ impl Similarity {
 /// Cuts the face at `landmarks` out of `picture`, so that they fall on `points` in a crop of `width` x `height` pixels.
 ///
 /// Bilinear between the four neighbours and black outside the picture, as the recognizers were trained; a large face
-/// is not smoothed first, which their training did not do either.
+/// is not smoothed first, which their training did not do either (of a large jpeg, the picture itself is reduced).
 pub fn aligned_crop(
     picture: &Picture,
     landmarks: &Landmarks,

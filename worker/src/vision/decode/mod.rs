@@ -5,6 +5,7 @@
 //! Transparent pixels are laid on white, as a page shows them. Of an animated webp the first frame is taken.
 
 mod jpeg;
+mod outline;
 pub mod photo;
 mod turbo;
 

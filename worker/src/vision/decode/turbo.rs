@@ -102,12 +102,10 @@ impl Decompressor {
     fn header(&mut self, file: &[u8]) -> Result<Header, TurboError> {
         // SAFETY: the handle is open, and the pointer is that of so many bytes.
         unsafe { tj::tj3DecompressHeader(self.0.as_ptr(), file.as_ptr(), file.len() as tj::size_t) };
-        // A mere warning is returned as an error too. Without a header these two stay at -1.
-        let (Ok(width), Ok(height)) =
-            (self.get(tj::TJPARAM_TJPARAM_JPEGWIDTH).try_into(), self.get(tj::TJPARAM_TJPARAM_JPEGHEIGHT).try_into())
-        else {
-            return Err(self.error());
-        };
+        // A mere warning is returned as an error too. Without a header, these two stay below zero.
+        let mut side = |parameter| u32::try_from(self.get(parameter)).ok().filter(|&length| length > 0);
+        let sides = side(tj::TJPARAM_TJPARAM_JPEGWIDTH).zip(side(tj::TJPARAM_TJPARAM_JPEGHEIGHT));
+        let (width, height) = sides.ok_or_else(|| self.error())?;
         let colours = self.get(tj::TJPARAM_TJPARAM_COLORSPACE);
         Ok(Header {
             width,
