@@ -1,8 +1,12 @@
-//! Deletes what nothing refers to any more: expired uploads and keys, orphaned objects, unfinished writes.
+//! Deletes what nothing refers to any more: expired uploads and keys, jobs that ended long ago, orphaned objects, unfinished
+//! writes.
 
 use std::time::{Duration, SystemTime};
 
+use sea_orm::DbErr;
+use shared::db::jobs::retention;
 use shared::db::{idempotency, uploads};
+use shared::ids::JobId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +15,8 @@ use crate::leadership::Leadership;
 
 /// Rows of one kind that one round deletes.
 const LIMIT: u64 = 1000;
+/// Slices of old jobs that one round looks at: of a library of millions, a round deletes a hundred thousand.
+const JOB_SLICES: usize = 100;
 /// Keys of one page of the object store.
 const PAGE: usize = 1000;
 /// How often the whole object store is compared with the database.
@@ -22,6 +28,7 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let mut leadership = Leadership::new(ctx.db.clone(), "sweeper");
     let mut compared = Instant::now();
+    let mut last_job = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -31,6 +38,9 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
             continue;
         }
         sweep(&ctx, &stop).await;
+        if let Err(error) = delete_ended_jobs(&ctx, &mut leadership, &mut last_job, &stop).await {
+            tracing::warn!(%error, "delete jobs that ended long ago");
+        }
         if compared.elapsed() > COMPARE_EVERY {
             compared = Instant::now();
             if let Err(error) = delete_abandoned(&ctx, &mut leadership, &stop).await {
@@ -56,6 +66,37 @@ async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
     if let Err(error) = ctx.face_index.maintain().await {
         failed("the face index", &error.into());
     }
+}
+
+/// Goes on after `last`, the job that the round before came to.
+async fn delete_ended_jobs(
+    ctx: &WorkerContext,
+    leadership: &mut Leadership,
+    last: &mut Option<JobId>,
+    stop: &CancellationToken,
+) -> Result<(), DbErr> {
+    let days = ctx.config.retention.job_days;
+    if days == 0 {
+        return Ok(());
+    }
+    let keep = Duration::from_secs(u64::from(days) * 24 * 3600);
+    let mut deleted = 0;
+    for _ in 0..JOB_SLICES {
+        if stop.is_cancelled() || !leadership.held().await {
+            break;
+        }
+        let slice = retention::delete_ended(&ctx.db, *last, keep).await?;
+        deleted += slice.deleted;
+        *last = slice.last;
+        if last.is_none() {
+            break;
+        }
+    }
+    let batches = retention::delete_ended_batches(&ctx.db, keep, LIMIT).await?;
+    if deleted > 0 || batches > 0 {
+        tracing::debug!(jobs = deleted, batches, "deleted what ended long ago");
+    }
+    Ok(())
 }
 
 async fn delete_orphans(ctx: &WorkerContext, stop: &CancellationToken) -> anyhow::Result<()> {

@@ -194,6 +194,7 @@ pub struct VisionConfig {
 pub struct RetentionConfig {
     pub upload_hours: u32,
     pub idempotency_hours: u32,
+    pub job_days: u32,
 }
 
 /// `[log]`
@@ -323,6 +324,13 @@ impl Config {
         }
         if worker.max_attempts < 1 {
             return invalid("worker.max_attempts", "must be at least 1");
+        }
+        let retention = &self.retention;
+        if (1..retention.idempotency_hours.div_ceil(24)).contains(&retention.job_days) {
+            return invalid(
+                "retention.job_days",
+                "must not be shorter than retention.idempotency_hours: a key stands for its job",
+            );
         }
         if self.queue.bulk_window < 1 {
             return invalid("queue.bulk_window", "must be at least 1");

@@ -15,9 +15,9 @@ use crate::db::faces::Origin;
 use crate::db::idempotency::Idempotency;
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Claim, Wanted, claim};
-use crate::db::jobs::outbox;
 use crate::db::jobs::settle::{Outcome, finish};
-use crate::db::{Db, collections};
+use crate::db::jobs::{outbox, retention};
+use crate::db::{Db, collections, execute};
 use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
 use crate::job::{ImageRef, JobKind, JobState, Lane, Problem};
 
@@ -310,6 +310,40 @@ async fn a_cancel_ends_a_retry() {
         while fold(db).await.unwrap() != Folded::Nothing {}
         assert_eq!(control::finish(db).await.unwrap(), [id]);
         assert_eq!(counts(db, id).await, [0, 0, 0, 0, 2, 0]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_ended_long_ago_is_deleted() {
+    let keep = Duration::from_secs(24 * 3600);
+    on_both(async |db, collection| {
+        let id = new_batch(db, collection).await;
+        assert!(list(db, id, &page(&["a", "b"], true)).await);
+        let jobs = jobs_of(db, id).await;
+        let claimed = begin(db, &jobs[..1]).await.unwrap();
+        end(db, claimed.id, jobs[0], &Outcome::Succeeded(serde_json::json!({}))).await;
+        let age = "UPDATE jobs SET created_at = created_at - 90000000000, finished_at = finished_at - 90000000000";
+        execute(&db.write, age, []).await.unwrap();
+        let looked = retention::delete_ended(db, None, keep).await.unwrap();
+        assert_eq!(looked.deleted, 0, "the batch goes on");
+
+        let claimed = begin(db, &jobs[1..]).await.unwrap();
+        end(db, claimed.id, jobs[1], &Outcome::Failed(problem("source_failed"))).await;
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        let age = "UPDATE batches SET finished_at = finished_at - 90000000000";
+        execute(&db.write, age, []).await.unwrap();
+        assert_eq!(retention::delete_ended(db, None, keep).await.unwrap().deleted, 1, "the second ended just now");
+        assert_eq!(jobs_of(db, id).await, jobs[1..]);
+        assert_eq!(retention::delete_ended_batches(db, keep, 10).await.unwrap(), 0, "it has a job");
+
+        let age = "UPDATE jobs SET finished_at = finished_at - 90000000000";
+        execute(&db.write, age, []).await.unwrap();
+        assert_eq!(retention::delete_ended(db, Some(jobs[1]), keep).await.unwrap(), retention::Slice::default());
+        assert_eq!(retention::delete_ended(db, None, keep).await.unwrap().deleted, 1);
+        assert_eq!(retention::delete_ended_batches(db, keep, 10).await.unwrap(), 1);
+        assert!(read::find(db, id).await.unwrap().is_none());
     })
     .await;
 }

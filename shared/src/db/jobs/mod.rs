@@ -1,12 +1,13 @@
 //! The jobs table: the truth about every job and its own outbox.
 //!
-//! In the order of a job's life: [`submit`], [`outbox`] (what waits to be dispatched), [`claims`], [`settle`], and
-//! [`recovery`] for what a lost worker leaves behind. Every change of state goes through `transition`.
+//! In the order of a job's life: [`submit`], [`outbox`] (what waits to be dispatched), [`claims`], [`settle`],
+//! [`retention`], and [`recovery`] for what a lost worker leaves behind. Every change of state goes through `transition`.
 
 pub mod claims;
 pub mod outbox;
 pub mod read;
 pub mod recovery;
+pub mod retention;
 pub mod settle;
 pub mod submit;
 pub(super) mod transition;
