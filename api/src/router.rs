@@ -64,7 +64,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(persons::get, persons::delete))
         .routes(routes!(persons::faces))
         .routes(routes!(faces::list))
-        .routes(routes!(faces::get, faces::delete))
+        .routes(routes!(faces::get, faces::update, faces::delete))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics_text))

@@ -13,6 +13,7 @@ mod m20261123_000005_leaders;
 mod m20261123_000006_image_references;
 mod m20261123_000007_reference_indexes;
 mod m20261124_000008_batches;
+mod m20261126_000009_library;
 mod statements;
 
 /// All migrations in order.
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000006_image_references::Migration),
             Box::new(m20261123_000007_reference_indexes::Migration),
             Box::new(m20261124_000008_batches::Migration),
+            Box::new(m20261126_000009_library::Migration),
         ]
     }
 }

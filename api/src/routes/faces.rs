@@ -2,16 +2,18 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde::Serialize;
-use shared::db::faces::{self, AssignedBy, PlacedFace};
+use serde::{Deserialize, Deserializer, Serialize};
+use shared::db::faces::{self, AssignedBy, FaceFilter, PlacedFace};
+use shared::db::faces_by_hand::{self, Changed, FaceChange};
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::FaceBox;
-use utoipa::ToSchema;
+use shared::telemetry::metrics;
+use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
-use crate::extract::{self, Path, Query};
+use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
 /// A stored face.
@@ -23,6 +25,10 @@ pub struct FaceView {
     person_id: Option<PersonId>,
     /// Who said so.
     assigned_by: Option<AssignedBy>,
+    /// Nothing automatic changes whose it is.
+    locked: bool,
+    /// Left out of lists, matching and clusters.
+    hidden: bool,
     #[serde(rename = "box")]
     face_box: FaceBox,
     /// Five points in upright pixels: image-left eye, image-right eye, nose, image-left and image-right mouth corner.
@@ -40,6 +46,8 @@ impl From<PlacedFace> for FaceView {
             image_id: face.image_id,
             person_id: face.person_id,
             assigned_by: face.assigned_by.filter(|_| face.person_id.is_some()),
+            locked: face.locked,
+            hidden: face.hidden,
             face_box: geometry.face_box(),
             landmarks: serde_json::from_str(&geometry.landmarks).unwrap_or_default(),
             score: geometry.score,
@@ -49,23 +57,64 @@ impl From<PlacedFace> for FaceView {
     }
 }
 
+/// Which faces to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct FaceQuery {
+    /// True: only faces that are hidden; else only those that are not.
+    #[serde(default)]
+    pub(super) hidden: bool,
+    /// Rows of the page, 1 to 500; 50 where absent.
+    limit: Option<u64>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+impl FaceQuery {
+    pub(super) fn page(&self) -> PageQuery {
+        PageQuery::new(self.limit, self.cursor.clone())
+    }
+}
+
+/// Changes to a face by hand; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FaceChanges {
+    /// Whose it is. Null: not that of the person it has, which nothing automatic will say of it again.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<PersonId>)]
+    person_id: Option<Option<PersonId>>,
+    /// Whether it is left out of lists, matching and clusters.
+    hidden: Option<bool>,
+    /// Whether nothing automatic may change whose it is; true where absent for a face that is assigned, false for one that
+    /// is un-assigned.
+    locked: Option<bool>,
+}
+
+/// Tells null from what is left out.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<PersonId>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
 fn not_found(id: FaceId) -> ApiError {
     ApiError::not_found("face_not_found", format!("there is no face {id} in this collection"))
 }
 
 /// Lists faces.
 #[utoipa::path(get, path = "/v1/collections/{collection}/faces", tag = "faces",
-    params(("collection" = String, Path, description = "Its id or name"), PageQuery), responses(
+    params(("collection" = String, Path, description = "Its id or name"), FaceQuery), responses(
     (status = 200, body = Page<FaceView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
     Path(collection): Path<String>,
-    Query(page): Query<PageQuery>,
+    Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &collection).await?;
+    let page = query.page();
     let limit = page.limit()?;
-    let rows = faces::list(&state.db, collection.id, None, page.after()?.map(FaceId), limit + 1).await?;
+    let filter = FaceFilter { hidden: query.hidden, ..FaceFilter::default() };
+    let rows = faces::list(&state.db, collection.id, filter, page.after()?.map(FaceId), limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |r| r.face.id.0, FaceView::from)))
 }
 
@@ -81,6 +130,33 @@ pub async fn get(
     let collection = extract::collection(&state, &collection).await?;
     let found = faces::find(&state.db.read, collection.id, face).await?;
     found.map(|f| axum::Json(f.into())).ok_or_else(|| not_found(face))
+}
+
+/// Changes whose a face is, or whether it is left out, by hand.
+#[utoipa::path(patch, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", request_body = FaceChanges,
+    params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
+    (status = 200, body = FaceView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn update(
+    State(state): State<AppState>,
+    Path((collection, face)): Path<(String, FaceId)>,
+    Json(changes): Json<FaceChanges>,
+) -> ApiResult<axum::Json<FaceView>> {
+    let collection = extract::collection(&state, &collection).await?;
+    let change = FaceChange { person: changes.person_id, hidden: changes.hidden, locked: changes.locked };
+    if change == FaceChange::default() {
+        return Err(ApiError::invalid("#", "names no change; give person_id, hidden or locked"));
+    }
+    match faces_by_hand::change(&state.db, collection.id, face, change).await? {
+        Changed::Done(faces) => {
+            let [before, after] = *faces;
+            tracing::info!(face.id = %face, collection.id = %collection.id, "face changed by hand");
+            metrics::face_changed(&before.face, &after.face);
+            Ok(axum::Json(after.into()))
+        }
+        Changed::NoFace => Err(not_found(face)),
+        Changed::NoPerson(person) => Err(super::persons::not_found(person)),
+    }
 }
 
 /// Deletes a face with its vectors.

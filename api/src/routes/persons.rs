@@ -4,11 +4,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use shared::db::entity::person;
-use shared::db::{faces, persons};
+use shared::db::faces::{self, FaceFilter};
+use shared::db::persons;
 use shared::ids::{CollectionId, FaceId, PersonId};
 use utoipa::{IntoParams, ToSchema};
 
-use super::faces::FaceView;
+use super::faces::{FaceQuery, FaceView};
 use super::instant;
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
@@ -52,7 +53,11 @@ async fn view(state: &AppState, row: person::Model) -> ApiResult<PersonView> {
 
 async fn find(state: &AppState, collection: CollectionId, id: PersonId) -> ApiResult<person::Model> {
     let row = persons::find(&state.db.read, collection, id).await?;
-    row.ok_or_else(|| ApiError::not_found("person_not_found", format!("there is no person {id} in this collection")))
+    row.ok_or_else(|| not_found(id))
+}
+
+pub(super) fn not_found(id: PersonId) -> ApiError {
+    ApiError::not_found("person_not_found", format!("there is no person {id} in this collection"))
 }
 
 /// Lists persons.
@@ -113,18 +118,20 @@ pub async fn delete(
 
 /// Lists a person's faces.
 #[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/faces", tag = "persons",
-    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), PageQuery),
+    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), FaceQuery),
     responses((status = 200, body = Page<FaceView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn faces(
     State(state): State<AppState>,
     Path((collection, person)): Path<(String, PersonId)>,
-    Query(page): Query<PageQuery>,
+    Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &collection).await?;
     find(&state, collection.id, person).await?;
+    let page = query.page();
     let limit = page.limit()?;
     let after = page.after()?.map(FaceId);
-    let rows = faces::list(&state.db, collection.id, Some(person), after, limit + 1).await?;
+    let filter = FaceFilter { person: Some(person), hidden: query.hidden };
+    let rows = faces::list(&state.db, collection.id, filter, after, limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |r| r.face.id.0, FaceView::from)))
 }

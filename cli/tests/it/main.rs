@@ -8,6 +8,7 @@ mod crash;
 mod eval;
 mod faults;
 mod jobs;
+mod library;
 mod main_path;
 mod offer;
 mod server;

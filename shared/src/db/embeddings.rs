@@ -64,7 +64,7 @@ pub(super) async fn insert_all(
     Ok(())
 }
 
-/// The vectors that one pipeline made of a person's enrolled faces.
+/// The vectors that one pipeline made of a person's templates.
 pub(super) async fn of_person(
     conn: &impl ConnectionTrait,
     person: PersonId,
@@ -76,7 +76,7 @@ pub(super) async fn of_person(
         vector: StoredVector,
     }
     let sql = "SELECT e.face_id, e.vector FROM embeddings e JOIN faces f ON f.id = e.face_id
-        WHERE f.person_id = $1 AND f.assigned_by IN ('enrolled', 'user') AND e.pipeline = $2";
+        WHERE f.person_id = $1 AND f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden AND e.pipeline = $2";
     let rows = Row::find_by_statement(statement(conn, sql, [person.into(), pipeline.into()])).all(conn).await?;
     Ok(rows.into_iter().map(|r| (r.face_id, r.vector.0)).collect())
 }

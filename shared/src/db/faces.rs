@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::entity::{face, face_geometry};
 use super::rows::{self, Column, Rows};
-use super::{Db, embeddings, execute, images, now, placeholders, statement, through_deadlocks};
+use super::{Db, embeddings, execute, images, now, placeholders, rejections, statement, through_deadlocks};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
 use crate::job::FaceBox;
@@ -70,11 +70,20 @@ pub async fn find(
     Ok(with_geometry(conn, row.into_iter().collect()).await?.pop())
 }
 
-/// Up to `limit` faces of the collection, or of one person of it, whose id comes after `after`.
+/// Which faces of a collection to list.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaceFilter {
+    /// Of this person.
+    pub person: Option<PersonId>,
+    /// Those that are hidden, in place of those that are not.
+    pub hidden: bool,
+}
+
+/// Up to `limit` faces of the collection whose id comes after `after`.
 pub async fn list(
     db: &Db,
     collection: CollectionId,
-    person: Option<PersonId>,
+    filter: FaceFilter,
     after: Option<FaceId>,
     limit: u64,
 ) -> Result<Vec<PlacedFace>, DbErr> {
@@ -84,9 +93,10 @@ pub async fn list(
         let missing = limit - found.len() as u64;
         let mut query = face::Entity::find()
             .filter(face::Column::CollectionId.eq(collection))
+            .filter(face::Column::Hidden.eq(filter.hidden))
             .order_by_asc(face::Column::Id)
             .limit(missing);
-        if let Some(person) = person {
+        if let Some(person) = filter.person {
             query = query.filter(face::Column::PersonId.eq(person));
         }
         if let Some(after) = after {
@@ -131,7 +141,7 @@ pub(super) async fn ids_of_person(conn: &impl ConnectionTrait, person: PersonId)
     Ok(query.all(conn).await?.into_iter().map(|r| r.id).collect())
 }
 
-/// The embeddings that one pipeline made of a person's enrolled faces.
+/// The embeddings that one pipeline made of a person's templates: enrolled or assigned by a user, and not hidden.
 pub async fn embeddings_of_person(
     conn: &impl ConnectionTrait,
     person: PersonId,
@@ -226,6 +236,13 @@ pub async fn assign(
     Ok(())
 }
 
+/// Makes the face a person's template: what was said of it before no longer counts.
+pub async fn enroll(txn: &impl ConnectionTrait, face: FaceId, person: PersonId) -> Result<(), DbErr> {
+    let sql = "UPDATE faces SET person_id = $1, assigned_by = 'enrolled', locked = FALSE, hidden = FALSE WHERE id = $2";
+    execute(txn, sql, [person.into(), face.into()]).await?;
+    rejections::remove(txn, face, person).await
+}
+
 /// Deletes the face with its vectors. False when it is not there.
 pub async fn delete(db: &Db, collection: CollectionId, id: FaceId) -> Result<bool, DbErr> {
     through_deadlocks(|| delete_once(db, collection, id)).await
@@ -257,6 +274,8 @@ async fn insert(txn: &impl ConnectionTrait, origin: Origin<'_>) -> Result<face::
         person_id: Set(None),
         assigned_by: Set(None),
         created_at: Set(now(txn).await?),
+        locked: Set(false),
+        hidden: Set(false),
     }
     .insert(txn)
     .await

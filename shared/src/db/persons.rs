@@ -73,9 +73,9 @@ pub async fn list(db: &Db, collection: CollectionId, after: Option<PersonId>, li
     query.all(&db.read).await
 }
 
-/// How many faces the person has.
+/// How many faces the person has, those that are hidden left out.
 pub async fn count_faces(db: &Db, id: PersonId) -> Result<i64, DbErr> {
-    count(&db.read, "SELECT count(*) AS n FROM faces WHERE person_id = $1", [id.into()]).await
+    count(&db.read, "SELECT count(*) AS n FROM faces WHERE person_id = $1 AND NOT hidden", [id.into()]).await
 }
 
 /// Whether the person of that id is the one that an enroll job names.

@@ -93,7 +93,7 @@ impl ExactFaceIndex {
         let sql = format!(
             "SELECT 0 AS seq, e.face_id, e.vector, f.person_id FROM embeddings e JOIN faces f ON f.id = e.face_id
              WHERE e.collection_id = $1 AND e.pipeline = $2 AND e.face_id > $3 AND f.person_id IS NOT NULL
-               AND f.assigned_by IN ('enrolled', 'user') ORDER BY e.face_id LIMIT {ROWS_A_STEP}"
+               AND f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden ORDER BY e.face_id LIMIT {ROWS_A_STEP}"
         );
         let mut rows = Rows::default();
         let mut last = Some(FaceId(Uuid::nil()));
@@ -112,7 +112,7 @@ impl ExactFaceIndex {
     async fn changes(&self, gallery: &Gallery, after: i64) -> Result<Vec<Change>, DbErr> {
         let sql = format!(
             "SELECT l.seq, l.face_id, e.vector,
-                CASE WHEN f.assigned_by IN ('enrolled', 'user') THEN f.person_id END AS person_id
+                CASE WHEN f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden THEN f.person_id END AS person_id
              FROM face_index_log l
              LEFT JOIN embeddings e ON e.pipeline = l.pipeline AND e.face_id = l.face_id
              LEFT JOIN faces f ON f.id = l.face_id

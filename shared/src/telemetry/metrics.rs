@@ -8,6 +8,7 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 
+use crate::db::entity::face;
 use crate::job::{JobKind, JobState, Lane};
 
 /// Upper bounds of the latency buckets, in seconds.
@@ -54,6 +55,7 @@ fn describe() {
         ("face_id_jobs_accepted_total", "Jobs answered with 202, by kind."),
         ("face_id_jobs_ended_total", "Jobs that ended, by kind and state."),
         ("face_id_attempts_failed_total", "Attempts that failed and are repeated, by kind."),
+        ("face_id_faces_changed_total", "Changes of faces by hand: assigned, unassigned, hidden or unhidden."),
         ("face_id_messages_published_total", "Messages handed to the queue, by result."),
         ("face_id_messages_delivered_total", "Messages received from the queue, by lane and whether they came again."),
         ("face_id_dead_letters_total", "Messages that the queue gave up."),
@@ -116,6 +118,16 @@ pub fn job_ended(kind: JobKind, lane: Lane, state: JobState, run: Duration) {
 /// An attempt failed and is repeated.
 pub fn attempt_failed(kind: JobKind) {
     counter!("face_id_attempts_failed_total", "kind" => kind.as_str()).increment(1);
+}
+
+/// A face was changed by hand.
+pub fn face_changed(before: &face::Model, after: &face::Model) {
+    let assigned = if after.person_id.is_some() { "assigned" } else { "unassigned" };
+    let hidden = if after.hidden { "hidden" } else { "unhidden" };
+    let changes = [(before.person_id != after.person_id, assigned), (before.hidden != after.hidden, hidden)];
+    for (_, change) in changes.into_iter().filter(|(changed, _)| *changed) {
+        counter!("face_id_faces_changed_total", "change" => change).increment(1);
+    }
 }
 
 /// A message was handed to the queue; `result` is ack, full or unavailable.

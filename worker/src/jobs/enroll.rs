@@ -65,7 +65,7 @@ impl Enrollment {
             && face.assigned_by != Some(AssignedBy::Auto)
         {
             let detail =
-                format!("this very face was enrolled for person {owner} before; delete face {} first", face.id);
+                format!("this very face is person {owner}'s already; un-assign or delete face {} first", face.id);
             return Ok(Err(Problem::new("face_belongs_to_other_person", detail)));
         }
         let Some(person) = persons::find_or_create(txn, collection, &self.person).await? else {
@@ -73,7 +73,7 @@ impl Enrollment {
         };
         let face = faces::place(txn, origin, std::slice::from_ref(&self.face)).await?.swap_remove(0);
         let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);
-        faces::assign(txn, face.id, person.id, AssignedBy::Enrolled).await?;
+        faces::enroll(txn, face.id, person.id).await?;
         let mut answer = self.answer.clone();
         answer["person_id"] = json!(person.id);
         answer["external_id"] = json!(person.external_id);

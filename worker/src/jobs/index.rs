@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
-use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
+use shared::db::entity::{collection, face};
 use shared::db::faces::{AssignedBy, FirstFace, NewFace, Origin};
 use shared::db::images::ImageSource;
-use shared::db::{faces, images, persons};
+use shared::db::{faces, images, persons, rejections};
 use shared::ids::{FaceId, ImageId, PersonId};
-use shared::job::{Decision, ImageRef};
+use shared::job::ImageRef;
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, new_face};
@@ -95,6 +95,7 @@ async fn already_indexed(
     let known = faces::of_image(&ctx.db.read, image.id).await?;
     let faces: Vec<Value> = known
         .iter()
+        .filter(|f| !f.face.hidden)
         .map(|f| json!({ "face_id": f.face.id, "box": f.geometry.face_box(), "score": f.geometry.score, "person_id": f.face.person_id }))
         .collect();
     Ok(Some((image.id, json!({ "image_id": image.id, "faces": faces, "already_indexed": true }))))
@@ -120,8 +121,7 @@ pub(super) async fn record_all(
     let wanted: Vec<_> = wanted.into_iter().flatten().collect();
     let mut images = images::find_or_create_all(txn, collection, &wanted).await?;
 
-    let persons: BTreeSet<PersonId> =
-        indexed.iter().flat_map(|(_, i)| i.answers.iter().filter_map(best_match)).collect();
+    let persons: BTreeSet<PersonId> = indexed.iter().flat_map(|(_, i)| i.answers.iter().flat_map(matches)).collect();
     let persons = persons::hold(txn, collection, &persons).await?;
     let (mut first, mut later) = (Vec::new(), Vec::new());
     let mut recorded = vec![Recorded::answer(Value::Null); indexed.len()];
@@ -152,7 +152,7 @@ pub(super) async fn record_all(
 
 impl Indexing {
     fn first_faces(&self, image: ImageId, persons: &BTreeSet<PersonId>) -> Vec<FirstFace<'_>> {
-        let auto = |answer| best_match(answer).filter(|person| persons.contains(person));
+        let auto = |answer| matches(answer).find(|person| persons.contains(person));
         let faces = self.faces.iter().zip(&self.answers);
         faces.map(|(face, answer)| FirstFace { id: FaceId::new(), image, face, auto: auto(answer) }).collect()
     }
@@ -170,8 +170,13 @@ impl Indexing {
         let origin =
             Origin { collection: job.collection_id, image, detector_revision: revision, pipeline: &job.pipeline };
         let placed = faces::place(txn, origin, &self.faces).await?;
-        for (answer, face) in self.answers.iter().zip(&placed) {
-            if let Some(person) = best_match(answer).filter(|p| face.person_id.is_none() && persons.contains(p)) {
+        let unknown = |face: &face::Model| face.person_id.is_none() && face.is_matchable();
+        let faces: Vec<_> = self.answers.iter().zip(&placed).filter(|(_, face)| unknown(face)).collect();
+        let ids: Vec<FaceId> = faces.iter().map(|(_, face)| face.id).collect();
+        let rejected = rejections::of_faces(txn, &ids).await?;
+        for (answer, face) in faces {
+            let is_open = |person: &PersonId| persons.contains(person) && !rejected.contains(&(face.id, *person));
+            if let Some(person) = matches(answer).find(is_open) {
                 faces::assign(txn, face.id, person, AssignedBy::Auto).await?;
             }
         }
@@ -189,8 +194,12 @@ impl Indexing {
     }
 }
 
-/// The person that a face was decided to be.
-fn best_match(answer: &Value) -> Option<PersonId> {
-    let is_match = answer["decision"] == json!(Decision::Match);
-    is_match.then(|| serde_json::from_value(answer["matches"][0]["person_id"].clone()).ok()).flatten()
+/// The persons that a face was found to match, best first.
+fn matches(answer: &Value) -> impl Iterator<Item = PersonId> {
+    let threshold = answer["threshold"].as_f64().unwrap_or(f64::INFINITY);
+    let found = answer["matches"].as_array().map(Vec::as_slice).unwrap_or_default();
+    found
+        .iter()
+        .take_while(move |m| m["score"].as_f64().is_some_and(|score| score >= threshold))
+        .filter_map(|m| serde_json::from_value(m["person_id"].clone()).ok())
 }

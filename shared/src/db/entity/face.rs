@@ -46,6 +46,18 @@ pub struct Model {
     pub person_id: Option<PersonId>,
     pub assigned_by: Option<AssignedBy>,
     pub created_at: i64,
+    /// Nothing automatic changes whose it is.
+    pub locked: bool,
+    /// Left out of lists, matching and clusters.
+    pub hidden: bool,
+}
+
+impl Model {
+    /// Whether a match may say whose it is: nobody did by hand, and it takes part in matching.
+    pub fn is_matchable(&self) -> bool {
+        let by_hand = self.person_id.is_some() && self.assigned_by != Some(AssignedBy::Auto);
+        !(self.locked || self.hidden || by_hand)
+    }
 }
 
 /// Joins are written as named queries.
