@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::db::faces::{self, AssignedBy, FaceFilter, PlacedFace};
-use shared::db::faces_by_hand::{self, Changed, FaceChange};
+use shared::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::FaceBox;
 use shared::telemetry::metrics;
@@ -83,7 +83,7 @@ pub struct FaceChanges {
     /// Whose it is. Null: not that of the person it has, which nothing automatic will say of it again.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PersonId>)]
-    person_id: Option<Option<PersonId>>,
+    person_id: PersonChange,
     /// Whether it is left out of lists, matching and clusters.
     hidden: Option<bool>,
     /// Whether nothing automatic may change whose it is; true where absent for a face that is assigned, false for one that
@@ -91,9 +91,9 @@ pub struct FaceChanges {
     locked: Option<bool>,
 }
 
-/// Tells null from what is left out.
-fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<PersonId>>, D::Error> {
-    Option::deserialize(value).map(Some)
+/// A person or null; what is left out is neither.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<PersonChange, D::Error> {
+    Ok(Option::deserialize(value)?.map_or(PersonChange::Unassign, PersonChange::Assign))
 }
 
 fn not_found(id: FaceId) -> ApiError {

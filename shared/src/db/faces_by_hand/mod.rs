@@ -10,13 +10,25 @@ use crate::ids::{CollectionId, FaceId, PersonId};
 /// Changes to a face; what is `None` stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaceChange {
-    /// Whose it is; `Some(None)`: not that of the person it has.
-    pub person: Option<Option<PersonId>>,
+    /// Whose it is.
+    pub person: PersonChange,
     /// Whether it is left out of lists, matching and clusters.
     pub hidden: Option<bool>,
     /// Whether nothing automatic may change whose it is. A face that is assigned is locked, one that is un-assigned is
     /// not, unless this says otherwise.
     pub locked: Option<bool>,
+}
+
+/// A change of whose a face is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PersonChange {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It is not that of the person it has, which is remembered.
+    Unassign,
+    /// It is this person's.
+    Assign(PersonId),
 }
 
 /// What became of a change.
@@ -41,7 +53,7 @@ async fn change_once(db: &Db, collection: CollectionId, id: FaceId, change: Face
     let Some(seen) = faces::find(&txn, collection, id).await? else { return Ok(Changed::NoFace) };
     // The image, the person, then the face, as jobs lock them.
     images::lock(&txn, seen.face.image_id).await?;
-    if let Some(Some(person)) = change.person
+    if let PersonChange::Assign(person) = change.person
         && persons::hold(&txn, collection, &[person].into()).await?.is_empty()
     {
         return Ok(Changed::NoPerson(person));
@@ -58,9 +70,9 @@ async fn change_once(db: &Db, collection: CollectionId, id: FaceId, change: Face
     )
     .await?;
     match (before.face.person_id, change.person) {
-        (_, Some(Some(person))) => rejections::remove(&txn, id, person).await?,
-        (Some(person), Some(None)) => rejections::add(&txn, id, person).await?,
-        (None, Some(None)) | (_, None) => {}
+        (_, PersonChange::Assign(person)) => rejections::remove(&txn, id, person).await?,
+        (Some(person), PersonChange::Unassign) => rejections::add(&txn, id, person).await?,
+        (None, PersonChange::Unassign) | (_, PersonChange::Keep) => {}
     }
     txn.commit().await?;
     let after = PlacedFace { face: after, geometry: before.geometry.clone() };
@@ -71,7 +83,12 @@ impl face::Model {
     /// The row after a change by hand.
     fn changed(&self, change: FaceChange) -> Self {
         let mut face = self.clone();
-        if let Some(person) = change.person {
+        let person = match change.person {
+            PersonChange::Keep => face.person_id,
+            PersonChange::Unassign => None,
+            PersonChange::Assign(person) => Some(person),
+        };
+        if change.person != PersonChange::Keep {
             face.person_id = person;
             face.assigned_by = person.map(|_| AssignedBy::User);
             face.locked = person.is_some();

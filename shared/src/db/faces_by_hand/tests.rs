@@ -74,7 +74,8 @@ impl Scene {
     }
 
     async fn assign(&self, person: Option<PersonId>) -> PlacedFace {
-        self.change(FaceChange { person: Some(person), ..FaceChange::default() }).await
+        let person = person.map_or(PersonChange::Unassign, PersonChange::Assign);
+        self.change(FaceChange { person, ..FaceChange::default() }).await
     }
 
     /// Whose templates a search finds.
@@ -154,7 +155,7 @@ async fn what_is_not_there_is_not_changed() {
         let hide = FaceChange { hidden: Some(true), ..FaceChange::default() };
         assert_eq!(change(&scene.db, collection, FaceId::new(), hide).await.unwrap(), Changed::NoFace);
         let stranger = PersonId::new();
-        let assign = FaceChange { person: Some(Some(stranger)), ..hide };
+        let assign = FaceChange { person: PersonChange::Assign(stranger), ..hide };
         assert_eq!(change(&scene.db, collection, scene.face, assign).await.unwrap(), Changed::NoPerson(stranger));
         assert_eq!(scene.listed(true).await, 0, "nothing of a refused change is kept");
     }
