@@ -50,21 +50,36 @@ impl PageQuery {
 
     /// The id after which the page begins.
     pub fn after(&self) -> ApiResult<Option<Uuid>> {
+        Ok(self.token()?.map(Uuid::from_bytes))
+    }
+
+    /// What the list that gave the cursor put into it.
+    pub fn token<const N: usize>(&self) -> ApiResult<Option<[u8; N]>> {
         let Some(cursor) = &self.cursor else { return Ok(None) };
-        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|b| Uuid::from_slice(&b).ok());
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|bytes| bytes.try_into().ok());
         bytes
             .map(Some)
-            .ok_or_else(|| ApiError::invalid("cursor", "is none that a list gave; leave it out to begin anew"))
+            .ok_or_else(|| ApiError::invalid("cursor", "is none that this list gave; leave it out to begin anew"))
     }
 }
 
 impl<T> Page<T> {
     /// A page from up to `limit + 1` rows: the last one only says that there are more.
-    pub fn of<R>(mut rows: Vec<R>, limit: u64, id: impl Fn(&R) -> Uuid, show: impl FnMut(R) -> T) -> Self {
+    pub fn of<R>(rows: Vec<R>, limit: u64, id: impl Fn(&R) -> Uuid, show: impl FnMut(R) -> T) -> Self {
+        Self::after(rows, limit, |row| *id(row).as_bytes(), show)
+    }
+
+    /// The same, where more than an id says where the next page begins.
+    pub fn after<R, const N: usize>(
+        mut rows: Vec<R>,
+        limit: u64,
+        token: impl Fn(&R) -> [u8; N],
+        show: impl FnMut(R) -> T,
+    ) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         rows.truncate(limit);
-        let next_cursor = rows.last().filter(|_| more).map(|r| URL_SAFE_NO_PAD.encode(id(r)));
+        let next_cursor = rows.last().filter(|_| more).map(|r| URL_SAFE_NO_PAD.encode(token(r)));
         Self { items: rows.into_iter().map(show).collect(), next_cursor }
     }
 }

@@ -8,7 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::requests::observe;
-use crate::routes::{batches, collections, faces, health, jobs, persons, submit, uploads};
+use crate::routes::{batches, clusters, collections, faces, health, jobs, persons, submit, uploads};
 use crate::state::AppState;
 
 /// Where the document's own facts come from.
@@ -65,6 +65,14 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(persons::faces))
         .routes(routes!(faces::list))
         .routes(routes!(faces::get, faces::update, faces::delete))
+        .routes(routes!(clusters::list))
+        .routes(routes!(clusters::get))
+        .routes(routes!(clusters::faces))
+        .routes(routes!(clusters::merge))
+        .routes(routes!(clusters::split))
+        .routes(routes!(clusters::name))
+        .routes(routes!(clusters::changes))
+        .routes(routes!(clusters::undo))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics_text))

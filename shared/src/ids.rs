@@ -61,6 +61,14 @@ id!(
     FaceId
 );
 id!(
+    /// A cluster of faces that look like one person.
+    ClusterId
+);
+id!(
+    /// What a user changed of clusters.
+    ClusterChangeId
+);
+id!(
     /// An uploaded picture that waits to be used by a job.
     UploadId
 );

@@ -7,11 +7,13 @@
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
 //! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
+//! - [`clusters`] finds out which unknown faces are one person's
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
 pub mod analysis;
 pub mod assets;
 pub mod batches;
+pub mod clusters;
 pub mod command;
 pub mod consumer;
 pub mod context;

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
+use shared::db::clusters::queue;
 use shared::db::collections::{self, CollectionSettings};
 use shared::db::entity::collection;
 use shared::ids::CollectionId;
@@ -145,7 +146,11 @@ pub async fn update(
 ) -> ApiResult<axum::Json<CollectionView>> {
     check_settings(&changes.settings)?;
     let row = extract::collection(&state, &collection).await?;
+    let had_clusters = row.settings()?.clustering;
     collections::update_settings(&state.db, row.id, &changes.settings).await?;
+    if changes.settings.clustering && !had_clusters {
+        queue::enqueue_all(&state.db.write, row.id).await?;
+    }
     let row = extract::collection(&state, &row.id.to_string()).await?;
     Ok(axum::Json(view(&state, row).await?))
 }

@@ -1,6 +1,7 @@
 //! One file a noun: its wire types and its handlers.
 
 pub mod batches;
+pub mod clusters;
 pub mod collections;
 pub mod faces;
 pub mod health;

@@ -59,7 +59,7 @@ pub struct PersonInput {
 }
 
 impl PersonInput {
-    fn resolved(self) -> ApiResult<PersonRef> {
+    pub(super) fn resolved(self) -> ApiResult<PersonRef> {
         match (self.id, self.external_id) {
             (Some(_), None) if self.name.is_some() => {
                 Err(ApiError::invalid("#/person/name", "is taken with external_id only"))
@@ -244,7 +244,11 @@ pub async fn verify(
     .await
 }
 
-async fn check_person(state: &AppState, collection: &collection::Model, person: &PersonRef) -> ApiResult<()> {
+pub(super) async fn check_person(
+    state: &AppState,
+    collection: &collection::Model,
+    person: &PersonRef,
+) -> ApiResult<()> {
     match person {
         PersonRef::Id { id } => {
             let found = persons::find(&state.db.read, collection.id, *id).await?;

@@ -122,7 +122,7 @@ fn read_now(path: &Path, limits: DecodeLimits, side: u32) -> anyhow::Result<Phot
 }
 
 /// Does the work of each item, `in_flight` at a time; results keep the items' order, the first error ends all.
-async fn side_by_side<T, R, W>(
+pub(super) async fn side_by_side<T, R, W>(
     in_flight: usize,
     items: Vec<T>,
     bar: &ProgressBar,
@@ -151,7 +151,7 @@ where
 }
 
 /// A bar on standard error; none where that is no terminal.
-fn progress(pictures: u64) -> anyhow::Result<ProgressBar> {
+pub(super) fn progress(pictures: u64) -> anyhow::Result<ProgressBar> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {per_sec}, {eta} left")?;
     Ok(ProgressBar::new(pictures).with_style(style))
 }

@@ -1,6 +1,7 @@
 //! `face-id eval`: how accurate and how fast a pipeline is, and which thresholds its scores need.
 
 mod calibration;
+mod clusters;
 mod embed;
 mod pairs;
 mod plots;
@@ -32,6 +33,8 @@ const NO_FACE: f32 = -1.0;
 pub(crate) enum EvalCommand {
     /// Labeled Faces in the Wild: accuracy by its view 2, thresholds by false accept rate, images a second.
     Lfw(LfwArgs),
+    /// Clusters of unknown faces: pairwise precision and recall, in several orders of arrival.
+    Clusters(clusters::ClustersArgs),
 }
 
 #[derive(clap::Args)]
@@ -59,6 +62,7 @@ pub(crate) struct LfwArgs {
 pub(crate) async fn run(config: &Config, command: EvalCommand) -> anyhow::Result<()> {
     match command {
         EvalCommand::Lfw(args) => lfw(config, &args).await,
+        EvalCommand::Clusters(args) => clusters::run(&setup(config, args.model(), None).await?.0, &args).await,
     }
 }
 
@@ -66,7 +70,7 @@ async fn lfw(config: &Config, args: &LfwArgs) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&args.pairs).with_context(|| format!("read {}", args.pairs.display()))?;
     let pairs = Pairs::parse(&text).with_context(|| format!("read {}", args.pairs.display()))?;
     let photos: Vec<PathBuf> = pairs.photos.iter().map(|photo| photo.path(&args.images)).collect();
-    let (setup, threads) = setup(config, args).await?;
+    let (setup, threads) = setup(config, args.model.as_deref(), args.threads).await?;
     let embedded = embed::embed(&setup, &photos).await?;
     let bare_rate = embed::bare_rate(&setup, &photos).await?;
     let scored = score(&pairs, &embedded.embeddings);
@@ -98,10 +102,10 @@ async fn lfw(config: &Config, args: &LfwArgs) -> anyhow::Result<()> {
     write(args, &report, &kinds)
 }
 
-async fn setup(config: &Config, args: &LfwArgs) -> anyhow::Result<(Setup, usize)> {
+async fn setup(config: &Config, model: Option<&str>, threads: Option<u16>) -> anyhow::Result<(Setup, usize)> {
     let catalogue = Catalogue::load(config.models.catalogue_dir())?;
-    let pipeline = catalogue.pipeline(args.model.as_deref().unwrap_or(&config.models.default_pipeline))?;
-    let threads = args.threads.map_or_else(|| config.worker.sessions(), usize::from);
+    let pipeline = catalogue.pipeline(model.unwrap_or(&config.models.default_pipeline))?;
+    let threads = threads.map_or_else(|| config.worker.sessions(), usize::from);
     let engine = Engine::load(pipeline, &Assets::configured(config), EngineOptions::for_cpu(threads)).await?;
     let vision = &config.vision;
     let limits = DecodeLimits {

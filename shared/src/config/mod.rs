@@ -51,6 +51,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// Limits of pictures.
     pub vision: VisionConfig,
+    /// Clusters of unknown faces.
+    pub clustering: ClusteringConfig,
     /// How long things are kept.
     pub retention: RetentionConfig,
     /// Logging.
@@ -185,6 +187,14 @@ pub struct VisionConfig {
     pub max_image_bytes: usize,
     pub max_image_pixels: u64,
     pub max_image_side: u32,
+}
+
+/// `[clustering]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct ClusteringConfig {
+    pub max_faces: usize,
 }
 
 /// `[retention]`

@@ -22,11 +22,13 @@ pub struct CollectionSettings {
     pub match_cosine: Option<f32>,
     /// How many persons an identify names a face at most.
     pub max_matches: usize,
+    /// Whether faces that nobody knows are put together where they look like one person.
+    pub clustering: bool,
 }
 
 impl Default for CollectionSettings {
     fn default() -> Self {
-        Self { target_fpir: 0.01, verify_far: 0.001, match_cosine: None, max_matches: 5 }
+        Self { target_fpir: 0.01, verify_far: 0.001, match_cosine: None, max_matches: 5, clustering: true }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
 
 /// A stored vector, read from whichever column type the database has.
-struct StoredVector(Embedding);
+pub(super) struct StoredVector(pub(super) Embedding);
 
 /// The vector as a value to bind.
 pub(crate) fn to_value(conn: &impl ConnectionTrait, embedding: &Embedding) -> Value {

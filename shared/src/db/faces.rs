@@ -79,6 +79,12 @@ pub struct FaceFilter {
     pub hidden: bool,
 }
 
+/// The faces of those ids, in the order of their ids.
+pub(super) async fn find_many(conn: &impl ConnectionTrait, ids: &[FaceId]) -> Result<Vec<PlacedFace>, DbErr> {
+    let named = face::Column::Id.is_in(ids.iter().copied());
+    with_geometry(conn, face::Entity::find().filter(named).order_by_asc(face::Column::Id).all(conn).await?).await
+}
+
 /// Up to `limit` faces of the collection whose id comes after `after`.
 pub async fn list(
     db: &Db,

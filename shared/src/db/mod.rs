@@ -1,6 +1,7 @@
 //! The database: connections, and every query by name. Nothing outside this folder and the face indexes writes SQL.
 
 pub mod batches;
+pub mod clusters;
 pub mod collections;
 pub(crate) mod embeddings;
 pub mod entity;

@@ -5,6 +5,7 @@ mod codes;
 pub mod contract;
 mod exact;
 mod kernel;
+mod neighbours;
 pub mod pgvector;
 mod rows;
 
@@ -14,6 +15,7 @@ use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, PersonId};
 
 pub use exact::ExactFaceIndex;
+pub use neighbours::Neighbours;
 
 /// The enrolled faces of one collection, as one pipeline sees them: the only vectors that may be compared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

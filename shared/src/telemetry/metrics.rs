@@ -56,6 +56,8 @@ fn describe() {
         ("face_id_jobs_ended_total", "Jobs that ended, by kind and state."),
         ("face_id_attempts_failed_total", "Attempts that failed and are repeated, by kind."),
         ("face_id_faces_changed_total", "Changes of faces by hand: assigned, unassigned, hidden or unhidden."),
+        ("face_id_faces_clustered_total", "Unknown faces that were looked at for where they belong."),
+        ("face_id_clusters_merged_total", "Times that two clusters, or faces alone, became one by themselves."),
         ("face_id_messages_published_total", "Messages handed to the queue, by result."),
         ("face_id_messages_delivered_total", "Messages received from the queue, by lane and whether they came again."),
         ("face_id_dead_letters_total", "Messages that the queue gave up."),
@@ -128,6 +130,12 @@ pub fn face_changed(before: &face::Model, after: &face::Model) {
     for (_, change) in changes.into_iter().filter(|(changed, _)| *changed) {
         counter!("face_id_faces_changed_total", "change" => change).increment(1);
     }
+}
+
+/// Unknown faces were placed, and clusters became one.
+pub fn faces_clustered(faces: usize, merges: usize) {
+    counter!("face_id_faces_clustered_total").increment(faces as u64);
+    counter!("face_id_clusters_merged_total").increment(merges as u64);
 }
 
 /// A message was handed to the queue; `result` is ack, full or unavailable.

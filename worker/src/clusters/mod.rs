@@ -1,0 +1,121 @@
+//! Clusters the faces that nobody knows: takes those that wait, finds out with [`units`] where they belong, and records it.
+//!
+//! The leader holds a collection's units in memory, as they were in one version of the stored clusters. A pass that meets
+//! another version when it records is given up, and the units are read anew.
+
+mod collection;
+pub mod units;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use shared::catalogue::Calibration;
+use shared::db::clusters::queue;
+use shared::db::collections;
+use shared::db::entity::collection::Model;
+use shared::ids::CollectionId;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::collection::{Collection, PassError};
+use crate::context::WorkerContext;
+use crate::leadership::Leadership;
+
+/// Collections that are held in memory at once.
+const HELD: usize = 4;
+
+/// How long a collection with too many faces is left alone.
+const TOO_LARGE_FOR: Duration = Duration::from_secs(3600);
+
+/// What the leader knows of collections.
+#[derive(Default)]
+struct Held {
+    /// Those in memory, each with when it was last worked on.
+    collections: HashMap<CollectionId, (Collection, Instant)>,
+    /// Those with too many faces, each with when that was found.
+    too_large: HashMap<CollectionId, Instant>,
+}
+
+/// Clusters until `stop`.
+pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
+    let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
+    let mut leadership = Leadership::new(ctx.db.clone(), "clusters");
+    let mut held = Held::default();
+    loop {
+        let mut pause = poll;
+        if leadership.held().await {
+            match step(&ctx, &mut held).await {
+                Ok(true) => pause = Duration::ZERO,
+                Ok(false) => {}
+                Err(error) => {
+                    held.collections.clear();
+                    tracing::warn!(error = format!("{error:#}"), "cluster faces");
+                }
+            }
+        } else {
+            // Another leader goes on.
+            held.collections.clear();
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    leadership.resign().await;
+}
+
+/// One pass over the collection whose face has waited longest; false when none waits.
+async fn step(ctx: &WorkerContext, held: &mut Held) -> anyhow::Result<bool> {
+    let Some(id) = queue::next_collection(&ctx.db).await? else { return Ok(false) };
+    let Some(row) = collections::find(&ctx.db.read, id).await? else {
+        queue::forget(&ctx.db, id).await?;
+        return Ok(true);
+    };
+    let calibration = ctx.engines.pipeline(&row.pipeline).ok().and_then(|pipeline| pipeline.calibration.clone());
+    let Some(calibration) = calibration.filter(|_| row.settings().is_ok_and(|settings| settings.clustering)) else {
+        held.collections.remove(&id);
+        queue::forget(&ctx.db, id).await?;
+        return Ok(true);
+    };
+    if held.too_large.get(&id).is_some_and(|since| since.elapsed() < TOO_LARGE_FOR) {
+        queue::forget(&ctx.db, id).await?;
+        return Ok(true);
+    }
+    let known = held.collections.remove(&id).map(|(collection, _)| collection);
+    match pass(ctx, known.filter(|known| known.pipeline() == row.pipeline), &row, calibration).await {
+        Ok(collection) => held.keep(id, collection),
+        // Read anew with the next step.
+        Err(PassError::Stale) => {}
+        Err(PassError::TooLarge(faces)) => {
+            tracing::warn!(collection.id = %id, faces, "too many faces to cluster; see clustering.max_faces");
+            held.too_large.insert(id, Instant::now());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(true)
+}
+
+async fn pass(
+    ctx: &WorkerContext,
+    known: Option<Collection>,
+    row: &Model,
+    calibration: Calibration,
+) -> Result<Collection, PassError> {
+    let collection = match known {
+        Some(collection) => collection,
+        None => Collection::load(ctx, row.id, &row.pipeline).await?,
+    };
+    collection.pass(ctx, calibration).await
+}
+
+impl Held {
+    /// Keeps the collection in memory, in place of the one that was not worked on for longest.
+    fn keep(&mut self, id: CollectionId, collection: Collection) {
+        self.collections.insert(id, (collection, Instant::now()));
+        if self.collections.len() > HELD
+            && let Some(oldest) = self.collections.iter().min_by_key(|(_, (_, at))| *at).map(|(id, _)| *id)
+        {
+            self.collections.remove(&oldest);
+        }
+    }
+}
