@@ -51,6 +51,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(submit::index))
         .routes(routes!(submit::identify))
         .routes(routes!(submit::verify))
+        .routes(routes!(submit::rematch))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::get, jobs::cancel))
         .routes(routes!(batches::create, batches::list))

@@ -15,6 +15,7 @@ mod m20261123_000007_reference_indexes;
 mod m20261124_000008_batches;
 mod m20261126_000009_library;
 mod m20261126_000010_clusters;
+mod m20261126_000011_rematches;
 mod statements;
 
 /// All migrations in order.
@@ -34,6 +35,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000008_batches::Migration),
             Box::new(m20261126_000009_library::Migration),
             Box::new(m20261126_000010_clusters::Migration),
+            Box::new(m20261126_000011_rematches::Migration),
         ]
     }
 }

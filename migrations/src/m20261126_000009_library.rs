@@ -68,7 +68,8 @@ const UP_POSTGRES: &[&str] = &[
     END $$",
     "CREATE OR REPLACE FUNCTION faces_set_template() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         UPDATE embeddings SET template_of = template_of(NEW.person_id, NEW.assigned_by, NEW.hidden)
-            WHERE face_id = NEW.id;
+            WHERE face_id = NEW.id
+            AND template_of IS DISTINCT FROM template_of(NEW.person_id, NEW.assigned_by, NEW.hidden);
         RETURN NULL;
     END $$",
     "CREATE TRIGGER faces_reassigned AFTER UPDATE OF person_id, assigned_by, hidden ON faces

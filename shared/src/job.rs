@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::{PersonId, UploadId};
+use crate::ids::{FaceId, PersonId, UploadId};
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema)]
@@ -23,6 +23,9 @@ pub enum JobKind {
     /// Compares a face with another image's or with a person's.
     #[sea_orm(string_value = "verify")]
     Verify,
+    /// Matches a collection's faces again that nobody was named for, or only by a match.
+    #[sea_orm(string_value = "rematch")]
+    Rematch,
 }
 
 impl JobKind {
@@ -33,14 +36,15 @@ impl JobKind {
             Self::Index => "index",
             Self::Identify => "identify",
             Self::Verify => "verify",
+            Self::Rematch => "rematch",
         }
     }
 
-    /// The lane a job of this kind waits in: somebody waits for all but `index`.
+    /// The lane a job of this kind waits in: somebody waits for all but `index` and `rematch`.
     pub fn lane(self) -> Lane {
         match self {
             Self::Enroll | Self::Identify | Self::Verify => Lane::Interactive,
-            Self::Index => Lane::Bulk,
+            Self::Index | Self::Rematch => Lane::Bulk,
         }
     }
 }
@@ -279,6 +283,42 @@ pub enum JobArgs {
         /// Which face is meant, on either picture.
         face: FaceChoice,
     },
+    /// See [`JobKind::Rematch`].
+    Rematch {
+        /// Every face; else what was asked for when it begins.
+        all: bool,
+        /// How far it is; `None` before it begins.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<RematchProgress>,
+    },
+}
+
+/// Which faces a rematch looks at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RematchScope {
+    /// All of them.
+    All,
+    /// Those that some changes concern.
+    Touched {
+        /// These, and those near them where they are templates.
+        faces: Vec<FaceId>,
+        /// Those that were matched to these.
+        persons: Vec<PersonId>,
+    },
+}
+
+/// How far a rematch is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct RematchProgress {
+    pub scope: RematchScope,
+    /// The last face that was read.
+    pub after: Option<FaceId>,
+    /// Faces that were looked up.
+    pub faces: usize,
+    pub assigned: usize,
+    pub unassigned: usize,
 }
 
 impl JobArgs {
@@ -289,6 +329,7 @@ impl JobArgs {
             Self::Index { .. } => JobKind::Index,
             Self::Identify { .. } => JobKind::Identify,
             Self::Verify { .. } => JobKind::Verify,
+            Self::Rematch { .. } => JobKind::Rematch,
         }
     }
 
@@ -300,7 +341,13 @@ impl JobArgs {
             | Self::Index { image }
             | Self::Identify { image, .. }
             | Self::Verify { image, other: VerifyTarget::Person(_), .. } => vec![image],
+            Self::Rematch { .. } => Vec::new(),
         }
+    }
+
+    /// Whether an earlier attempt did a part of it.
+    pub fn goes_on(&self) -> bool {
+        matches!(self, Self::Rematch { progress: Some(_), .. })
     }
 }
 

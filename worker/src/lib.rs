@@ -27,6 +27,7 @@ pub mod lister;
 pub mod offer;
 pub mod probes;
 pub mod reaper;
+mod rematches;
 mod retry;
 mod run;
 pub mod runner;

@@ -12,7 +12,7 @@ use shared::db::jobs::claims::{Claim, ClaimedJob, Heartbeat, Wanted, claim, hear
 use shared::db::jobs::settle::release;
 use shared::failpoints::failpoint;
 use shared::ids::{ClaimId, JobId};
-use shared::job::Problem;
+use shared::job::{JobArgs, Problem};
 use shared::queue::{Delivery, Message};
 use shared::telemetry::metrics;
 use shared::telemetry::trace::TraceContext;
@@ -100,7 +100,7 @@ async fn work(ctx: &WorkerContext, message: &Message, beside: &Beside, stop: &St
     };
     failpoint("after_claim");
     for claimed in &jobs {
-        if claimed.job.attempt == 1 {
+        if claimed.job.attempt == 1 && !claimed.args.as_ref().is_ok_and(JobArgs::goes_on) {
             metrics::job_started(claimed.job.lane, waited(claimed));
         }
     }

@@ -9,7 +9,7 @@ use sea_orm::{DatabaseTransaction, DbErr};
 use shared::db::batches::deltas;
 use shared::db::entity::job::Model as Job;
 use shared::db::jobs::claims::{ClaimedJob, heartbeat};
-use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, fences, finish, finish_all, retry};
+use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, fences, finish, finish_all, go_on, retry};
 use shared::db::{images, is_deadlock, is_outage};
 use shared::failpoints::failpoint;
 use shared::ids::{BatchId, ClaimId, JobId};
@@ -49,6 +49,8 @@ enum Written {
     Ended(JobState),
     /// It waits for its next attempt.
     Requeued,
+    /// It has done a part of its work and waits for the next.
+    GoesOn,
     /// The claim was taken away: nothing was written.
     Nothing,
 }
@@ -82,10 +84,10 @@ impl Outage {
 /// Records how attempts of one claim ended: together where that is possible, else each by itself, so that what is wrong
 /// with one of them costs the others nothing.
 pub(crate) async fn settle(ctx: &WorkerContext, claim: ClaimId, ended: &[Ended], stop: &Stop) -> Result<(), DbErr> {
-    // What is tried again, or may be rejected by its rows, has a transaction of its own.
+    // What is tried again, may be rejected by its rows, or goes on has a transaction of its own.
     let by_itself = |ended: &&Ended| match &ended.end {
         End::Error(JobError::Transient(_)) => true,
-        End::Done(done) => done.may_be_rejected(),
+        End::Done(done) => done.is_recorded_alone(),
         _ => false,
     };
     let (single, together): (Vec<&Ended>, Vec<&Ended>) = ended.iter().partition(by_itself);
@@ -162,6 +164,14 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
         // The rows written so far go, the rejection stays.
         txn.rollback().await?;
         return Ok(vec![conclude(ctx, claim, &ended[0].claimed, Outcome::Rejected(problem.clone())).await?]);
+    }
+    if let ([Recorded { goes_on: Some(args), .. }], [ended]) = (recorded.as_slice(), ended) {
+        if !go_on(&txn, claim, ended.claimed.job.id, args).await? {
+            return Ok(vec![Written::Nothing]);
+        }
+        failpoint("before_commit");
+        txn.commit().await?;
+        return Ok(vec![Written::GoesOn]);
     }
     append_faces(&txn, &done, &recorded).await?;
     let mut recorded = recorded.into_iter();
@@ -248,6 +258,10 @@ fn report(ctx: &WorkerContext, ended: &[&Ended], written: &[Written]) {
                 ctx.finished.announce(job.id);
             }
             Written::Requeued => metrics::attempt_failed(job.kind),
+            Written::GoesOn => {
+                let duration_ms = run.as_secs_f64() * 1e3;
+                tracing::debug!(job.id = %job.id, collection.id = %job.collection_id, duration_ms, "a part of a job is done");
+            }
             Written::Nothing => {
                 metrics::stale_write_refused();
                 tracing::warn!(job.id = %job.id, "the claim was taken away, nothing is written");

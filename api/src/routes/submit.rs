@@ -10,8 +10,8 @@ use shared::db::entity::{collection, job};
 use shared::db::idempotency::Idempotency;
 use shared::db::jobs::outbox::DueJob;
 use shared::db::jobs::submit::{NewJob, Submitted, find_repeated, submit};
-use shared::db::persons;
 use shared::db::uploads::NewUpload;
+use shared::db::{persons, rematches};
 use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::failpoints::failpoint;
@@ -242,6 +242,24 @@ pub async fn verify(
         face: request.face,
     })
     .await
+}
+
+/// Matches the faces of the collection again that nobody was named for, or only by a match. Where a job waits to do so, that
+/// one is the answer.
+#[utoipa::path(post, path = "/v1/collections/{collection}/rematch", tag = "jobs",
+    params(("collection" = String, Path, description = "Its id or name")),
+    responses((status = 202, body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn rematch(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    headers: SubmitHeaders,
+) -> ApiResult<Response> {
+    let collection = extract::collection(&state, &collection).await?;
+    match rematches::enqueue(&state.db, &collection, Some(headers.trace.as_str().to_owned())).await? {
+        Submitted::New(job) => Ok(accepted(fresh(&state, job, JobArgs::Rematch { all: true, progress: None }).await)),
+        waiting => again(&state, waiting).await,
+    }
 }
 
 pub(super) async fn check_person(

@@ -13,14 +13,14 @@ async fn change(server: &Server, face: &Value, changes: &Value) -> (StatusCode, 
     read(server.request(Method::PATCH, &path).json(changes)).await
 }
 
-async fn changed(server: &Server, face: &Value, changes: &Value) -> Value {
+pub(crate) async fn changed(server: &Server, face: &Value, changes: &Value) -> Value {
     let (status, body) = change(server, face, changes).await;
     assert_eq!(status, StatusCode::OK, "{body}");
     body
 }
 
 /// Indexes a picture of these persons and returns its faces, from the left.
-async fn index(server: &Server, people: &[u32]) -> Vec<Value> {
+pub(crate) async fn index(server: &Server, people: &[u32]) -> Vec<Value> {
     let job = server.run("c", "index", &json!({ "image": inline(&photo(people)) })).await;
     assert_eq!(job["state"], "succeeded", "{job}");
     let mut faces = job["result"]["faces"].as_array().unwrap().clone();

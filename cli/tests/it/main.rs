@@ -12,6 +12,7 @@ mod jobs;
 mod library;
 mod main_path;
 mod offer;
+mod rematch;
 mod server;
 mod traces;
 mod workers;

@@ -191,6 +191,16 @@ impl Server {
         Self { address, probes, objects: site.objects.clone(), processes, http }
     }
 
+    /// Waits until one of its processes has ended by itself, and kills the rest.
+    pub(crate) async fn wait_for_crash(mut self) {
+        let began = Instant::now();
+        while self.processes.iter_mut().all(|process| process.try_wait().unwrap().is_none()) {
+            assert!(began.elapsed() < TIMEOUT, "nothing crashed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.kill().await;
+    }
+
     /// SIGKILL, as a crash or the kernel's out-of-memory killer would.
     pub(crate) async fn kill(mut self) {
         for process in &mut self.processes {

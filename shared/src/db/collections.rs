@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, execute, now, through_deadlocks};
+use super::{Db, count, execute, now, rematches, through_deadlocks};
 use crate::ids::CollectionId;
 
 /// How a collection decides; stored as JSON.
@@ -110,11 +110,17 @@ pub async fn list(db: &Db, after: Option<CollectionId>, limit: u64) -> Result<Ve
     query.all(&db.read).await
 }
 
-/// Replaces the settings.
+/// Replaces the settings. Where others decide from then on who matches, faces are matched again.
 pub async fn update_settings(db: &Db, id: CollectionId, settings: &CollectionSettings) -> Result<(), DbErr> {
+    let txn = db.begin().await?;
+    let Some(before) = find(&txn, id).await? else { return Ok(()) };
     let sql = "UPDATE collections SET settings = $1 WHERE id = $2";
-    execute(&db.write, sql, [to_json(settings)?.into(), id.into()]).await?;
-    Ok(())
+    execute(&txn, sql, [to_json(settings)?.into(), id.into()]).await?;
+    let before = before.settings()?;
+    if (before.target_fpir, before.match_cosine) != (settings.target_fpir, settings.match_cosine) {
+        rematches::request(&txn, id, None, None).await?;
+    }
+    txn.commit().await
 }
 
 /// Counts what the collection holds.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::entity::{face, face_geometry};
 use super::rows::{self, Column, Rows};
-use super::{Db, embeddings, execute, images, now, placeholders, rejections, statement, through_deadlocks};
+use super::{Db, embeddings, execute, images, now, placeholders, rejections, rematches, statement, through_deadlocks};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
 use crate::job::FaceBox;
@@ -256,10 +256,11 @@ pub async fn delete(db: &Db, collection: CollectionId, id: FaceId) -> Result<boo
 
 async fn delete_once(db: &Db, collection: CollectionId, id: FaceId) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
-    if find(&txn, collection, id).await?.is_none() {
-        return Ok(false);
-    }
+    let Some(PlacedFace { face, .. }) = find(&txn, collection, id).await? else { return Ok(false) };
     delete_within(&txn, id).await?;
+    if let Some(person) = face.template_of() {
+        rematches::request(&txn, collection, None, Some(person)).await?;
+    }
     txn.commit().await?;
     Ok(true)
 }

@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod leaders;
 pub mod persons;
 pub mod rejections;
+pub mod rematches;
 pub(crate) mod rows;
 pub mod schema;
 pub mod uploads;

@@ -6,7 +6,7 @@ use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
 
 use super::entity::person::{Column, Entity, Model};
-use super::{Db, count, faces, is_postgres, placeholders, statement, through_deadlocks};
+use super::{Db, count, faces, is_postgres, placeholders, rematches, statement, through_deadlocks};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -125,6 +125,8 @@ async fn delete_once(db: &Db, collection: CollectionId, id: PersonId) -> Result<
         faces::delete_within(&txn, face).await?;
     }
     Entity::delete_by_id(id).exec(&txn).await?;
+    // In a smaller gallery less is enough for a match.
+    rematches::request(&txn, collection, None, None).await?;
     txn.commit().await?;
     Ok(true)
 }

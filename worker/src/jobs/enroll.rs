@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use shared::db::entity::job::Model as Job;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
 use shared::db::images::ImageSource;
-use shared::db::{faces, images, persons};
+use shared::db::{faces, images, persons, rematches};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
 
 use super::pictures::{analysed, chosen, face_json, fetched, new_face};
@@ -74,6 +74,9 @@ impl Enrollment {
         let face = faces::place(txn, origin, std::slice::from_ref(&self.face)).await?.swap_remove(0);
         let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);
         faces::enroll(txn, face.id, person.id).await?;
+        if !already_enrolled {
+            rematches::request(txn, collection, Some(face.id), None).await?;
+        }
         let mut answer = self.answer.clone();
         answer["person_id"] = json!(person.id);
         answer["external_id"] = json!(person.external_id);

@@ -135,7 +135,7 @@ pub(super) async fn record_all(
         }
         let new = indexing.first_faces(image.id, &persons);
         let answer = indexing.answer(image.id, &new.iter().map(|f| f.id).collect::<Vec<_>>(), false);
-        recorded[at] = Recorded { answer: Ok(answer), faces: new.len() };
+        recorded[at] = Recorded { faces: new.len(), ..Recorded::answer(answer) };
         analysed.push((image.id, new.len()));
         first.extend(new);
     }
@@ -182,7 +182,7 @@ impl Indexing {
         }
         let is_known = !known.is_empty();
         let answer = self.answer(image, &placed.iter().map(|f| f.id).collect::<Vec<_>>(), is_known);
-        Ok(Recorded { answer: Ok(answer), faces: if is_known { 0 } else { placed.len() } })
+        Ok(Recorded { faces: if is_known { 0 } else { placed.len() }, ..Recorded::answer(answer) })
     }
 
     fn answer(&self, image: ImageId, faces: &[FaceId], already_indexed: bool) -> Value {

@@ -4,6 +4,7 @@ mod enroll;
 mod identify;
 mod index;
 mod pictures;
+mod rematch;
 mod verify;
 
 use sea_orm::DatabaseTransaction;
@@ -27,6 +28,8 @@ pub enum Done {
     Index(Box<index::Indexing>),
     /// Found that the faces of the image are stored.
     Known(Box<index::Known>),
+    /// Looked faces up again.
+    Rematch(rematch::Rematching),
 }
 
 /// Why a job has no answer.
@@ -53,6 +56,7 @@ pub async fn run(ctx: &WorkerContext, job: &Job, args: &JobArgs) -> Result<Done,
         JobArgs::Index { image } => index::run(ctx, job, &collection, image).await,
         JobArgs::Identify { image, max_matches } => identify::run(ctx, job, &collection, image, *max_matches).await,
         JobArgs::Verify { image, other, face } => verify::run(ctx, job, &collection, image, other, *face).await,
+        JobArgs::Rematch { all, progress } => rematch::run(ctx, job, &collection, *all, progress.as_ref()).await,
     }
 }
 
@@ -63,11 +67,13 @@ pub struct Recorded {
     pub answer: Result<serde_json::Value, Problem>,
     /// Faces that were stored and not known before, of a job that indexes.
     pub faces: usize,
+    /// The arguments with which a job goes on that has done only a part; its answer says nothing yet.
+    pub goes_on: Option<Box<JobArgs>>,
 }
 
 impl Recorded {
     fn answer(answer: serde_json::Value) -> Self {
-        Self { answer: Ok(answer), faces: 0 }
+        Self { answer: Ok(answer), faces: 0, goes_on: None }
     }
 }
 
@@ -82,8 +88,9 @@ pub async fn record(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result
         match done {
             Done::Answer(answer) => recorded[at] = Some(Recorded::answer(answer.clone())),
             Done::Enroll(enrollment) => {
-                recorded[at] = Some(Recorded { answer: enrollment.record(txn, job).await?, faces: 0 });
+                recorded[at] = Some(Recorded { answer: enrollment.record(txn, job).await?, faces: 0, goes_on: None });
             }
+            Done::Rematch(rematching) => recorded[at] = Some(rematching.record(txn, job).await?),
             Done::Index(indexing) => indexed.push((*job, &**indexing)),
             Done::Known(image) => {
                 known.push((*job, &**image));
@@ -99,9 +106,9 @@ pub async fn record(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result
 }
 
 impl Done {
-    /// Whether its rows may meet a rejection that only the database can tell: such a job is recorded by itself.
-    pub(crate) fn may_be_rejected(&self) -> bool {
-        matches!(self, Self::Enroll(_))
+    /// Whether it is recorded by itself: its rows may meet a rejection that only the database can tell, or the job goes on.
+    pub(crate) fn is_recorded_alone(&self) -> bool {
+        matches!(self, Self::Enroll(_) | Self::Rematch(_))
     }
 }
 

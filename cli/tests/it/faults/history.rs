@@ -35,7 +35,7 @@ enum What {
     Face,
 }
 
-/// A job as it is now.
+/// A job as it is now. What the server makes by itself, to match faces again, stores none and is left out.
 #[derive(Deserialize)]
 pub(crate) struct Job {
     pub(crate) id: String,
@@ -149,7 +149,8 @@ const TRIGGERS: &str = "
     CREATE TRIGGER history AFTER INSERT ON faces FOR EACH ROW EXECUTE FUNCTION history_of_faces();";
 
 const READ: &str = "
-    SELECT json_build_object('events', COALESCE((SELECT json_agg(h ORDER BY n) FROM history h), '[]'),
+    SELECT json_build_object('events', COALESCE((SELECT json_agg(h ORDER BY n) FROM history h
+            WHERE NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = h.job AND j.kind = 'rematch')), '[]'),
         'jobs', COALESCE((SELECT json_agg(json_build_object(
             'id', j.id, 'state', j.state, 'batch', j.batch_id,
             'key', COALESCE(a.args::json #>> '{image,s3}', j.tag),
@@ -158,4 +159,5 @@ const READ: &str = "
             'named', EXISTS (SELECT 1 FROM faces f LEFT JOIN persons p ON p.id = f.person_id
                 WHERE f.id = COALESCE(r ->> 'face_id', r #>> '{faces,0,face_id}')::uuid
                 AND (j.kind <> 'enroll' OR p.external_id = j.tag))
-        )) FROM jobs j JOIN job_payloads a ON a.job_id = j.id CROSS JOIN LATERAL (SELECT a.result::json AS r) AS r), '[]'))";
+        )) FROM jobs j JOIN job_payloads a ON a.job_id = j.id CROSS JOIN LATERAL (SELECT a.result::json AS r) AS r
+            WHERE j.kind <> 'rematch'), '[]'))";

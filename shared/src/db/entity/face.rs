@@ -53,6 +53,12 @@ pub struct Model {
 }
 
 impl Model {
+    /// Whose template it is.
+    pub fn template_of(&self) -> Option<PersonId> {
+        let is_template = matches!(self.assigned_by, Some(AssignedBy::Enrolled | AssignedBy::User)) && !self.hidden;
+        self.person_id.filter(|_| is_template)
+    }
+
     /// Whether a match may say whose it is: nobody did by hand, and it takes part in matching.
     pub fn is_matchable(&self) -> bool {
         let by_hand = self.person_id.is_some() && self.assigned_by != Some(AssignedBy::Auto);

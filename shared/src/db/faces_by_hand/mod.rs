@@ -4,7 +4,7 @@ use sea_orm::prelude::*;
 
 use super::entity::face::{self, AssignedBy};
 use super::faces::{self, PlacedFace};
-use super::{Db, count, execute, images, persons, rejections, through_deadlocks};
+use super::{Db, count, execute, images, persons, rejections, rematches, through_deadlocks};
 use crate::ids::{CollectionId, FaceId, PersonId};
 
 /// Changes to a face; what is `None` stays.
@@ -73,6 +73,11 @@ async fn change_once(db: &Db, collection: CollectionId, id: FaceId, change: Face
         (_, PersonChange::Assign(person)) => rejections::remove(&txn, id, person).await?,
         (Some(person), PersonChange::Unassign) => rejections::add(&txn, id, person).await?,
         (None, PersonChange::Unassign) | (_, PersonChange::Keep) => {}
+    }
+    let lost = before.face.template_of().filter(|person| after.template_of() != Some(*person));
+    let takes_part = after.is_matchable() || after.template_of().is_some();
+    if after != before.face && (takes_part || lost.is_some()) {
+        rematches::request(&txn, collection, takes_part.then_some(id), lost).await?;
     }
     txn.commit().await?;
     let after = PlacedFace { face: after, geometry: before.geometry.clone() };

@@ -11,7 +11,7 @@ use super::transition::{Move, transition};
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{Db, count, execute, placeholders, statement, uploads};
 use crate::ids::{ClaimId, JobId};
-use crate::job::{JobState, Problem};
+use crate::job::{JobArgs, JobState, Problem};
 
 /// Whether an attempt may still write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +153,19 @@ fn answer(job: JobId, outcome: &Outcome) -> Result<serde_json::Value, DbErr> {
     };
     let problem = outcome.problem().map(problem_json).transpose()?;
     Ok(serde_json::json!({ "job_id": rows::id(job.0), "result": result, "problem": problem }))
+}
+
+/// Puts a job back that has done a part of its work, with arguments that say how far it is; false (and nothing written)
+/// when the claim was taken away.
+pub async fn go_on(txn: &impl ConnectionTrait, claim: ClaimId, job: JobId, args: &JobArgs) -> Result<bool, DbErr> {
+    if transition(txn, &[job], Move::GoOn(claim)).await?.is_empty() {
+        return Ok(false);
+    }
+    let args = serde_json::to_string(args).map_err(|e| DbErr::Json(e.to_string()))?;
+    execute(txn, "UPDATE job_payloads SET args = $1, problem = NULL WHERE job_id = $2", [args.into(), job.into()])
+        .await?;
+    close_if_empty(txn, claim).await?;
+    Ok(true)
 }
 
 /// Puts the job back for another attempt after `delay`, with the reason of this one's failure.

@@ -31,6 +31,8 @@ enum Step {
     /// The holder of the n-th claim ends a job, whether the claim still stands or not.
     End(usize, usize, JobState),
     Retry(usize, usize),
+    /// The holder of the n-th claim has done a part of a job.
+    GoOn(usize, usize),
     Release(usize),
     Cancel(usize),
     Dispatch,
@@ -51,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0usize..6).prop_map(Step::Expire),
         3 => (0usize..6, 0..JOBS, terminal).prop_map(|(c, j, s)| Step::End(c, j, s)),
         3 => (0usize..6, 0..JOBS).prop_map(|(c, j)| Step::Retry(c, j)),
+        2 => (0usize..6, 0..JOBS).prop_map(|(c, j)| Step::GoOn(c, j)),
         2 => (0usize..6).prop_map(Step::Release),
         2 => (0..JOBS).prop_map(Step::Cancel),
         2 => Just(Step::Dispatch),
@@ -163,6 +166,18 @@ impl World {
                 settle::retry(&self.db, claim, self.ids[job], Duration::ZERO, &problem).await.unwrap();
                 if self.jobs[job].claim == Some(claim) {
                     self.jobs[job].give_back(|_| {});
+                }
+            }
+            Step::GoOn(n, job) => {
+                let Some(claim) = self.claims.get(n).copied() else { return };
+                let txn = self.db.begin().await.unwrap();
+                let held = settle::fence(&txn, claim, self.ids[job]).await.unwrap() == settle::Fence::Held;
+                let args = JobArgs::Rematch { all: true, progress: None };
+                let went_on = settle::go_on(&txn, claim, self.ids[job], &args).await.unwrap();
+                txn.commit().await.unwrap();
+                assert_eq!(went_on, held, "only the holder of the claim may go on");
+                if held {
+                    self.jobs[job].give_back(|j| j.attempt = 0);
                 }
             }
             Step::Release(n) => {

@@ -22,6 +22,8 @@ pub(in crate::db) enum Move<'a> {
     Finish(ClaimId, JobState, Option<&'a str>),
     /// running -> queued: the attempt failed in a way that may pass.
     Retry(ClaimId, Duration),
+    /// running -> queued: the attempt has done a part of the job. The next one counts as its first.
+    GoOn(ClaimId),
     /// running -> queued: the worker stops; the attempt does not count.
     Release(ClaimId),
     /// running -> queued: the worker went silent. The next attempt runs more alone.
@@ -71,7 +73,7 @@ impl Move<'_> {
             Self::Claim(..) => (JobState::Queued, JobState::Running),
             Self::CancelQueued => (JobState::Queued, JobState::Cancelled),
             Self::Finish(_, state, _) => (JobState::Running, state),
-            Self::Retry(..) | Self::Release(_) | Self::LoseLease(..) | Self::LoseProcess(_) => {
+            Self::GoOn(_) | Self::Retry(..) | Self::Release(_) | Self::LoseLease(..) | Self::LoseProcess(_) => {
                 (JobState::Running, JobState::Queued)
             }
             Self::Reopen => (JobState::Failed, JobState::Queued),
@@ -123,6 +125,9 @@ fn parts(step: Move<'_>) -> (&'static str, &'static str, Vec<Value>) {
             REQUEUE,
             vec![claim.into(), micros(after).into()],
         ),
+        Move::GoOn(claim) => {
+            ("state = 'queued', claim_id = NULL, attempt = 0, run_at = {now}", REQUEUE, vec![claim.into()])
+        }
         Move::Release(claim) => {
             ("state = 'queued', claim_id = NULL, attempt = attempt - 1, run_at = {now}", REQUEUE, vec![claim.into()])
         }

@@ -1,0 +1,185 @@
+//! Rematch: faces that nobody was named for, or only by a match, are looked up again. A collection has many: an attempt
+//! does a slice of them, and the job goes on with the next one.
+
+use std::time::{Duration, Instant};
+
+use sea_orm::{DatabaseTransaction, DbErr};
+use serde_json::{Value, json};
+use shared::catalogue::Pipeline;
+use shared::db::collections::CollectionSettings;
+use shared::db::entity::collection;
+use shared::db::entity::job::Model as Job;
+use shared::db::rejections;
+use shared::db::rematches::{self, Matchable, Rematch};
+use shared::embedding::Embedding;
+use shared::face_index::{Found, Gallery, Hit};
+use shared::ids::{FaceId, PersonId};
+use shared::job::{JobArgs, RematchProgress, RematchScope};
+
+use super::{Done, JobError, Recorded, settings};
+use crate::context::WorkerContext;
+use crate::thresholds::Thresholds;
+use crate::vision::quality::{Gate, Quality};
+
+/// Faces that are read and looked up in one step.
+const STEP: u64 = 500;
+/// Faces of a slice at most: what is kept of those that change fits into a transaction.
+const SLICE: u64 = 50_000;
+/// A slice ends with the step that is under way then: far below the time that an attempt may take.
+const SLICE_TIME: Duration = Duration::from_secs(10);
+
+/// What is left to write.
+#[derive(Debug)]
+pub enum Rematching {
+    /// The job begins: it takes what was asked for.
+    Begin {
+        /// Every face, whatever was asked for.
+        all: bool,
+    },
+    /// A slice was looked up.
+    Slice(Slice),
+}
+
+/// The faces that were looked up by one attempt.
+#[derive(Debug)]
+pub struct Slice {
+    /// How far the job is after it.
+    progress: RematchProgress,
+    changes: Vec<Rematch>,
+    is_last: bool,
+}
+
+pub(super) async fn run(
+    ctx: &WorkerContext,
+    job: &Job,
+    collection: &collection::Model,
+    all: bool,
+    progress: Option<&RematchProgress>,
+) -> Result<Done, JobError> {
+    let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
+    let settings = settings(collection)?;
+    let pipeline = ctx.engines.pipeline(&job.pipeline)?;
+    let looking = Looking::begin(ctx, job, pipeline, &settings, &progress.scope).await?;
+    let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
+    let (began, revision) = (Instant::now(), pipeline.detector_revision());
+    for _ in 0..SLICE / STEP {
+        let from = (job.pipeline.as_str(), revision.as_str());
+        let faces = rematches::matchable(&ctx.db, job.collection_id, from, slice.progress.after, STEP).await?;
+        slice.is_last = (faces.len() as u64) < STEP;
+        slice.progress.after = faces.last().map(|face| face.id).or(slice.progress.after);
+        let wanted: Vec<Matchable> = faces.into_iter().filter(|face| looking.concerns(face)).collect();
+        slice.progress.faces += wanted.len();
+        slice.changes.extend(looking.up(ctx, job, wanted).await?);
+        if slice.is_last || began.elapsed() >= SLICE_TIME {
+            break;
+        }
+    }
+    Ok(Done::Rematch(Rematching::Slice(slice)))
+}
+
+/// What the faces of a slice are looked up with.
+struct Looking<'a> {
+    gallery: Gallery,
+    scope: &'a RematchScope,
+    /// New templates that the scope names.
+    templates: Vec<Embedding>,
+    thresholds: Thresholds<'a>,
+    gate: Gate,
+}
+
+impl<'a> Looking<'a> {
+    async fn begin(
+        ctx: &WorkerContext,
+        job: &Job,
+        pipeline: &'a Pipeline,
+        settings: &CollectionSettings,
+        scope: &'a RematchScope,
+    ) -> Result<Self, JobError> {
+        let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
+        let templates = match scope {
+            RematchScope::All => Vec::new(),
+            RematchScope::Touched { faces, .. } => rematches::templates(&ctx.db, &job.pipeline, faces).await?,
+        };
+        let size = ctx.face_index.search(&gallery, Vec::new(), 1).await?.size;
+        let thresholds = Thresholds::identify(pipeline, settings, size.faces)
+            .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+        let gate = Gate::identify(pipeline.detector.match_score);
+        Ok(Self { gallery, scope, templates, thresholds, gate })
+    }
+
+    /// Whether what has changed may change whom the face matches.
+    fn concerns(&self, face: &Matchable) -> bool {
+        let RematchScope::Touched { faces, persons } = self.scope else { return true };
+        let is_near = |template: &Embedding| template.cosine(&face.embedding) >= self.thresholds.match_cosine;
+        face.person.is_some_and(|person| persons.contains(&person))
+            || faces.contains(&face.id)
+            || self.templates.iter().any(is_near)
+    }
+
+    /// Those of the faces that match somebody else than before.
+    async fn up(&self, ctx: &WorkerContext, job: &Job, faces: Vec<Matchable>) -> Result<Vec<Rematch>, JobError> {
+        let ids: Vec<FaceId> = faces.iter().map(|face| face.id).collect();
+        let rejected = rejections::of_faces(&ctx.db.read, &ids).await?;
+        // So many persons that one of them is left whatever a face is not.
+        let k = 1 + ids.iter().map(|id| rejected.iter().filter(|(face, _)| face == id).count()).max().unwrap_or(0);
+        let queries: Vec<Embedding> =
+            faces.iter().filter(|face| self.is_usable(face)).map(|face| face.embedding.clone()).collect();
+        let hits = if queries.is_empty() {
+            Vec::new()
+        } else {
+            let _place = ctx.stages.search(job.lane).await;
+            let Found { hits, .. } = ctx.face_index.search(&self.gallery, queries, k).await?;
+            hits
+        };
+        let mut hits = hits.into_iter();
+        let rematch = |face: &Matchable| {
+            let hits = if self.is_usable(face) { hits.next().unwrap_or_default() } else { Vec::new() };
+            let is_open = |person: PersonId| !rejected.contains(&(face.id, person));
+            Rematch { face: face.id, from: face.person, to: self.best(&hits, is_open) }
+        };
+        Ok(faces.iter().map(rematch).filter(|rematch| rematch.from != rematch.to).collect())
+    }
+
+    fn best(&self, hits: &[Hit], is_open: impl Fn(PersonId) -> bool) -> Option<PersonId> {
+        let matching = hits.iter().take_while(|hit| hit.score >= self.thresholds.match_cosine);
+        matching.map(|hit| hit.person).find(|person| is_open(*person))
+    }
+
+    /// Whether an index would look it up.
+    fn is_usable(&self, face: &Matchable) -> bool {
+        serde_json::from_str::<Quality>(&face.quality).is_ok_and(|quality| quality.reasons(&self.gate).is_empty())
+    }
+}
+
+impl Rematching {
+    /// Writes what the attempt did, and says how the job goes on.
+    pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Recorded, DbErr> {
+        let collection = job.collection_id;
+        match self {
+            Self::Begin { all } => Ok(match rematches::take_requests(txn, collection, *all).await? {
+                Some(scope) => {
+                    let progress = RematchProgress { scope, after: None, faces: 0, assigned: 0, unassigned: 0 };
+                    going_on(*all, progress)
+                }
+                None => Recorded::answer(json!({ "faces": 0, "assigned": 0, "unassigned": 0 })),
+            }),
+            Self::Slice(Slice { progress, changes, is_last }) => {
+                let written = rematches::apply(txn, collection, changes).await?;
+                let mut progress = progress.clone();
+                progress.assigned += written.assigned;
+                progress.unassigned += written.unassigned;
+                let all = progress.scope == RematchScope::All;
+                Ok(if *is_last { Recorded::answer(answer(&progress)) } else { going_on(all, progress) })
+            }
+        }
+    }
+}
+
+fn answer(progress: &RematchProgress) -> Value {
+    json!({ "faces": progress.faces, "assigned": progress.assigned, "unassigned": progress.unassigned })
+}
+
+fn going_on(all: bool, progress: RematchProgress) -> Recorded {
+    let next = JobArgs::Rematch { all, progress: Some(progress) };
+    Recorded { goes_on: Some(Box::new(next)), ..Recorded::answer(Value::Null) }
+}
