@@ -16,6 +16,8 @@ mod m20261124_000008_batches;
 mod m20261126_000009_library;
 mod m20261126_000010_clusters;
 mod m20261126_000011_rematches;
+mod m20261126_000012_person_merges;
+mod m20261126_000013_capture_times;
 mod statements;
 
 /// All migrations in order.
@@ -36,6 +38,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000009_library::Migration),
             Box::new(m20261126_000010_clusters::Migration),
             Box::new(m20261126_000011_rematches::Migration),
+            Box::new(m20261126_000012_person_merges::Migration),
+            Box::new(m20261126_000013_capture_times::Migration),
         ]
     }
 }

@@ -32,6 +32,8 @@ pub struct AnalysedFace {
 pub struct Analysis {
     /// Size in upright pixels.
     pub size: [u32; 2],
+    /// When it was taken, as `image::Model::captured_at` has it.
+    pub captured_at: Option<String>,
     /// Faces of at least the detector's `store_score`, best first.
     pub faces: Vec<AnalysedFace>,
 }
@@ -61,7 +63,7 @@ pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> R
     let found = find_faces(engine, detector, &photo).await?;
     failpoint("mid_inference");
     let faces = embed_faces(engine, &photo, found).await?;
-    Ok(Analysis { size: photo.size, faces })
+    Ok(Analysis { size: photo.size, captured_at: photo.captured_at.clone(), faces })
 }
 
 /// The faces that `detector`, the engine's with scores of the caller's choice, finds, best first.

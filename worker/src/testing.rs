@@ -102,6 +102,55 @@ pub fn synthetic_photo(people: &[u32], width: u32, height: u32) -> Vec<u8> {
     png
 }
 
+/// A [`synthetic_photo`] that was taken at this time, `YYYY-MM-DDTHH:MM:SS` or the same with `+HH:MM` behind it.
+///
+/// # Panics
+/// A side is zero, or the time is shorter.
+pub fn dated_photo(people: &[u32], width: u32, height: u32, captured_at: &str) -> Vec<u8> {
+    let (time, offset) = captured_at.split_at(19);
+    let time = time.replace('-', ":").replace('T', " ");
+    let texts = [(0x9003, time.as_str()), (0x9011, offset)];
+    let picture = synthetic_picture(people, width, height);
+    let mut png = Vec::new();
+    let mut encoder = PngEncoder::new(&mut png);
+    let texts = if offset.is_empty() { &texts[..1] } else { &texts };
+    encoder.set_exif_metadata(exif_block(true, texts)).expect("a png has room for it");
+    encoder.write_image(&picture.rgb, width, height, ExtendedColorType::Rgb8).expect("encode a picture into memory");
+    png
+}
+
+/// An EXIF block whose camera directory holds these texts by their tags, in either byte order.
+///
+/// # Panics
+/// A text is longer than a block can be.
+pub fn exif_block(is_little_endian: bool, texts: &[(u16, &str)]) -> Vec<u8> {
+    /// ASCII, as a directory's entry says it.
+    const ASCII: u16 = 2;
+    let half = |value: u16| if is_little_endian { value.to_le_bytes() } else { value.to_be_bytes() };
+    let word = |value: usize| {
+        let value = u32::try_from(value).expect("a text is short");
+        if is_little_endian { value.to_le_bytes() } else { value.to_be_bytes() }
+    };
+    let mut bytes = if is_little_endian { b"II".to_vec() } else { b"MM".to_vec() };
+    bytes.extend(half(42));
+    bytes.extend(word(8));
+    // The first directory has one entry: where the camera's is, behind it.
+    bytes.extend(half(1));
+    bytes.extend([&half(0x8769)[..], &half(4), &word(1), &word(26), &word(0)].concat());
+    bytes.extend(half(u16::try_from(texts.len()).expect("there are few")));
+    let mut at = 26 + 2 + texts.len() * 12 + 4;
+    for (tag, text) in texts {
+        bytes.extend([&half(*tag)[..], &half(ASCII), &word(text.len() + 1), &word(at)].concat());
+        at += text.len() + 1;
+    }
+    bytes.extend(word(0));
+    for (_, text) in texts {
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+    }
+    bytes
+}
+
 /// The pixels of [`synthetic_photo`].
 pub fn synthetic_picture(people: &[u32], width: u32, height: u32) -> Picture {
     let squares = synthetic_squares(people.len(), width, height);

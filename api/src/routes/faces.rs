@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::db::faces::{self, AssignedBy, FaceFilter, PlacedFace};
 use shared::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
+use shared::db::images;
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::FaceBox;
 use shared::telemetry::metrics;
@@ -20,7 +21,7 @@ use crate::state::AppState;
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FaceView {
     id: FaceId,
-    image_id: ImageId,
+    pub(super) image_id: ImageId,
     /// Whose it is; null where that is not known.
     person_id: Option<PersonId>,
     /// Who said so.
@@ -36,12 +37,15 @@ pub struct FaceView {
     /// The detector's, 0 to 1.
     score: f32,
     quality: serde_json::Value,
+    /// When its picture was taken, by a clock at the place: `YYYY-MM-DDTHH:MM:SS`, with `+HH:MM` behind it where known.
+    captured_at: Option<String>,
     created_at: String,
 }
 
-impl From<PlacedFace> for FaceView {
-    fn from(PlacedFace { face, geometry }: PlacedFace) -> Self {
+impl FaceView {
+    fn new(PlacedFace { face, geometry }: PlacedFace, captured_at: Option<String>) -> Self {
         Self {
+            captured_at,
             id: face.id,
             image_id: face.image_id,
             person_id: face.person_id,
@@ -55,6 +59,29 @@ impl From<PlacedFace> for FaceView {
             created_at: instant(face.created_at),
         }
     }
+}
+
+/// The faces as answers show them.
+pub(super) async fn views(state: &AppState, faces: Vec<PlacedFace>) -> ApiResult<Vec<FaceView>> {
+    let mut images: Vec<ImageId> = faces.iter().map(|placed| placed.face.image_id).collect();
+    images.dedup();
+    let captured_at = images::capture_times(&state.db.read, &images).await?;
+    let view = |placed: PlacedFace| {
+        let captured_at = captured_at.get(&placed.face.image_id).cloned();
+        FaceView::new(placed, captured_at)
+    };
+    Ok(faces.into_iter().map(view).collect())
+}
+
+/// A page of faces; `rows` has one more than `limit` where there are more.
+pub(super) async fn page(state: &AppState, rows: Vec<PlacedFace>, limit: u64) -> ApiResult<axum::Json<Page<FaceView>>> {
+    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.face.id.0, |r| r);
+    Ok(axum::Json(Page { items: views(state, items).await?, next_cursor }))
+}
+
+async fn view(state: &AppState, face: PlacedFace) -> ApiResult<axum::Json<FaceView>> {
+    let captured_at = images::capture_times(&state.db.read, &[face.face.image_id]).await?.into_values().next();
+    Ok(axum::Json(FaceView::new(face, captured_at)))
 }
 
 /// Which faces to list.
@@ -111,11 +138,11 @@ pub async fn list(
     Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &collection).await?;
-    let page = query.page();
-    let limit = page.limit()?;
+    let asked = query.page();
+    let limit = asked.limit()?;
     let filter = FaceFilter { hidden: query.hidden, ..FaceFilter::default() };
-    let rows = faces::list(&state.db, collection.id, filter, page.after()?.map(FaceId), limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |r| r.face.id.0, FaceView::from)))
+    let rows = faces::list(&state.db, collection.id, filter, asked.after()?.map(FaceId), limit + 1).await?;
+    page(&state, rows, limit).await
 }
 
 /// Shows a face.
@@ -129,7 +156,7 @@ pub async fn get(
 ) -> ApiResult<axum::Json<FaceView>> {
     let collection = extract::collection(&state, &collection).await?;
     let found = faces::find(&state.db.read, collection.id, face).await?;
-    found.map(|f| axum::Json(f.into())).ok_or_else(|| not_found(face))
+    view(&state, found.ok_or_else(|| not_found(face))?).await
 }
 
 /// Changes whose a face is, or whether it is left out, by hand.
@@ -152,10 +179,10 @@ pub async fn update(
             let [before, after] = *faces;
             tracing::info!(face.id = %face, collection.id = %collection.id, "face changed by hand");
             metrics::face_changed(&before.face, &after.face);
-            Ok(axum::Json(after.into()))
+            view(&state, after).await
         }
         Changed::NoFace => Err(not_found(face)),
-        Changed::NoPerson(person) => Err(super::persons::not_found(person)),
+        Changed::NoPerson(person) => Err(super::persons::missing(&state, collection.id, person).await?),
     }
 }
 

@@ -64,6 +64,18 @@ pub struct ImageView {
     file: Option<String>,
 }
 
+impl ImageView {
+    /// By the address that a row names; `None` where the picture lies in our own store.
+    pub(super) fn of_uri(uri: Option<&str>) -> Option<Self> {
+        let uri = uri?;
+        let nothing = Self { upload_id: None, s3: None, file: None };
+        Some(match uri.strip_prefix("file://") {
+            Some(file) => Self { file: Some(file.to_owned()), ..nothing },
+            None => Self { s3: Some(uri.to_owned()), ..nothing },
+        })
+    }
+}
+
 impl From<&ImageRef> for ImageView {
     fn from(image: &ImageRef) -> Self {
         let nothing = Self { upload_id: None, s3: None, file: None };

@@ -1,19 +1,27 @@
 //! Persons.
 
+use std::collections::HashMap;
+
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
-use shared::db::entity::person;
+use shared::db::entity::{image, person};
 use shared::db::faces::{self, FaceFilter};
-use shared::db::persons;
-use shared::ids::{CollectionId, FaceId, PersonId};
+use shared::db::merges::{self, Merged};
+use shared::db::{images, persons};
+use shared::ids::{CollectionId, FaceId, ImageId, PersonId};
+use shared::job::PersonRef;
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::faces::{FaceQuery, FaceView};
 use super::instant;
+use super::jobs::ImageView;
+use super::submit::{check_external_id, check_text};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
-use crate::extract::{self, Path, Query};
+use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
 /// A person of a collection.
@@ -51,13 +59,65 @@ async fn view(state: &AppState, row: person::Model) -> ApiResult<PersonView> {
     })
 }
 
-async fn find(state: &AppState, collection: CollectionId, id: PersonId) -> ApiResult<person::Model> {
+pub(super) async fn find(state: &AppState, collection: CollectionId, id: PersonId) -> ApiResult<person::Model> {
     let row = persons::find(&state.db.read, collection, id).await?;
-    row.ok_or_else(|| not_found(id))
+    match row {
+        Some(row) => Ok(row),
+        None => Err(missing(state, collection, id).await?),
+    }
 }
 
-pub(super) fn not_found(id: PersonId) -> ApiError {
-    ApiError::not_found("person_not_found", format!("there is no person {id} in this collection"))
+/// Why there is no person of that id: merged into another, or not there.
+pub(super) async fn missing(state: &AppState, collection: CollectionId, id: PersonId) -> ApiResult<ApiError> {
+    check_merged(state, collection, &PersonRef::Id { id }).await?;
+    Ok(ApiError::not_found("person_not_found", format!("there is no person {id} in this collection")))
+}
+
+/// Refuses a person that was merged into another.
+pub(super) async fn check_merged(state: &AppState, collection: CollectionId, person: &PersonRef) -> ApiResult<()> {
+    match merges::merged_into(&state.db.read, collection, person).await? {
+        Some(into) => {
+            Err(ApiError::gone("person_merged", format!("the person was merged into person {into}; name that one")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A person to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPerson {
+    /// The caller's own id of the person, unique in the collection.
+    external_id: Option<String>,
+    /// A name to show.
+    name: Option<String>,
+}
+
+/// Makes a person without faces.
+#[utoipa::path(post, path = "/v1/collections/{collection}/persons", tag = "persons", request_body = NewPerson,
+    params(("collection" = String, Path, description = "Its id or name")), responses(
+    (status = 201, body = PersonView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn create(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    Json(new): Json<NewPerson>,
+) -> ApiResult<impl IntoResponse> {
+    let collection = extract::collection(&state, &collection).await?;
+    if new.external_id.is_none() && new.name.is_none() {
+        return Err(ApiError::invalid("#", "needs an external_id, a name, or both"));
+    }
+    if let Some(external_id) = &new.external_id {
+        check_external_id("#/external_id", external_id)?;
+        let person = PersonRef::External { external_id: external_id.clone(), name: None };
+        check_merged(&state, collection.id, &person).await?;
+    }
+    new.name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
+    let made = persons::create(&state.db, collection.id, new.external_id, new.name).await?;
+    let taken = || ApiError::conflict("person_exists", "another person of this collection has that external_id");
+    let row = made.ok_or_else(taken)?;
+    let location = [(header::LOCATION, format!("/v1/collections/{}/persons/{}", row.collection_id, row.id))];
+    Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
 }
 
 /// Lists persons.
@@ -128,10 +188,116 @@ pub async fn faces(
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &collection).await?;
     find(&state, collection.id, person).await?;
-    let page = query.page();
-    let limit = page.limit()?;
-    let after = page.after()?.map(FaceId);
+    let asked = query.page();
+    let limit = asked.limit()?;
+    let after = asked.after()?.map(FaceId);
     let filter = FaceFilter { person: Some(person), hidden: query.hidden };
     let rows = faces::list(&state.db, collection.id, filter, after, limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |r| r.face.id.0, FaceView::from)))
+    super::faces::page(&state, rows, limit).await
+}
+
+/// A picture that shows a person.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PersonImageView {
+    id: ImageId,
+    /// Where it was found first; null of one that was uploaded.
+    place: Option<ImageView>,
+    /// In upright pixels.
+    width: i32,
+    height: i32,
+    /// When it was taken, by a clock at the place: `YYYY-MM-DDTHH:MM:SS`, with `+HH:MM` behind it where known.
+    captured_at: Option<String>,
+    created_at: String,
+    /// The person's faces on it.
+    faces: Vec<FaceView>,
+}
+
+/// Lists the pictures that show a person, in the order in which they were taken, those of unknown date last.
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/images", tag = "persons",
+    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), PageQuery),
+    responses((status = 200, body = Page<PersonImageView>),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn images(
+    State(state): State<AppState>,
+    Path((collection, person)): Path<(String, PersonId)>,
+    Query(page): Query<PageQuery>,
+) -> ApiResult<axum::Json<Page<PersonImageView>>> {
+    let collection = extract::collection(&state, &collection).await?;
+    find(&state, collection.id, person).await?;
+    let limit = page.limit()?;
+    let after = page.token()?.map(place_of).transpose()?;
+    let rows = images::of_person(&state.db, collection.id, person, after, limit + 1).await?;
+    let Page { items, next_cursor } =
+        Page::after(rows, limit, token, |image| image);
+    let ids: Vec<ImageId> = items.iter().map(|image| image.id).collect();
+    let mut faces: HashMap<ImageId, Vec<FaceView>> = HashMap::new();
+    for face in super::faces::views(&state, faces::of_person_on(&state.db.read, person, &ids).await?).await? {
+        faces.entry(face.image_id).or_default().push(face);
+    }
+    let view = |image: image::Model| PersonImageView {
+        faces: faces.remove(&image.id).unwrap_or_default(),
+        place: ImageView::of_uri(image.uri.as_deref()),
+        id: image.id,
+        width: image.width,
+        height: image.height,
+        captured_at: image.captured_at,
+        created_at: instant(image.created_at),
+    };
+    Ok(axum::Json(Page { items: items.into_iter().map(view).collect(), next_cursor }))
+}
+
+/// Bytes of a capture time at most: `YYYY-MM-DDTHH:MM:SS+HH:MM`.
+const CAPTURE_TIME: usize = 25;
+
+/// Where the next page begins: an image's place in the order of capture times, filled up with zeros, and its id.
+fn token(image: &image::Model) -> [u8; CAPTURE_TIME + 16] {
+    let mut token = [0; CAPTURE_TIME + 16];
+    for (to, from) in token[..CAPTURE_TIME].iter_mut().zip(image.capture_order().bytes()) {
+        *to = from;
+    }
+    token[CAPTURE_TIME..].copy_from_slice(image.id.0.as_bytes());
+    token
+}
+
+/// The reverse of [`token`].
+fn place_of(token: [u8; CAPTURE_TIME + 16]) -> ApiResult<(String, ImageId)> {
+    let (order, id) = token.split_at(CAPTURE_TIME);
+    let order = std::str::from_utf8(order).map(|text| text.trim_end_matches('\0'));
+    match (order, Uuid::from_slice(id)) {
+        (Ok(order), Ok(id)) if !order.contains('\0') => Ok((order.to_owned(), ImageId(id))),
+        _ => Err(ApiError::invalid("cursor", "is none that this list gave; leave it out to begin anew")),
+    }
+}
+
+/// Which person a person is merged into.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MergeRequest {
+    /// The person who is left.
+    into: PersonId,
+}
+
+/// Gives a person's faces to another one and deletes it. Faces keep their ids; the person's own ids are answered with
+/// 410 `person_merged` from then on.
+#[utoipa::path(post, path = "/v1/collections/{collection}/persons/{person}/merge", tag = "persons",
+    request_body = MergeRequest,
+    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)),
+    responses((status = 200, body = PersonView, description = "The person who is left"),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn merge(
+    State(state): State<AppState>,
+    Path((collection, person)): Path<(String, PersonId)>,
+    Json(request): Json<MergeRequest>,
+) -> ApiResult<axum::Json<PersonView>> {
+    let collection = extract::collection(&state, &collection).await?;
+    if request.into == person {
+        return Err(ApiError::invalid("#/into", "must be another person"));
+    }
+    match merges::merge(&state.db, collection.id, person, request.into).await? {
+        Merged::Done(row) => {
+            tracing::info!(person.id = %person, into.id = %row.id, collection.id = %collection.id, "person merged");
+            Ok(axum::Json(view(&state, row).await?))
+        }
+        Merged::NoPerson(id) => Err(missing(&state, collection.id, id).await?),
+    }
 }

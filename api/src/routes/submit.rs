@@ -10,8 +10,8 @@ use shared::db::entity::{collection, job};
 use shared::db::idempotency::Idempotency;
 use shared::db::jobs::outbox::DueJob;
 use shared::db::jobs::submit::{NewJob, Submitted, find_repeated, submit};
+use shared::db::rematches;
 use shared::db::uploads::NewUpload;
-use shared::db::{persons, rematches};
 use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::failpoints::failpoint;
@@ -269,20 +269,22 @@ pub(super) async fn check_person(
 ) -> ApiResult<()> {
     match person {
         PersonRef::Id { id } => {
-            let found = persons::find(&state.db.read, collection.id, *id).await?;
-            found.map(|_| ()).ok_or_else(|| {
-                let detail = format!("there is no person {id} in this collection");
-                ApiError::not_found("person_not_found", detail)
-            })
+            super::persons::find(state, collection.id, *id).await?;
+            Ok(())
         }
         PersonRef::External { external_id, name } => {
-            if external_id.trim().is_empty() {
-                return Err(ApiError::invalid("#/person/external_id", "must not be empty"));
-            }
-            check_text("#/person/external_id", external_id)?;
-            name.as_ref().map_or(Ok(()), |name| check_text("#/person/name", name))
+            check_external_id("#/person/external_id", external_id)?;
+            name.as_ref().map_or(Ok(()), |name| check_text("#/person/name", name))?;
+            super::persons::check_merged(state, collection.id, person).await
         }
     }
+}
+
+pub(super) fn check_external_id(pointer: &str, external_id: &str) -> ApiResult<()> {
+    if external_id.trim().is_empty() {
+        return Err(ApiError::invalid(pointer, "must not be empty"));
+    }
+    check_text(pointer, external_id)
 }
 
 pub(super) fn check_text(pointer: &str, text: &str) -> ApiResult<()> {

@@ -94,7 +94,7 @@ async fn store(
 ) -> anyhow::Result<PersonId> {
     let name = uuid::Uuid::now_v7().to_string();
     let source =
-        ImageSource { sha256: name.clone(), object_key: Some(format!("bench/{name}")), uri: None, fingerprint: None };
+        ImageSource { sha256: name.clone(), object_key: Some(format!("bench/{name}")), ..ImageSource::default() };
     let image = images::find_or_create(txn, collection, &source, [1000, 1000]).await?.id;
     let origin = Origin { collection, image, detector_revision: "bench", pipeline: PIPELINE };
     let new: Vec<_> = vectors

@@ -46,8 +46,7 @@ pub(super) async fn fill(db: &Db, gallery: &Gallery, count: usize, random: &mut 
     let source = ImageSource {
         sha256: "bench".to_owned(),
         object_key: Some(format!("bench/{}", gallery.collection)),
-        uri: None,
-        fingerprint: None,
+        ..ImageSource::default()
     };
     let image = images::find_or_create(&txn, gallery.collection, &source, [1000, 1000]).await?.id;
     for (n, block) in templates.bytes.chunks(BLOCK * DIMENSION * 4).enumerate() {

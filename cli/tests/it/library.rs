@@ -2,10 +2,17 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use worker::testing::dated_photo;
 
-use crate::server::{Server, Site, inline, on_both, photo, read};
+use crate::server::{SIDE, Server, Site, inline, on_both, photo, read};
 
-on_both!(faces_are_assigned_by_hand, what_a_face_is_not_is_remembered, hidden_faces_are_left_out);
+on_both!(
+    faces_are_assigned_by_hand,
+    what_a_face_is_not_is_remembered,
+    hidden_faces_are_left_out,
+    persons_are_made_and_merged,
+    a_persons_pictures_are_in_order
+);
 
 /// Changes a face and returns the answer.
 async fn change(server: &Server, face: &Value, changes: &Value) -> (StatusCode, Value) {
@@ -114,5 +121,87 @@ async fn hidden_faces_are_left_out(site: Site) {
     assert_eq!(person["faces"], 0);
     changed(&server, &ann["face_id"], &json!({ "hidden": false })).await;
     assert_eq!((listed("").await, identified(&server, 1).await), (1, json!("person-1")));
+    server.stop().await;
+}
+
+async fn post(server: &Server, path: &str, body: &Value) -> (StatusCode, Value) {
+    read(server.request(Method::POST, &format!("/v1/collections/c/{path}")).json(body)).await
+}
+
+async fn persons_are_made_and_merged(site: Site) {
+    let server = Server::start(&site).await;
+    server.make_collection("c").await;
+    let (status, ann) = post(&server, "persons", &json!({ "name": "Ann" })).await;
+    assert_eq!((status, &ann["name"], &ann["faces"]), (StatusCode::CREATED, &json!("Ann"), &json!(0)), "{ann}");
+    let enrolled = server.enroll("c", 1).await;
+    let loser = enrolled["person_id"].as_str().unwrap();
+    for (body, wanted) in [
+        (json!({}), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({ "external_id": " " }), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({ "external_id": "person-1" }), StatusCode::CONFLICT),
+    ] {
+        assert_eq!(post(&server, "persons", &body).await.0, wanted, "{body}");
+    }
+    let (_, bob) = post(&server, "persons", &json!({ "external_id": "bob" })).await;
+    let merge = async |from: &str, into: &Value| post(&server, &format!("persons/{from}/merge"), into).await;
+    let (status, merged) = merge(loser, &json!({ "into": bob["id"] })).await;
+    assert_eq!((status, &merged["id"], &merged["faces"]), (StatusCode::OK, &bob["id"], &json!(1)), "{merged}");
+    assert_eq!((&merged["name"], &merged["external_id"]), (&json!("Person 1"), &json!("bob")));
+    let face = server.get(&format!("/v1/collections/c/faces/{}", enrolled["face_id"].as_str().unwrap())).await;
+    assert_eq!((&face["person_id"], &face["assigned_by"]), (&bob["id"], &json!("enrolled")), "faces keep their ids");
+    assert_eq!(identified(&server, 1).await, "bob");
+
+    let (status, gone) = read(server.request(Method::GET, &format!("/v1/collections/c/persons/{loser}"))).await;
+    assert_eq!((status, &gone["code"]), (StatusCode::GONE, &json!("person_merged")), "{gone}");
+    assert!(gone["detail"].as_str().unwrap().contains(bob["id"].as_str().unwrap()), "{gone}");
+    for person in [json!({ "id": loser }), json!({ "external_id": "person-1" })] {
+        let body = json!({ "image": inline(&photo(&[3])), "person": person });
+        let (status, refused) = post(&server, "enroll", &body).await;
+        assert_eq!((status, &refused["code"]), (StatusCode::GONE, &json!("person_merged")), "{refused}");
+    }
+    let (status, refused) = change(&server, &face["id"], &json!({ "person_id": loser })).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::GONE, &json!("person_merged")), "{refused}");
+    let bob_path = bob["id"].as_str().unwrap();
+    for (from, into, status) in [
+        (loser, json!({ "into": bob["id"] }), StatusCode::GONE),
+        (bob_path, json!({ "into": loser }), StatusCode::GONE),
+        (bob_path, json!({ "into": bob["id"] }), StatusCode::UNPROCESSABLE_ENTITY),
+        (bob_path, json!({ "into": "0192aaaa-0000-7000-8000-000000000000" }), StatusCode::NOT_FOUND),
+        (bob_path, json!({ "into": ann["id"] }), StatusCode::OK),
+    ] {
+        let (was, body) = merge(from, &into).await;
+        assert_eq!(was, status, "{body}");
+    }
+    assert_eq!(identified(&server, 1).await, "bob", "what Ann lacked she took over");
+    server.stop().await;
+}
+
+async fn a_persons_pictures_are_in_order(site: Site) {
+    let server = Server::start(&site).await;
+    server.make_collection("c").await;
+    let ann = server.enroll("c", 1).await["person_id"].clone();
+    let taken = ["2021-05-01T08:00:00", "2019-07-01T12:30:05+02:00", "2020-01-01T00:00:00"];
+    for (n, time) in taken.into_iter().enumerate() {
+        let other = 50 + u32::try_from(n).unwrap();
+        let picture = dated_photo(&[1, other], SIDE, SIDE, time);
+        let job = server.run("c", "index", &json!({ "image": inline(&picture) })).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+    }
+    let path = format!("/v1/collections/c/persons/{}/images", ann.as_str().unwrap());
+    let first = server.get(&format!("{path}?limit=3")).await;
+    let second = server.get(&format!("{path}?limit=3&cursor={}", first["next_cursor"].as_str().unwrap())).await;
+    let images: Vec<&Value> = [&first, &second].iter().flat_map(|page| page["items"].as_array().unwrap()).collect();
+    let times: Vec<&Value> = images.iter().map(|image| &image["captured_at"]).collect();
+    assert_eq!(times, [&json!(taken[1]), &json!(taken[2]), &json!(taken[0]), &Value::Null], "the undated one is last");
+    for image in &images {
+        let faces = image["faces"].as_array().unwrap();
+        assert_eq!((faces.len(), &faces[0]["person_id"]), (1, &ann), "only the person's own: {image}");
+        assert!(faces[0]["box"]["width"].as_f64().unwrap() > 1.0);
+        assert_eq!((&faces[0]["captured_at"], &image["width"]), (&image["captured_at"], &json!(256)));
+    }
+    let face = images[0]["faces"][0]["id"].as_str().unwrap();
+    assert_eq!(server.get(&format!("/v1/collections/c/faces/{face}")).await["captured_at"], taken[1]);
+    changed(&server, &json!(face), &json!({ "hidden": true })).await;
+    assert_eq!(server.get(&path).await["items"].as_array().unwrap().len(), 3);
     server.stop().await;
 }

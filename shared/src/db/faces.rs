@@ -126,6 +126,20 @@ pub async fn of_image(conn: &impl ConnectionTrait, image: ImageId) -> Result<Vec
     with_geometry(conn, rows).await
 }
 
+/// The faces of a person on some images, those that are hidden left out.
+pub async fn of_person_on(
+    conn: &impl ConnectionTrait,
+    person: PersonId,
+    images: &[ImageId],
+) -> Result<Vec<PlacedFace>, DbErr> {
+    let query = face::Entity::find()
+        .filter(face::Column::PersonId.eq(person))
+        .filter(face::Column::Hidden.eq(false))
+        .filter(face::Column::ImageId.is_in(images.iter().copied()))
+        .order_by_asc(face::Column::Id);
+    with_geometry(conn, query.all(conn).await?).await
+}
+
 /// The face that already lies at this place on the image (see [`SAME_FACE_IOU`]).
 pub async fn find_at(
     conn: &impl ConnectionTrait,

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::entity::image::{self, Entity, Model};
 use super::rows::{self, Column, Rows};
-use super::{count, execute, statement};
-use crate::ids::{CollectionId, ImageId};
+use super::{Db, count, execute, statement};
+use crate::ids::{CollectionId, ImageId, PersonId};
 
 /// The image of that id in that collection.
 pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: ImageId) -> Result<Option<Model>, DbErr> {
@@ -30,7 +30,7 @@ pub async fn find_by_sha256(
 }
 
 /// A picture's bytes, and where they lie.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ImageSource {
     /// SHA-256 of the bytes, lower-case hex.
     pub sha256: String,
@@ -40,6 +40,8 @@ pub struct ImageSource {
     pub uri: Option<String>,
     /// What stood for its bytes there when it was listed.
     pub fingerprint: Option<String>,
+    /// When it was taken, as [`Model::captured_at`] has it.
+    pub captured_at: Option<String>,
 }
 
 /// The image with those bytes, made where it is new; its size is in upright pixels. Until the
@@ -66,15 +68,16 @@ pub async fn find_or_create_all(
     let row = |(new, (source, [width, height])): &(ImageId, &(&ImageSource, [u32; 2]))| {
         json!({
             "id": rows::id(new.0), "sha256": source.sha256, "object_key": source.object_key, "uri": source.uri,
-            "width": width, "height": height,
+            "width": width, "height": height, "captured_at": source.captured_at,
         })
     };
     let rows = Rows::new(&NEW_IMAGE, sorted.iter().map(row).collect());
     let sql = format!(
-        "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, created_at)
-         SELECT r.id, $2, r.sha256, r.object_key, r.uri, r.width, r.height, {{now}} FROM {} WHERE TRUE
-         ON CONFLICT (collection_id, sha256) DO UPDATE SET sha256 = excluded.sha256
-         RETURNING id, collection_id, sha256, object_key, uri, width, height, created_at",
+        "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, captured_at, created_at)
+         SELECT r.id, $2, r.sha256, r.object_key, r.uri, r.width, r.height, r.captured_at, {{now}} FROM {} WHERE TRUE
+         ON CONFLICT (collection_id, sha256) DO UPDATE
+            SET captured_at = COALESCE(images.captured_at, excluded.captured_at)
+         RETURNING id, collection_id, sha256, object_key, uri, width, height, captured_at, created_at",
         rows.table(txn)
     );
     let found = Model::find_by_statement(statement(txn, &sql, [rows.value(), collection.into()])).all(txn).await?;
@@ -88,14 +91,56 @@ pub async fn find_or_create_all(
     wanted.iter().map(&mut image).collect()
 }
 
-const NEW_IMAGE: [(&str, Column); 6] = [
+const NEW_IMAGE: [(&str, Column); 7] = [
     ("id", Column::Id),
     ("sha256", Column::Text),
     ("object_key", Column::Text),
     ("uri", Column::Text),
     ("width", Column::Integer),
     ("height", Column::Integer),
+    ("captured_at", Column::Text),
 ];
+
+/// Where a picture of unknown date stands among others in the order of their capture times: behind them.
+const UNDATED: &str = "undated";
+
+impl Model {
+    /// Its place in the order of capture times; equal ones are in the order of their ids.
+    pub fn capture_order(&self) -> &str {
+        self.captured_at.as_deref().unwrap_or(UNDATED)
+    }
+}
+
+/// Up to `limit` images that show the person, in the order of their capture times, those after `after` (see
+/// [`Model::capture_order`]). Faces that are hidden do not count.
+pub async fn of_person(
+    db: &Db,
+    collection: CollectionId,
+    person: PersonId,
+    after: Option<(String, ImageId)>,
+    limit: u64,
+) -> Result<Vec<Model>, DbErr> {
+    let order = format!("COALESCE(i.captured_at, '{UNDATED}')");
+    let from = if after.is_some() { format!("AND ({order}, i.id) > ($3, $4)") } else { String::new() };
+    let sql = format!(
+        "SELECT i.* FROM images i WHERE i.collection_id = $1
+            AND i.id IN (SELECT f.image_id FROM faces f WHERE f.person_id = $2 AND NOT f.hidden) {from}
+         ORDER BY {order}, i.id LIMIT {limit}"
+    );
+    let after = after.into_iter().flat_map(|(captured_at, id)| [Value::from(captured_at), id.into()]);
+    let values = [collection.into(), person.into()].into_iter().chain(after);
+    Model::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
+}
+
+/// When these images were taken, as far as that is known.
+pub async fn capture_times(conn: &impl ConnectionTrait, images: &[ImageId]) -> Result<HashMap<ImageId, String>, DbErr> {
+    if images.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = Entity::find().filter(image::Column::Id.is_in(images.iter().copied()));
+    let dated = query.filter(image::Column::CapturedAt.is_not_null()).all(conn).await?;
+    Ok(dated.into_iter().filter_map(|image| Some((image.id, image.captured_at?))).collect())
+}
 
 /// Notes that a detector revision has analysed these images and found so many faces; returns those of which that was
 /// noted before.

@@ -11,6 +11,7 @@ pub mod idempotency;
 pub mod images;
 pub mod jobs;
 pub mod leaders;
+pub mod merges;
 pub mod persons;
 pub mod rejections;
 pub mod rematches;

@@ -108,6 +108,19 @@ pub async fn find_or_create(
     Model::find_by_statement(statement(txn, sql, values)).one(txn).await
 }
 
+/// Makes a person; `None` where the external id is another's.
+pub async fn create(
+    db: &Db,
+    collection: CollectionId,
+    external_id: Option<String>,
+    name: Option<String>,
+) -> Result<Option<Model>, DbErr> {
+    let sql = "INSERT INTO persons (id, collection_id, external_id, name, created_at) VALUES ($1, $2, $3, $4, {now})
+        ON CONFLICT DO NOTHING RETURNING id, collection_id, external_id, name, created_at";
+    let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into()];
+    Model::find_by_statement(statement(&db.write, sql, values)).one(&db.write).await
+}
+
 /// Deletes the person with all faces and vectors. False when it is not there.
 pub async fn delete(db: &Db, collection: CollectionId, id: PersonId) -> Result<bool, DbErr> {
     through_deadlocks(|| delete_once(db, collection, id)).await

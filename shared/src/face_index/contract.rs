@@ -54,7 +54,7 @@ async fn store(
     let txn = db.begin().await.expect("begin");
     let upload_id = UploadId::new();
     let object_key = Some(format!("k/{upload_id}"));
-    let source = images::ImageSource { sha256: upload_id.to_string(), object_key, uri: None, fingerprint: None };
+    let source = images::ImageSource { sha256: upload_id.to_string(), object_key, ..images::ImageSource::default() };
     let image = images::find_or_create(&txn, gallery.collection, &source, [10, 10]).await.expect("image");
     let new = NewFace {
         face_box: FaceBox { x: 0.0, y: 0.0, width: 5.0, height: 5.0 },

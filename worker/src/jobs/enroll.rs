@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use shared::db::entity::job::Model as Job;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
 use shared::db::images::ImageSource;
-use shared::db::{faces, images, persons, rematches};
+use shared::db::{faces, images, merges, persons, rematches};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
 
 use super::pictures::{analysed, chosen, face_json, fetched, new_face};
-use super::{Done, JobError};
+use super::{Done, JobError, merged, no_person};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -52,8 +52,7 @@ impl Enrollment {
         if let PersonRef::Id { id } = self.person
             && persons::find(txn, collection, id).await?.is_none()
         {
-            let detail = format!("there is no person {id} in the collection; enroll with an external_id to make one");
-            return Ok(Err(Problem::new("person_not_found", detail)));
+            return Ok(Err(no_person(txn, collection, id).await?));
         }
         let image = images::find_or_create(txn, collection, &self.image, self.size).await?;
         let origin =
@@ -71,6 +70,10 @@ impl Enrollment {
         let Some(person) = persons::find_or_create(txn, collection, &self.person).await? else {
             return Ok(Err(Problem::new("person_not_found", "the person was deleted while the job ran")));
         };
+        // By its external id it would come to life again.
+        if let Some(into) = merges::merged_into(txn, collection, &self.person).await? {
+            return Ok(Err(merged(into)));
+        }
         let face = faces::place(txn, origin, std::slice::from_ref(&self.face)).await?.swap_remove(0);
         let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);
         faces::enroll(txn, face.id, person.id).await?;

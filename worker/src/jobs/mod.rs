@@ -7,11 +7,11 @@ mod pictures;
 mod rematch;
 mod verify;
 
-use sea_orm::DatabaseTransaction;
-use sea_orm::DbErr;
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
-use shared::job::{JobArgs, Problem};
+use shared::ids::{CollectionId, PersonId};
+use shared::job::{JobArgs, PersonRef, Problem};
 
 use crate::analysis::AnalysisError;
 use crate::context::{EnginesError, WorkerContext};
@@ -156,6 +156,20 @@ impl From<shared::face_index::FaceIndexError> for JobError {
     fn from(error: shared::face_index::FaceIndexError) -> Self {
         Self::Transient(anyhow::Error::new(error).context("search the faces"))
     }
+}
+
+/// Why a job cannot have that person: merged into another, or not there.
+async fn no_person(conn: &impl ConnectionTrait, collection: CollectionId, id: PersonId) -> Result<Problem, DbErr> {
+    let named = PersonRef::Id { id };
+    if let Some(into) = shared::db::merges::merged_into(conn, collection, &named).await? {
+        return Ok(merged(into));
+    }
+    let detail = format!("there is no person {id} in the collection; enroll with an external_id to make one");
+    Ok(Problem::new("person_not_found", detail))
+}
+
+fn merged(into: PersonId) -> Problem {
+    Problem::new("person_merged", format!("the person was merged into person {into}; name that one"))
 }
 
 /// The collection's own settings; a row that cannot be read is nobody's input error.

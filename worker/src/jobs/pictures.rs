@@ -52,17 +52,13 @@ fn outside_source(image: &ImageRef, bytes: &[u8]) -> ImageSource {
         object_key: None,
         uri: image.uri(),
         fingerprint: image.fingerprint().map(str::to_owned),
+        captured_at: None,
     }
 }
 
 /// What an upload's row will say.
 fn upload_source(upload: &UploadedImage) -> ImageSource {
-    ImageSource {
-        sha256: upload.sha256.clone(),
-        object_key: Some(upload.object_key.clone()),
-        uri: None,
-        fingerprint: None,
-    }
+    ImageSource { sha256: upload.sha256.clone(), object_key: Some(upload.object_key.clone()), ..ImageSource::default() }
 }
 
 /// Finds the picture's faces, as soon as there is room for its pixels.
@@ -74,7 +70,9 @@ pub(super) async fn analysed(
 ) -> Result<(Analysis, ImageSource), JobError> {
     let Fetched { source, bytes } = fetched;
     let _pixels = ctx.stages.decode(job.lane).await;
-    Ok((analyse(engine, bytes, ctx.decode_limits()).await?, source))
+    let analysis = analyse(engine, bytes, ctx.decode_limits()).await?;
+    let source = ImageSource { captured_at: analysis.captured_at.clone(), ..source };
+    Ok((analysis, source))
 }
 
 impl From<ObjectError> for JobError {

@@ -8,7 +8,7 @@ use shared::ids::{FaceId, PersonId};
 use shared::job::{FaceChoice, ImageRef, VerifyTarget};
 
 use super::pictures::{analysed, chosen, face_json, fetched};
-use super::{Done, JobError, settings};
+use super::{Done, JobError, no_person, settings};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
 use crate::inference::Engine;
@@ -71,7 +71,7 @@ async fn nearest_of_person(
     face: &AnalysedFace,
 ) -> Result<(f32, FaceId, usize), JobError> {
     if persons::find(&ctx.db.read, job.collection_id, person).await?.is_none() {
-        return Err(JobError::rejected("person_not_found", format!("there is no person {person} in the collection")));
+        return Err(JobError::Rejected(no_person(&ctx.db.read, job.collection_id, person).await?));
     }
     let enrolled = faces::embeddings_of_person(&ctx.db.read, person, &job.pipeline).await?;
     enrolled

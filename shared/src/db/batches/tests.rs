@@ -124,6 +124,7 @@ async fn what_the_collection_knows_is_not_looked_at_again() {
             object_key: None,
             uri: Some("file:///photos/a.jpg".to_owned()),
             fingerprint: Some("f".to_owned()),
+            captured_at: None,
         };
         let txn = db.begin().await.unwrap();
         let image = images::find_or_create(&txn, collection, &source, [10, 10]).await.unwrap();

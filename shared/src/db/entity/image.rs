@@ -20,6 +20,8 @@ pub struct Model {
     pub width: i32,
     pub height: i32,
     pub created_at: i64,
+    /// What a clock at the place showed when it was taken: `YYYY-MM-DDTHH:MM:SS`, with `+HH:MM` behind it where known.
+    pub captured_at: Option<String>,
 }
 
 /// Joins are written as named queries.

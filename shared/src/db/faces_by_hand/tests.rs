@@ -39,7 +39,7 @@ async fn scene(db: Db, index: Box<dyn FaceIndex>, pipeline: &str) -> Scene {
     let made = collections::create(&db, "c", pipeline, &CollectionSettings::default()).await.unwrap();
     let collection = made.unwrap().id;
     let txn = db.begin().await.unwrap();
-    let source = ImageSource { sha256: "s".to_owned(), object_key: Some("k".to_owned()), uri: None, fingerprint: None };
+    let source = ImageSource { sha256: "s".to_owned(), object_key: Some("k".to_owned()), ..ImageSource::default() };
     let image = images::find_or_create(&txn, collection, &source, [10, 10]).await.unwrap().id;
     let origin = Origin { collection, image, detector_revision: "r", pipeline };
     let new = NewFace {

@@ -41,7 +41,7 @@ impl Scene {
         for _ in 0..count {
             let txn = self.db.begin().await.unwrap();
             let key = FaceId::new().to_string();
-            let source = ImageSource { sha256: key.clone(), object_key: Some(key), uri: None, fingerprint: None };
+            let source = ImageSource { sha256: key.clone(), object_key: Some(key), ..ImageSource::default() };
             let image = images::find_or_create(&txn, self.collection.id, &source, [10, 10]).await.unwrap().id;
             let pipeline = &self.collection.pipeline;
             let origin = Origin { collection: self.collection.id, image, detector_revision: "r", pipeline };

@@ -3,6 +3,7 @@
 use image::RgbImage;
 use image::metadata::Orientation;
 
+use super::exif::capture_time;
 use super::outline::Outline;
 use super::turbo::{self, Region, TurboError};
 use super::{DecodeError, DecodeLimits, Format, upright};
@@ -21,6 +22,7 @@ pub(super) struct Jpeg {
     /// Width and height as the file has them.
     stored: [u32; 2],
     orientation: Orientation,
+    captured_at: Option<String>,
     /// Whether a smaller scale or a part of the picture takes less time than all of it.
     is_divisible: bool,
     max_memory: u64,
@@ -50,10 +52,16 @@ impl Jpeg {
         Ok(Self {
             stored: [header.width, header.height],
             orientation,
+            captured_at: outline.exif.and_then(capture_time),
             is_divisible: !header.is_progressive && !header.is_lossless,
             max_memory: limits.working_bytes(),
             bytes,
         })
+    }
+
+    /// When it was taken, see [`super::photo::Photo::captured_at`].
+    pub(super) fn captured_at(&self) -> Option<&str> {
+        self.captured_at.as_deref()
     }
 
     /// Width and height, upright.
@@ -159,7 +167,8 @@ mod tests {
 
     fn file(width: u32, height: u32) -> Jpeg {
         let orientation = Orientation::NoTransforms;
-        Jpeg { bytes: Vec::new(), stored: [width, height], orientation, is_divisible: true, max_memory: 0 }
+        let bytes = Vec::new();
+        Jpeg { bytes, stored: [width, height], orientation, captured_at: None, is_divisible: true, max_memory: 0 }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! before any pixel memory is asked for. A file cut short is an error even where a viewer would fill the rest with grey.
 //! Transparent pixels are laid on white, as a page shows them. Of an animated webp the first frame is taken.
 
+mod exif;
 mod jpeg;
 mod outline;
 pub mod photo;
@@ -93,7 +94,7 @@ impl DecodeError {
 /// Decodes a jpeg, png or webp file to upright RGB; a jpeg at the smallest scale at which its longer side has at least
 /// `side` pixels.
 ///
-/// Grey, palette, 16-bit, CMYK and transparent files succeed; EXIF orientation is applied.
+/// Grey, palette, 16-bit, CMYK and transparent files succeed; EXIF orientation is applied, and the time of capture read.
 pub fn decode(bytes: Vec<u8>, limits: &DecodeLimits, side: u32) -> Result<Photo, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
@@ -169,13 +170,17 @@ fn read_upright(format: Format, mut decoder: impl ImageDecoder, limits: &DecodeL
     limits.check(width, height)?;
     decoder.set_limits(limits.allocation()).map_err(|e| format.refused(e))?;
     // A broken EXIF block says nothing about the pixels.
+    let exif = decoder.exif_metadata().ok().flatten();
+    let captured_at = exif.as_deref().and_then(exif::capture_time);
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let image = match DynamicImage::from_decoder(decoder).map_err(|e| format.refused(e))? {
         DynamicImage::ImageRgb8(rgb) => rgb,
         other if other.color().has_alpha() => on_white(&other.into_rgba8()),
         other => other.into_rgb8(),
     };
-    Ok(upright(image, orientation).into())
+    let mut photo = Photo::from(upright(image, orientation));
+    photo.captured_at = captured_at;
+    Ok(photo)
 }
 
 fn upright(image: RgbImage, orientation: Orientation) -> Picture {

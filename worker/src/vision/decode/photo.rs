@@ -11,6 +11,8 @@ use crate::vision::{BoundingBox, Picture};
 pub struct Photo {
     /// Width and height in upright original pixels.
     pub size: [u32; 2],
+    /// What a clock at the place showed when it was taken: `YYYY-MM-DDTHH:MM:SS`, with `+HH:MM` behind it where known.
+    pub captured_at: Option<String>,
     /// All of it.
     pub overview: Frame,
     /// The file, where the overview is smaller than the original.
@@ -19,7 +21,7 @@ pub struct Photo {
 
 impl From<Picture> for Photo {
     fn from(picture: Picture) -> Self {
-        Self { size: [picture.width, picture.height], overview: picture.into(), file: None }
+        Self { size: [picture.width, picture.height], captured_at: None, overview: picture.into(), file: None }
     }
 }
 
@@ -28,7 +30,8 @@ impl Photo {
     pub(super) fn of_jpeg(file: Jpeg, side: u32) -> Result<Self, DecodeError> {
         let scale = file.scale(side);
         let (size, overview) = (file.size(), file.frame(scale, None)?);
-        Ok(Self { size, overview, file: (scale > 1).then_some(file) })
+        let captured_at = file.captured_at().map(str::to_owned);
+        Ok(Self { size, captured_at, overview, file: (scale > 1).then_some(file) })
     }
 
     /// The part around `area`, at the smallest scale that still has a pixel for each `reduction` original ones or, where

@@ -51,6 +51,29 @@ pub(in crate::vision) fn oriented(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     [&jpeg[..2], &[0xFF, 0xE1], &length, &tiff, &jpeg[2..]].concat()
 }
 
+/// The jpeg with this EXIF block behind its SOI.
+fn with_exif(jpeg: &[u8], block: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(block.len() + 8).unwrap().to_be_bytes();
+    [&jpeg[..2], &[0xFF, 0xE1], &length, b"Exif\0\0", block, &jpeg[2..]].concat()
+}
+
+#[test]
+fn the_time_of_capture_is_read() {
+    let taken = crate::testing::exif_block(true, &[(0x9003, "2019:07:01 12:30:05"), (0x9011, "+02:00")]);
+    let captured_at = |bytes: Vec<u8>| super::decode(bytes, &LIMITS, u32::MAX).unwrap().captured_at;
+    let mut png = Vec::new();
+    let mut encoder = image::codecs::png::PngEncoder::new(&mut png);
+    encoder.set_exif_metadata(taken.clone()).unwrap();
+    encoder.write_image(&halves(), 32, 16, ExtendedColorType::Rgb8).unwrap();
+    let jpeg = jpeg(&halves());
+    for dated in [with_exif(&jpeg, &taken), png] {
+        assert_eq!(captured_at(dated).as_deref(), Some("2019-07-01T12:30:05+02:00"));
+    }
+    for undated in [webp(&halves()), oriented(&jpeg, 3), with_exif(&jpeg, b"nonsense"), jpeg] {
+        assert_eq!(captured_at(undated), None);
+    }
+}
+
 fn pixel(picture: &Picture, x: u32, y: u32) -> [u8; 3] {
     let at = (y * picture.width + x) as usize * 3;
     picture.rgb[at..at + 3].try_into().unwrap()
