@@ -15,6 +15,10 @@ FEATURES := --features shared/testing,shared/failpoints,worker/testing
 # embedded: one process, nothing to install. services: PostgreSQL, RabbitMQ, S3, an api and a worker as processes.
 BACKEND ?= embedded
 LFW ?= $(FACE_ID_ASSETS_DIR)/data/lfw
+# Photographs out of which `make bench` makes those of 12 megapixels, and what else to tell it (--quick, --parts, --document FILE).
+FACES ?= $(FACE_ID_ASSETS_DIR)/data/faces
+PHOTOS_12MP := $(FACE_ID_CACHE_DIR)/bench-photos
+BENCH ?=
 
 .PHONY: help setup setup-services build demo test check serve eval services services-down faults bench
 
@@ -60,12 +64,12 @@ check: setup ## Formatting, lints, documentation, dependency directions, Dockerf
 serve: build ## Run the server on 127.0.0.1:8080 with its data in ./data
 	$(FACE_ID) serve
 
-bench: services ## Measure against the bare loop, faiss and pgvector (LFW=DIR with lfw-deepfunneled for the first)
+bench: services ## Measure everything, in about 20 minutes; a report in .cache/bench, all ratios as JSON in the last line
 	@scripts/setup-bench.sh
-	@if [ -d "$(LFW)/lfw-deepfunneled" ]; then $(FACE_ID) bench index --images "$(LFW)/lfw-deepfunneled"; \
-	else echo "no pictures at LFW=$(LFW): indexing is not measured"; fi
-	$(FACE_ID) bench search
-	@eval "$$($(SERVICES) env)" && $(FACE_ID) migrate >/dev/null && $(FACE_ID) bench face-index
+	@if [ -d "$(FACES)" ]; then scripts/bench/python.sh scripts/bench/make_photos.py $(PHOTOS_12MP) --samples "$(FACES)" --count 300; fi
+	@eval "$$($(SERVICES) env)" && $(FACE_ID) bench all \
+		$(if $(wildcard $(LFW)/lfw-deepfunneled),--small "$(LFW)/lfw-deepfunneled") \
+		$(if $(wildcard $(FACES)),--photos $(PHOTOS_12MP)) $(BENCH)
 
 eval: build ## Measure accuracy and speed on LFW (LFW=DIR with pairs.txt and lfw-deepfunneled)
 	$(FACE_ID) eval lfw --images "$(LFW)/lfw-deepfunneled" --pairs "$(LFW)/pairs.txt"

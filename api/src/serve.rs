@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 
 use crate::router::router;
@@ -18,6 +19,12 @@ pub async fn serve_within(listener: TcpListener, state: AppState, grace: Duratio
             tokio::time::sleep(grace).await;
         }
     };
+    let listener = listener.tap_io(|connection| {
+        // An answer is not held back until the client has acknowledged the one before.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "a connection may be slow");
+        }
+    });
     let serving = axum::serve(listener, router(state)).with_graceful_shutdown(async move { stop.cancelled().await });
     tokio::select! {
         served = serving => served,

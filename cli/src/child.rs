@@ -37,9 +37,9 @@ impl Server {
         }
         let folder = tempfile::tempdir().context("make a folder for the server's log")?;
         let mut children = Vec::new();
-        crate::migrate::run(config).await?;
-        let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
         let settings = inherited(config, settings);
+        migrate(&settings).await?;
+        let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
         let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
         spawn(&mut children, &folder, vec!["worker".into()], &settings, "probes on ").await?;
         Ok(Self { address, children, folder })
@@ -97,11 +97,27 @@ fn inherited<'a>(config: &Config, settings: &[(&'a str, String)]) -> Vec<(&'a st
     if let Some(file) = &config.file {
         all.push(("FACE_ID_CONFIG", file.into()));
     }
+    if !config.has_services() {
+        // The environment may name services that the command leaves out.
+        let services = ["FACE_ID_DATABASE__URL", "FACE_ID_QUEUE__URL", "FACE_ID_OBJECTS__BUCKET"];
+        all.extend(services.map(|name| (name, OsString::new())));
+    }
     if !config.models.accepted_licences.is_empty() {
         all.push(("FACE_ID_MODELS__ACCEPTED_LICENCES", config.models.accepted_licences.join(",").into()));
     }
     all.extend(settings.iter().map(|(name, value)| (*name, OsString::from(value))));
     all
+}
+
+/// Brings the database to this version, with places for the vectors of all pipelines that the settings know.
+async fn migrate(settings: &[(&str, OsString)]) -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("migrate").envs(settings.iter().map(|(name, value)| (name, value))).kill_on_drop(true);
+    let migrated = tokio::time::timeout(START_TIMEOUT, command.output()).await;
+    let output = migrated.context("the database was not migrated in time")??;
+    let log = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "the database could not be migrated:\n{}", log.trim_end());
+    Ok(())
 }
 
 /// Ends when the user or a service manager wants the command to stop.

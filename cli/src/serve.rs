@@ -20,6 +20,7 @@ use shared::objects::{FolderStore, ImportRoots};
 use shared::process;
 use shared::queue::EmbeddedQueue;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use worker::assets::Assets;
 use worker::context::{Engines, Pulse, WorkerContext};
@@ -124,6 +125,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         engines: Arc::clone(&engines),
         stages: Stages::configured(&config),
         pulse: Pulse::new(),
+        listed: Arc::new(Notify::new()),
     };
     let database = db.clone();
     let checks = vec![

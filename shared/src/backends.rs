@@ -130,6 +130,11 @@ pub fn open_objects(config: &Config) -> Result<S3Store, BackendsError> {
     Ok(S3Store::open(s3_options(config, bucket))?)
 }
 
+/// Another bucket of the configured object store.
+pub fn open_bucket(config: &Config, bucket: &str) -> Result<S3Store, BackendsError> {
+    Ok(S3Store::open(s3_options(config, bucket))?)
+}
+
 fn s3_options(config: &Config, bucket: &str) -> S3Options {
     let objects = &config.objects;
     S3Options {

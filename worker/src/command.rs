@@ -13,6 +13,7 @@ use shared::objects::ImportRoots;
 use shared::process;
 use shared::queue::JobQueue;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::assets::Assets;
@@ -99,6 +100,7 @@ async fn context(
         engines,
         stages: Stages::configured(config),
         pulse: Pulse::new(),
+        listed: Arc::new(Notify::new()),
     })
 }
 

@@ -15,7 +15,7 @@ use shared::health::Check;
 use shared::job::Lane;
 use shared::objects::{ImportRoots, ObjectStore};
 use shared::queue::JobQueue;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, Notify, OnceCell};
 
 use crate::assets::Assets;
 use crate::inference::{Engine, EngineError, EngineOptions};
@@ -45,6 +45,8 @@ pub struct WorkerContext {
     pub stages: Stages,
     /// When the consumer last looked for work.
     pub pulse: Pulse,
+    /// Wakes the dispatcher of this process when its lister has made jobs.
+    pub listed: Arc<Notify>,
 }
 
 /// A sign of life of each lane's consumer: one that stands still can be seen from outside.

@@ -50,6 +50,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
+            () = ctx.listed.notified() => {}
         }
     }
     leadership.resign().await;

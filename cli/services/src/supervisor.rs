@@ -13,9 +13,11 @@ use services::rabbitmq::RabbitMq;
 use services::s3::{ACCESS_KEY, S3Server, SECRET_KEY};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The database and the bucket that are there from the start.
+/// The database and the installation's own bucket, which are there from the start.
 const DATABASE: &str = "face_id";
 const BUCKET: &str = "face-id";
+/// Another bucket, for pictures that jobs and batches may read where they lie.
+const LIBRARY: &str = "library";
 /// The S3 server is in none; requests are signed for this one.
 const REGION: &str = "us-east-1";
 
@@ -156,7 +158,7 @@ struct Services {
 }
 
 impl Services {
-    /// Starts all, makes the database and the bucket, and writes the settings down.
+    /// Starts all, makes the database and the buckets, and writes the settings down.
     async fn start(files: &Files) -> anyhow::Result<Self> {
         let [postgres_port, rabbitmq_port, s3_port] = files.ports()?;
         let [postgres_dir, rabbitmq_dir, s3_dir] = ["postgres", "rabbitmq", "s3"].map(|name| files.dir.join(name));
@@ -171,10 +173,12 @@ impl Services {
         }
         let database = postgres.create_database(DATABASE).await?;
         s3.create_bucket(BUCKET).await?;
+        s3.create_bucket(LIBRARY).await?;
         let services = [
             ("FACE_ID_DATABASE__URL", database),
             ("FACE_ID_QUEUE__URL", rabbitmq.url()),
             ("FACE_ID_OBJECTS__BUCKET", BUCKET.to_owned()),
+            ("FACE_ID_OBJECTS__ALLOWED_BUCKETS", LIBRARY.to_owned()),
             ("FACE_ID_OBJECTS__ENDPOINT", s3.endpoint()),
             ("FACE_ID_OBJECTS__REGION", REGION.to_owned()),
             ("FACE_ID_OBJECTS__ACCESS_KEY_ID", ACCESS_KEY.to_owned()),

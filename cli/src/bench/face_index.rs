@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use migrations::{Migrator, MigratorTrait};
 use sea_orm::ConnectionTrait as _;
@@ -16,6 +16,7 @@ use shared::face_index::{ExactFaceIndex, FaceIndex, Gallery};
 use shared::ids::PersonId;
 
 use super::gallery::{DIMENSION, PIPELINE, Random, fill, make};
+use super::report::markdown_table;
 
 #[derive(clap::Args)]
 pub(crate) struct FaceIndexArgs {
@@ -49,13 +50,28 @@ struct Measured {
     latency: Duration,
 }
 
+/// What a run found.
+pub(super) struct Compared {
+    searches: Table,
+    record: Table,
+    /// Of the large gallery, how much longer an exact search by pgvector takes than one in memory.
+    pub(super) pgvector_vs_exact: f64,
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
 pub(crate) async fn run(config: &Config, args: &FaceIndexArgs) -> anyhow::Result<()> {
+    println!("{}", measure(config, args.faces, args.queries).await?.told());
+    Ok(())
+}
+
+/// Measures with so many vectors, in a partition of its own that goes again.
+pub(super) async fn measure(config: &Config, faces: usize, queries: usize) -> anyhow::Result<Compared> {
     let folder = tempfile::tempdir()?;
     let sqlite = Db::open_sqlite(&folder.path().join("bench.sqlite"), Synchronous::Normal, 4).await?;
     Migrator::up(&sqlite.write, None).await?;
     let postgres = connect(config).await?;
     create_partition(&postgres, PIPELINE, DIMENSION).await?;
-    let measured = measure(args, &sqlite, &postgres).await;
+    let measured = compare(&FaceIndexArgs { faces, queries }, &sqlite, &postgres).await;
     // What an interrupted run left goes too.
     for name in ["bench-large", "bench-small", "bench-record"] {
         if let Some(left) = collections::find_by_name(&postgres.read, name).await? {
@@ -66,7 +82,7 @@ pub(crate) async fn run(config: &Config, args: &FaceIndexArgs) -> anyhow::Result
     measured
 }
 
-async fn measure(args: &FaceIndexArgs, sqlite: &Db, postgres: &Db) -> anyhow::Result<()> {
+async fn compare(args: &FaceIndexArgs, sqlite: &Db, postgres: &Db) -> anyhow::Result<Compared> {
     let small = args.faces / 100;
     let large = pair(sqlite, postgres, "bench-large", args.faces - small, SEED).await?;
     let small = pair(sqlite, postgres, "bench-small", small, SEED + 1).await?;
@@ -74,8 +90,10 @@ async fn measure(args: &FaceIndexArgs, sqlite: &Db, postgres: &Db) -> anyhow::Re
     let exact = ExactFaceIndex::new(sqlite.clone());
     let pgvector = PgvectorFaceIndex::new(postgres.clone(), 1);
 
-    let mut searches = table(&["collection", "faces", "search", "recall@1", "fewer than k", "ms a query", "ratio"]);
-    let mut record = table(&["index on the partition", "ms a face", "ratio"]);
+    let mut searches =
+        markdown_table(&["collection", "faces", "search", "recall@1", "fewer than k", "ms a query", "ratio"]);
+    let mut record = markdown_table(&["index on the partition", "ms a face", "ratio"]);
+    let mut pgvector_vs_exact = f64::NAN;
     let plain = record_cost(postgres, SEED + 2).await?;
     for approximate in [false, true] {
         for pair in [&large, &small] {
@@ -87,6 +105,9 @@ async fn measure(args: &FaceIndexArgs, sqlite: &Db, postgres: &Db) -> anyhow::Re
                 row(&mut searches, pair, "exact, in memory", &baseline, &baseline);
             }
             let found = search(&pgvector, &pair.pgvector, &queries, |hit, truth| hit == truth.1).await?;
+            if !approximate && pair.name == large.name {
+                pgvector_vs_exact = found.latency.as_secs_f64() / baseline.latency.as_secs_f64();
+            }
             let name = if approximate { "pgvector, HNSW" } else { "pgvector, exact" };
             row(&mut searches, pair, name, &found, &baseline);
         }
@@ -108,22 +129,17 @@ async fn measure(args: &FaceIndexArgs, sqlite: &Db, postgres: &Db) -> anyhow::Re
             format!("{:.2}", cost.as_secs_f64() / plain.as_secs_f64()),
         ]);
     }
-    print(&searches, &record);
-    Ok(())
+    Ok(Compared { searches, record, pgvector_vs_exact })
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn print(searches: &Table, record: &Table) {
-    println!(
-        "Search for {K} persons, one query at a time:\n{searches}\n\nRecording faces, transactions of 500:\n{record}"
-    );
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(header);
-    table
+impl Compared {
+    /// Both tables with what they are about.
+    pub(super) fn told(&self) -> String {
+        let Self { searches, record, .. } = self;
+        format!(
+            "Search for {K} persons, one query at a time:\n\n{searches}\n\nRecording faces, transactions of 500:\n\n{record}"
+        )
+    }
 }
 
 fn row(table: &mut Table, pair: &Pair, search: &str, found: &Measured, baseline: &Measured) {

@@ -26,12 +26,25 @@ const PERSONS_A_TRANSACTION: usize = 100;
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
+    /// Numbers of a seed's own, whatever the seed; the generator itself has no use for zero, and neighbours begin alike.
+    pub(super) fn seeded(seed: u64) -> Self {
+        Self((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    /// One of the numbers below `limit`, all equally likely.
+    pub(super) fn below(&mut self, limit: u16) -> usize {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to below `limit`")]
+        let number = (self.uniform() * f32::from(limit)) as usize;
+        number
+    }
+
     /// About normally distributed, by the sum of uniform numbers.
     fn normal(&mut self) -> f32 {
         (0..4).map(|_| self.uniform() - 0.5).sum::<f32>() * 1.73
     }
 
-    fn uniform(&mut self) -> f32 {
+    /// From 0 to below 1.
+    pub(super) fn uniform(&mut self) -> f32 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -6,35 +6,43 @@ use anyhow::Context as _;
 use serde_json::json;
 use shared::batch::is_picture_name;
 use shared::config::Config;
-use shared::objects::ObjectStore as _;
+use shared::objects::{ObjectStore as _, S3Store};
 
 /// Where a server finds the pictures.
 pub(super) struct Library {
     pub(super) pictures: Vec<PathBuf>,
     folder: PathBuf,
-    /// In services mode the prefix in the installation's own bucket that copies of them lie under.
-    prefix: Option<String>,
+    /// In services mode the bucket that copies of them lie in, under `bench/`: the first that jobs may read.
+    bucket: Option<String>,
+}
+
+/// Up to `limit` pictures below a folder, in the order of their names.
+pub(super) fn pictures(folder: &Path, limit: usize) -> anyhow::Result<Vec<PathBuf>> {
+    let folder = folder.canonicalize().with_context(|| format!("look for the folder {}", folder.display()))?;
+    let mut pictures = Vec::new();
+    gather(&folder, &mut pictures)?;
+    pictures.sort_unstable();
+    pictures.truncate(limit);
+    anyhow::ensure!(!pictures.is_empty(), "there is no picture below {}", folder.display());
+    Ok(pictures)
 }
 
 impl Library {
-    /// Up to `limit` pictures below the folder, in the order of their names; put into the bucket where there is one.
+    /// Up to `limit` pictures below the folder; put into a bucket where the settings name services.
     pub(super) async fn open(config: &Config, folder: &Path, limit: usize) -> anyhow::Result<Self> {
+        let pictures = pictures(folder, limit)?;
         let folder = folder.canonicalize().with_context(|| format!("look for the folder {}", folder.display()))?;
-        let mut pictures = Vec::new();
-        gather(&folder, &mut pictures)?;
-        pictures.sort_unstable();
-        pictures.truncate(limit);
-        anyhow::ensure!(!pictures.is_empty(), "there is no picture below {}", folder.display());
-        let prefix = config.objects.bucket().map(|bucket| format!("s3://{bucket}/bench"));
-        let library = Self { pictures, folder, prefix };
-        if library.prefix.is_some() {
-            let store = shared::backends::open_objects(config)?;
+        let mut library = Self { pictures, folder, bucket: None };
+        if config.has_services() {
+            let bucket = config.objects.allowed_buckets.first().context(
+                "objects.allowed_buckets names no bucket for the pictures; one beside objects.bucket is needed, which \
+                 `make services` sets up when it starts anew",
+            )?;
+            library.bucket = Some(bucket.clone());
+            let store = store(config, bucket)?;
             for (n, picture) in library.pictures.iter().enumerate() {
                 let bytes = tokio::fs::read(picture).await.with_context(|| format!("read {}", picture.display()))?;
-                store
-                    .put(&format!("bench/{n:06}"), &bytes)
-                    .await
-                    .with_context(|| format!("store {}", picture.display()))?;
+                store.put(&key(n), &bytes).await.with_context(|| format!("store {}", picture.display()))?;
             }
         }
         Ok(library)
@@ -42,19 +50,18 @@ impl Library {
 
     /// Takes the copies out of the bucket.
     pub(super) async fn close(&self, config: &Config) -> anyhow::Result<()> {
-        if self.prefix.is_some() {
-            let store = shared::backends::open_objects(config)?;
-            for n in 0..self.pictures.len() {
-                store.delete(&format!("bench/{n:06}")).await?;
-            }
+        let Some(bucket) = &self.bucket else { return Ok(()) };
+        let store = store(config, bucket)?;
+        for n in 0..self.pictures.len() {
+            store.delete(&key(n)).await?;
         }
         Ok(())
     }
 
     /// What a server has to be told so that it may read them.
-    pub(super) fn settings(&self, config: &Config) -> anyhow::Result<Vec<(&'static str, String)>> {
-        if let Some(bucket) = config.objects.bucket() {
-            return Ok(vec![("FACE_ID_OBJECTS__ALLOWED_BUCKETS", bucket.to_owned())]);
+    pub(super) fn settings(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
+        if let Some(bucket) = &self.bucket {
+            return Ok(vec![("FACE_ID_OBJECTS__ALLOWED_BUCKETS", bucket.clone())]);
         }
         let folder = self.folder.to_str().filter(|folder| !folder.contains(','));
         let folder =
@@ -62,14 +69,24 @@ impl Library {
         Ok(vec![("FACE_ID_IMPORT__ROOTS", folder.to_owned())])
     }
 
-    /// The manifest of all pictures.
-    pub(super) fn manifest(&self) -> String {
-        let line = |(n, picture): (usize, &PathBuf)| match &self.prefix {
-            Some(prefix) => json!({ "s3": format!("{prefix}/{n:06}") }).to_string() + "\n",
+    /// The manifest of all pictures, or of the first `limit`.
+    pub(super) fn manifest(&self, limit: usize) -> String {
+        let line = |(n, picture): (usize, &PathBuf)| match &self.bucket {
+            Some(bucket) => json!({ "s3": format!("s3://{bucket}/{}", key(n)) }).to_string() + "\n",
             None => json!({ "file": picture }).to_string() + "\n",
         };
-        self.pictures.iter().enumerate().map(line).collect()
+        self.pictures.iter().enumerate().take(limit).map(line).collect()
     }
+}
+
+fn key(n: usize) -> String {
+    format!("bench/{n:06}")
+}
+
+fn store(config: &Config, bucket: &str) -> anyhow::Result<S3Store> {
+    let mut config = config.clone();
+    config.objects.allowed_buckets.clear();
+    Ok(shared::backends::open_bucket(&config, bucket)?)
 }
 
 fn gather(folder: &Path, pictures: &mut Vec<PathBuf>) -> anyhow::Result<()> {

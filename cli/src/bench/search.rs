@@ -1,10 +1,9 @@
 //! The exact index in memory beside faiss: the same vectors, the same queries, one thread each.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context as _;
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use migrations::{Migrator, MigratorTrait};
 use serde::Deserialize;
 use serde_json::json;
@@ -14,6 +13,9 @@ use shared::embedding::Embedding;
 use shared::face_index::{ExactFaceIndex, FaceIndex as _, Gallery};
 
 use super::gallery::{DIMENSION, Random, make};
+use super::peer::{answer, python};
+use super::report::markdown_table;
+use super::setting::say;
 use super::templates::{fill, queries, row};
 
 #[derive(clap::Args)]
@@ -22,10 +24,10 @@ pub(crate) struct SearchArgs {
     #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, LARGE])]
     faces: Vec<usize>,
     /// Queries of each gallery.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = QUERIES)]
     queries: usize,
     /// The largest gallery for which faiss builds an HNSW index too, which takes minutes for a million vectors.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = HNSW_UP_TO)]
     hnsw_up_to: usize,
     /// The folder of `faiss_search.py` and of `python.sh`, which runs it.
     #[arg(long, default_value = "scripts/bench", value_name = "DIR")]
@@ -34,6 +36,8 @@ pub(crate) struct SearchArgs {
 
 /// The gallery whose ratio is reported by itself.
 const LARGE: usize = 1_000_000;
+const QUERIES: usize = 50;
+const HNSW_UP_TO: usize = 100_000;
 /// Persons asked for.
 const K: usize = 10;
 /// How often each query is put; the best counts, so that what else runs on the machine counts little.
@@ -61,26 +65,47 @@ struct Searched {
 }
 
 /// One gallery's results.
-struct Measured {
+pub(super) struct Measured {
     faces: usize,
     exact: Searched,
     faiss: Faiss,
 }
 
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
 pub(crate) async fn run(args: &SearchArgs) -> anyhow::Result<()> {
-    let mut measured = Vec::new();
-    for faces in &args.faces {
-        measured.push(measure(args, *faces).await?);
-    }
-    print(&measured);
-    for one in &measured {
+    let measured = measure_all(args).await?;
+    println!("{}\n{}", table(&measured), report(&measured));
+    ratio_of_a_million(&measured).map(drop)
+}
+
+/// Galleries of these sizes with the command's own defaults.
+pub(super) async fn measure(faces: &[usize], scripts: &Path) -> anyhow::Result<Vec<Measured>> {
+    let (faces, scripts) = (faces.to_vec(), scripts.to_owned());
+    measure_all(&SearchArgs { faces, queries: QUERIES, hnsw_up_to: HNSW_UP_TO, scripts }).await
+}
+
+/// How much longer a search of a million takes than faiss's, where there is such a gallery.
+///
+/// # Errors
+/// A search of whatever gallery answers something else than faiss's.
+pub(super) fn ratio_of_a_million(measured: &[Measured]) -> anyhow::Result<Option<f64>> {
+    for one in measured {
         let differ = one.exact.differing(&one.faiss.flat);
         anyhow::ensure!(differ == 0, "of {} faces, {differ} queries have other answers than faiss", one.faces);
     }
-    Ok(())
+    Ok(measured.iter().find(|one| one.faces == LARGE).map(Measured::ratio))
 }
 
-async fn measure(args: &SearchArgs, faces: usize) -> anyhow::Result<Measured> {
+async fn measure_all(args: &SearchArgs) -> anyhow::Result<Vec<Measured>> {
+    let mut measured = Vec::new();
+    for faces in &args.faces {
+        say(&format!("search of {faces} vectors"));
+        measured.push(measure_one(args, *faces).await?);
+    }
+    Ok(measured)
+}
+
+async fn measure_one(args: &SearchArgs, faces: usize) -> anyhow::Result<Measured> {
     let folder = tempfile::tempdir()?;
     let db = Db::open_sqlite(&folder.path().join("bench.sqlite"), Synchronous::Normal, 4).await?;
     Migrator::up(&db.write, None).await?;
@@ -98,13 +123,11 @@ async fn measure(args: &SearchArgs, faces: usize) -> anyhow::Result<Measured> {
 }
 
 async fn search_with_faiss(args: &SearchArgs, [vectors, queries]: &[PathBuf; 2], hnsw: bool) -> anyhow::Result<Faiss> {
-    let mut command = tokio::process::Command::new(args.scripts.join("python.sh"));
-    command.arg(args.scripts.join("faiss_search.py")).arg("--vectors").arg(vectors).arg("--queries").arg(queries);
+    let mut command = python(&args.scripts, "faiss_search.py");
+    command.arg("--vectors").arg(vectors).arg("--queries").arg(queries);
     command.args(["--dimension", &DIMENSION.to_string(), "--k", &K.to_string(), "--rounds", &ROUNDS.to_string()]);
-    command.args(hnsw.then_some("--hnsw")).stderr(std::process::Stdio::inherit()).kill_on_drop(true);
-    let output = command.output().await.with_context(|| format!("run {}", args.scripts.join("python.sh").display()))?;
-    anyhow::ensure!(output.status.success(), "faiss_search.py ended with {}", output.status);
-    serde_json::from_slice(&output.stdout).context("read what faiss_search.py printed")
+    command.args(hnsw.then_some("--hnsw"));
+    answer(command, "faiss_search.py").await
 }
 
 async fn search(index: &ExactFaceIndex, gallery: &Gallery, queries: &[Embedding]) -> anyhow::Result<Searched> {
@@ -157,11 +180,16 @@ impl Searched {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn print(measured: &[Measured]) {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["faces", "search, one thread", "ms a query", "to faiss flat", "same answers"]);
+impl Measured {
+    /// The median of a search beside that of faiss's.
+    fn ratio(&self) -> f64 {
+        self.exact.median_ms() / self.faiss.flat.median_ms()
+    }
+}
+
+/// A line for each gallery and way to search it.
+pub(super) fn table(measured: &[Measured]) -> Table {
+    let mut table = markdown_table(&["faces", "search, one thread", "ms a query", "to faiss flat", "same answers"]);
     for one in measured {
         let flat = &one.faiss.flat;
         let mut row = |name: &str, it: &Searched| {
@@ -179,11 +207,10 @@ fn print(measured: &[Measured]) {
             row("faiss, HNSW", hnsw);
         }
     }
-    println!("{table}\n{}", report(measured));
+    table
 }
 
 fn report(measured: &[Measured]) -> serde_json::Value {
-    let ratio = |one: &Measured| one.exact.median_ms() / one.faiss.flat.median_ms();
     let galleries: Vec<_> = measured
         .iter()
         .map(|one| {
@@ -193,7 +220,7 @@ fn report(measured: &[Measured]) -> serde_json::Value {
                 "faiss_flat_ms": one.faiss.flat.median_ms(),
                 "faiss_hnsw_ms": one.faiss.hnsw.as_ref().map(Searched::median_ms),
                 "faiss_hnsw_recall": one.faiss.hnsw.as_ref().map(|hnsw| hnsw.recall(&one.faiss.flat)),
-                "exact_vs_faiss_flat": ratio(one),
+                "exact_vs_faiss_flat": one.ratio(),
                 "differing_queries": one.exact.differing(&one.faiss.flat),
             })
         })
@@ -205,6 +232,6 @@ fn report(measured: &[Measured]) -> serde_json::Value {
         "threads": 1,
         "faiss": measured.first().map(|one| &one.faiss.version),
         "galleries": galleries,
-        "search_1m_vs_faiss_flat": measured.iter().find(|one| one.faces == LARGE).map(ratio),
+        "search_1m_vs_faiss_flat": measured.iter().find(|one| one.faces == LARGE).map(Measured::ratio),
     })
 }

@@ -129,6 +129,11 @@ impl Site {
         Self { folder: tempfile::tempdir().unwrap(), services: Some(settings), objects }
     }
 
+    /// Settings that a command needs to use the same services; none in embedded mode.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        self.services.clone().unwrap_or_default()
+    }
+
     pub(crate) fn has_services(&self) -> bool {
         self.services.is_some()
     }

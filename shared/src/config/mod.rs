@@ -362,6 +362,16 @@ impl Config {
         self.database.url().is_some()
     }
 
+    /// The same settings without services.
+    #[must_use]
+    pub fn embedded(&self) -> Self {
+        let mut config = self.clone();
+        config.database.url = SecretUrl::default();
+        config.queue.url = SecretUrl::default();
+        config.objects.bucket.clear();
+        config
+    }
+
     /// All settings as TOML, secrets hidden.
     ///
     /// # Errors

@@ -102,6 +102,9 @@ impl Lister {
             Err(error) => return self.failed(batch, JobError::Transient(error.into())).await,
         };
         let is_added = listing::add(&self.ctx.db, batch, &revision, listed).await?;
+        if is_added {
+            self.ctx.listed.notify_one();
+        }
         if is_added && !listed.is_last {
             self.open.extend(open.map(|open| (batch.id, open)));
         } else if is_added {

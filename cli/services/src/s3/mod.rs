@@ -117,6 +117,10 @@ async fn serve_connection(socket: TcpStream, service: S3Service, faults: Faults)
     if faults.now() == Fault::Gone {
         return;
     }
+    // An answer's head and its body are two writes, of which the second would wait for the client's delayed acknowledgement.
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "an S3 connection may be slow");
+    }
     let http = ConnectionBuilder::new(TokioExecutor::new()).http1_only();
     tokio::select! {
         () = faults.gone() => {}
