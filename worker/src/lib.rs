@@ -8,6 +8,7 @@
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
 //! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
 //! - [`clusters`] finds out which unknown faces are one person's
+//! - `rematches` has faces looked up again when templates change
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
 pub mod analysis;

@@ -212,7 +212,7 @@ pub async fn faces(
     find(&state, &collection, cluster).await?;
     let limit = page.limit()?;
     let rows = clusters::faces_of(&state.db, cluster, page.after()?.map(FaceId), limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |r| r.face.id.0, FaceView::from)))
+    super::faces::page(&state, rows, limit).await
 }
 
 /// Makes one cluster of several.

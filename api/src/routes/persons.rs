@@ -227,8 +227,7 @@ pub async fn images(
     let limit = page.limit()?;
     let after = page.token()?.map(place_of).transpose()?;
     let rows = images::of_person(&state.db, collection.id, person, after, limit + 1).await?;
-    let Page { items, next_cursor } =
-        Page::after(rows, limit, token, |image| image);
+    let Page { items, next_cursor } = Page::after(rows, limit, token, |image| image);
     let ids: Vec<ImageId> = items.iter().map(|image| image.id).collect();
     let mut faces: HashMap<ImageId, Vec<FaceView>> = HashMap::new();
     for face in super::faces::views(&state, faces::of_person_on(&state.db.read, person, &ids).await?).await? {

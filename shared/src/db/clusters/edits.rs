@@ -6,7 +6,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::{Cluster, find, name_faces, pass, recount};
-use crate::db::{Db, count, execute, persons, placeholders, statement, through_deadlocks};
+use crate::db::{Db, count, execute, persons, placeholders, rematches, statement, through_deadlocks};
 use crate::ids::{ClusterChangeId, ClusterId, CollectionId, FaceId, PersonId};
 use crate::job::PersonRef;
 
@@ -111,6 +111,7 @@ async fn split_once(db: &Db, collection: CollectionId, from: ClusterId, faces: &
         let sql = "UPDATE faces SET person_id = NULL, assigned_by = NULL, locked = FALSE
             WHERE person_id = $1 AND id IN (SELECT face_id FROM cluster_faces WHERE cluster_id = $2)";
         execute(&txn, sql, [person.into(), part.into()]).await?;
+        request_rematch(&txn, collection, faces, Some(person)).await?;
     }
     finish(&txn, &[from, part]).await?;
     done(txn, collection, part, change).await
@@ -167,6 +168,7 @@ async fn name_once(
         let sql = "UPDATE faces SET person_id = NULL, assigned_by = NULL, locked = FALSE
             WHERE person_id = $1 AND id IN (SELECT face_id FROM cluster_faces WHERE cluster_id = $2)";
         execute(&txn, sql, [before.into(), id.into()]).await?;
+        rematches::request(&txn, collection, None, Some(before)).await?;
     }
     set_person(&txn, id, Some(person)).await?;
     finish(&txn, &[id]).await?;
@@ -176,6 +178,7 @@ async fn name_once(
              AND id IN ({listed})"
         );
         execute(&txn, &sql, values(person.into())).await?;
+        request_rematch(&txn, collection, confirmed, None).await?;
     }
     done(txn, collection, id, change).await
 }
@@ -226,6 +229,10 @@ async fn undo_once(db: &Db, collection: CollectionId, id: ClusterChangeId) -> Re
         execute(&txn, "DELETE FROM clusters WHERE id = $1 AND faces = 0", [cluster.into()]).await?;
     }
     execute(&txn, "UPDATE cluster_changes SET undone_at = {now} WHERE id = $1", [id.into()]).await?;
+    if row.person_id.is_some() {
+        // Faces that a user had confirmed are no templates any more.
+        rematches::request(&txn, collection, None, row.person_id).await?;
+    }
     txn.commit().await?;
     Ok(Undone::Done)
 }
@@ -316,6 +323,19 @@ async fn keep_apart(txn: &impl ConnectionTrait, change: ClusterChangeId, cluster
         let sql = "INSERT INTO cluster_separations (id, face_id, side)
             SELECT $1, face_id, $2 FROM cluster_faces WHERE cluster_id = $3 ON CONFLICT DO NOTHING";
         execute(txn, sql, [change.into(), side.into(), (*cluster).into()]).await?;
+    }
+    Ok(())
+}
+
+/// Asks for faces to be matched again that became templates, or were freed, and for those of a person that lost some.
+async fn request_rematch(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    faces: &[FaceId],
+    person: Option<PersonId>,
+) -> Result<(), DbErr> {
+    for face in faces {
+        rematches::request(txn, collection, Some(*face), person).await?;
     }
     Ok(())
 }

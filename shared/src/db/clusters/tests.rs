@@ -47,7 +47,7 @@ impl Scene {
     async fn add(&mut self, n: usize) {
         let txn = self.db.begin().await.unwrap();
         let source =
-            ImageSource { sha256: format!("s{n}"), object_key: Some(format!("k{n}")), uri: None, fingerprint: None };
+            ImageSource { sha256: format!("s{n}"), object_key: Some(format!("k{n}")), ..ImageSource::default() };
         let image = images::find_or_create(&txn, self.collection, &source, [10, 10]).await.unwrap().id;
         let origin = Origin { collection: self.collection, image, detector_revision: "r", pipeline: self.pipeline };
         let new = NewFace {
