@@ -1,6 +1,6 @@
 //! Interactive identify jobs, with nothing beside them and beside a batch.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -90,7 +90,7 @@ async fn enroll(site: &Site, collection: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn identify(site: &Site, probe: &PathBuf, times: usize) -> anyhow::Result<Vec<Duration>> {
+async fn identify(site: &Site, probe: &Path, times: usize) -> anyhow::Result<Vec<Duration>> {
     let image = site.upload("bench-identify", probe).await?;
     let mut took = Vec::with_capacity(times);
     for _ in 0..times {

@@ -28,12 +28,12 @@ pub(super) struct Overhead {
     pub(super) servers_ms: Option<Vec<(&'static str, f64)>>,
 }
 
-/// One of several rounds.
+/// One of several rounds, in milliseconds of processor time a job.
 struct Round {
-    job_ms: f64,
-    bare_ms: f64,
-    known_ms: f64,
-    servers_ms: Option<Vec<(&'static str, f64)>>,
+    job: f64,
+    bare: f64,
+    known: f64,
+    servers: Option<Vec<(&'static str, f64)>>,
 }
 
 /// Measures with so many pictures, on services where `config` names them.
@@ -50,14 +50,9 @@ pub(super) async fn measure(setting: &Setting, config: &Config, images: usize) -
     let measured = rounds(&site, &bare, setting.rounds).await;
     let mode = site.mode();
     let mut rounds = site.close(measured).await?;
-    rounds.sort_by(|a, b| (a.job_ms - a.bare_ms).total_cmp(&(b.job_ms - b.bare_ms)));
+    rounds.sort_by(|a, b| (a.job - a.bare).total_cmp(&(b.job - b.bare)));
     let median = rounds.swap_remove(rounds.len() / 2);
-    Ok(Overhead {
-        mode,
-        own_ms: median.job_ms - median.bare_ms,
-        known_ms: median.known_ms,
-        servers_ms: median.servers_ms,
-    })
+    Ok(Overhead { mode, own_ms: median.job - median.bare, known_ms: median.known, servers_ms: median.servers })
 }
 
 async fn rounds(site: &Site, bare: &BareLoop, rounds: usize) -> anyhow::Result<Vec<Round>> {
@@ -77,10 +72,10 @@ async fn rounds(site: &Site, bare: &BareLoop, rounds: usize) -> anyhow::Result<V
         anyhow::ensure!(known.took.faces == 0, "{} faces were new the second time", known.took.faces);
         let a_job = |d: std::time::Duration| d.as_secs_f64() * 1e3 / pictures.len() as f64;
         measured.push(Round {
-            job_ms: new.took.cpu_ms(),
-            bare_ms: alone.cpu_ms(),
-            known_ms: known.took.cpu_ms(),
-            servers_ms: new.servers.map(|used| used.into_iter().map(|(name, d)| (name, a_job(d))).collect()),
+            job: new.took.cpu_ms(),
+            bare: alone.cpu_ms(),
+            known: known.took.cpu_ms(),
+            servers: new.servers.map(|used| used.into_iter().map(|(name, d)| (name, a_job(d))).collect()),
         });
     }
     Ok(measured)

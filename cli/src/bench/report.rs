@@ -137,8 +137,9 @@ impl Report {
         let about = self.about.join("\n");
         let quick =
             if self.is_quick { "\n**Quick: too few pictures and rounds for figures that hold.**\n" } else { "" };
-        let missing: String =
+        let missing: Vec<_> =
             self.missing().iter().map(|(key, why)| format!("- `{key}` is missing: {why}\n")).collect();
+        let missing = missing.concat();
         format!("{about}\n{quick}\n{table}\n\n{missing}\n{}", self.sections.join("\n"))
     }
 

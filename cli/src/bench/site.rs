@@ -14,7 +14,7 @@ use crate::child::Server;
 use crate::client::Client;
 
 /// How often a batch is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Pictures that are indexed before anything is measured, so that models are loaded and connections open.
 const WARM_UP: usize = 40;
 

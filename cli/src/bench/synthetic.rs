@@ -10,9 +10,11 @@ use tokio::task::JoinSet;
 
 use super::gallery::Random;
 
-/// Side of a picture for the tiny models, and where the face's square lies in it.
-const SIDE: u32 = 128;
-const SQUARE: std::ops::Range<u32> = 32..96;
+/// Width and height of a picture for the tiny models: the detector is shown 384 x 96 of it, a quarter of what a square
+/// would cost.
+const SIZE: [u32; 2] = [256, 64];
+/// Columns and rows of the face's square.
+const SQUARE: [std::ops::Range<u32>; 2] = [112..144, 16..48];
 /// Blocks along each side of the square, its two values, and blue inside and outside (models/tiny/README.md).
 const BLOCKS: u32 = 8;
 const LEVELS: [u8; 2] = [40, 220];
@@ -28,14 +30,14 @@ const A_TASK: usize = 200;
 pub(super) async fn draw(folder: &Path, count: usize) -> anyhow::Result<()> {
     make(folder, count, |n, random| {
         let [red, green] = [(); 2].map(|()| (0..BLOCKS * BLOCKS).map(|_| LEVELS[random.below(2)]).collect::<Vec<_>>());
-        let inside = |x: u32, y: u32| SQUARE.contains(&x) && SQUARE.contains(&y);
-        let block = |at: u32| (at - SQUARE.start) * BLOCKS / (SQUARE.end - SQUARE.start);
+        let [columns, rows] = SQUARE;
+        let block = |at: u32, of: &std::ops::Range<u32>| (at - of.start) * BLOCKS / (of.end - of.start);
         let shade = u8::try_from(80 + n % 64).unwrap_or_default();
-        Ok(RgbImage::from_fn(SIDE, SIDE, |x, y| {
-            if !inside(x, y) {
+        Ok(RgbImage::from_fn(SIZE[0], SIZE[1], |x, y| {
+            if !columns.contains(&x) || !rows.contains(&y) {
                 return Rgb([shade, shade, BLUE[0]]);
             }
-            let at = (block(y) * BLOCKS + block(x)) as usize;
+            let at = (block(y, &rows) * BLOCKS + block(x, &columns)) as usize;
             Rgb([red[at], green[at], BLUE[1]])
         }))
     })
