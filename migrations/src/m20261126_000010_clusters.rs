@@ -72,7 +72,10 @@ const UP: [&str; 13] = [
         change_id uuid NOT NULL REFERENCES cluster_changes (id) ON DELETE CASCADE,
         face_id uuid NOT NULL REFERENCES faces (id) ON DELETE CASCADE,
         from_cluster uuid NOT NULL,
+        cluster_person uuid,
         from_person uuid,
+        from_assigned_by text,
+        from_locked boolean NOT NULL,
         PRIMARY KEY (change_id, face_id)
     )",
     "CREATE INDEX cluster_change_faces_by_face ON cluster_change_faces (face_id)",

@@ -244,6 +244,15 @@ fn geometry(new: &FirstFace<'_>) -> serde_json::Value {
     })
 }
 
+/// Gives a face that is nobody's to the person that it was matched to, unless a user said otherwise.
+pub async fn assign_match(txn: &impl ConnectionTrait, face: FaceId, person: PersonId) -> Result<(), DbErr> {
+    let sql = "UPDATE faces SET person_id = $1, assigned_by = 'auto'
+        WHERE id = $2 AND person_id IS NULL AND NOT locked AND NOT hidden
+            AND NOT EXISTS (SELECT 1 FROM face_rejections x WHERE x.face_id = $2 AND x.person_id = $1)";
+    execute(txn, sql, [person.into(), face.into()]).await?;
+    Ok(())
+}
+
 /// Says whose face it is.
 pub async fn assign(
     txn: &impl ConnectionTrait,

@@ -6,7 +6,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::entity::person;
-use super::{Db, count, execute, persons, rematches, statement, through_deadlocks};
+use super::{Db, clusters, count, execute, persons, rematches, statement, through_deadlocks};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -53,6 +53,7 @@ async fn merge_once(db: &Db, collection: CollectionId, from: PersonId, into: Per
     }
     let Some(loser) = persons::find(&txn, collection, from).await? else { return Ok(Merged::NoPerson(from)) };
     let Some(winner) = persons::find(&txn, collection, into).await? else { return Ok(Merged::NoPerson(into)) };
+    clusters::move_on(&txn, collection).await?;
     move_faces(&txn, collection, from, into).await?;
     let sql = "UPDATE person_merges SET into_id = $2 WHERE into_id = $1";
     execute(&txn, sql, [from.into(), into.into()]).await?;
@@ -72,8 +73,12 @@ async fn merge_once(db: &Db, collection: CollectionId, from: PersonId, into: Per
 }
 
 /// What names persons beside their faces: clusters, and what was done to them, which may be undone.
-const NAMING: [(&str, &str); 3] =
-    [("clusters", "person_id"), ("cluster_changes", "person_id"), ("cluster_change_faces", "from_person")];
+const NAMING: [(&str, &str); 4] = [
+    ("clusters", "person_id"),
+    ("cluster_changes", "person_id"),
+    ("cluster_change_faces", "from_person"),
+    ("cluster_change_faces", "cluster_person"),
+];
 
 /// Gives faces and rejections of one person to another.
 async fn move_faces(
@@ -96,9 +101,9 @@ async fn move_faces(
     execute(txn, sql, [into.into()]).await?;
     let sql = "UPDATE faces SET person_id = NULL, assigned_by = NULL WHERE person_id = $1
         AND id IN (SELECT face_id FROM face_rejections WHERE person_id = $1)";
-    let freed = execute(txn, sql, [into.into()]).await?;
-    // Faces that were freed may match others: which ones they are near to is not known here.
-    rematches::request(txn, collection, None, (freed == 0).then_some(into)).await
+    execute(txn, sql, [into.into()]).await?;
+    // Faces that were freed may match others, and what is on its way may have been matched to the one that is gone.
+    rematches::request(txn, collection, None, None).await
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
 
 use super::entity::person::{Column, Entity, Model};
-use super::{Db, count, faces, is_postgres, placeholders, rematches, statement, through_deadlocks};
+use super::{Db, clusters, count, faces, is_postgres, placeholders, rematches, statement, through_deadlocks};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -134,6 +134,7 @@ async fn delete_once(db: &Db, collection: CollectionId, id: PersonId) -> Result<
     if find(&txn, collection, id).await?.is_none() {
         return Ok(false);
     }
+    clusters::move_on(&txn, collection).await?;
     for face in faces::ids_of_person(&txn, id).await? {
         faces::delete_within(&txn, face).await?;
     }

@@ -72,7 +72,8 @@ impl Collection {
             let step = queue::placed(&ctx.db.read, id, pipeline, after, FACES_A_STEP).await?;
             let Some(last) = step.last() else { break };
             after = last.id;
-            for face in step {
+            // One alone that is to leave waits in the queue: nothing may join it until then.
+            for face in step.into_iter().filter(|face| face.cluster.is_some() || is_welcome(face)) {
                 let (unit, person) = match face.cluster {
                     Some((cluster, person)) => (UnitId::Cluster(cluster), person),
                     None => (UnitId::Face(face.id), None),
@@ -162,9 +163,9 @@ fn sort(waiting: &[Waiting], stored: Vec<StoredFace>) -> Sorted {
         }
     }
     for face in stored {
-        let is_welcome = !face.is_held_back && face.is_usable && face.embedding.is_some();
+        let is_clear = is_clear(&face);
         if face.is_placed {
-            if is_welcome && stays(face.person, face.cluster, &face.not) {
+            if is_clear && stays(face.person, face.cluster, &face.not) {
                 continue;
             }
             sorted.leaves.push(face.id);
@@ -172,11 +173,21 @@ fn sort(waiting: &[Waiting], stored: Vec<StoredFace>) -> Sorted {
                 sorted.shrunk.insert(cluster);
             }
         }
-        if is_welcome && face.person.is_none() {
+        if is_welcome(&face) {
             sorted.arrives.extend(member(face));
         }
     }
     sorted
+}
+
+/// Whether a face can be compared, and nobody wants it left out.
+fn is_clear(face: &StoredFace) -> bool {
+    !face.is_held_back && face.is_usable && face.embedding.is_some()
+}
+
+/// Whether a face that is nobody's is to be placed.
+fn is_welcome(face: &StoredFace) -> bool {
+    is_clear(face) && face.person.is_none()
 }
 
 /// Whether a face stays where it is: nobody's, or its cluster's person's.

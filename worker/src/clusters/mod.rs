@@ -64,10 +64,11 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     leadership.resign().await;
 }
 
-/// One pass over the collection whose face has waited longest; false when none waits.
+/// One pass over the collection whose face has waited longest; false when there is nothing to do for now.
 async fn step(ctx: &WorkerContext, held: &mut Held) -> anyhow::Result<bool> {
     let Some(id) = queue::next_collection(&ctx.db).await? else { return Ok(false) };
     let Some(row) = collections::find(&ctx.db.read, id).await? else {
+        held.collections.remove(&id);
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
     };
@@ -84,8 +85,8 @@ async fn step(ctx: &WorkerContext, held: &mut Held) -> anyhow::Result<bool> {
     let known = held.collections.remove(&id).map(|(collection, _)| collection);
     match pass(ctx, known.filter(|known| known.pipeline() == row.pipeline), &row, calibration).await {
         Ok(collection) => held.keep(id, collection),
-        // Read anew with the next step.
-        Err(PassError::Stale) => {}
+        // Read anew with the next step, a little later: whoever changes clusters may go on.
+        Err(PassError::Stale) => return Ok(false),
         Err(PassError::TooLarge(faces)) => {
             tracing::warn!(collection.id = %id, faces, "too many faces to cluster; see clustering.max_faces");
             held.too_large.insert(id, Instant::now());

@@ -6,7 +6,7 @@ use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::db::entity::job::Model as Job;
 use shared::db::entity::{collection, face};
-use shared::db::faces::{AssignedBy, FirstFace, NewFace, Origin};
+use shared::db::faces::{FirstFace, NewFace, Origin};
 use shared::db::images::ImageSource;
 use shared::db::{faces, images, persons, rejections};
 use shared::ids::{FaceId, ImageId, PersonId};
@@ -177,7 +177,7 @@ impl Indexing {
         for (answer, face) in faces {
             let is_open = |person: &PersonId| persons.contains(person) && !rejected.contains(&(face.id, *person));
             if let Some(person) = matches(answer).find(is_open) {
-                faces::assign(txn, face.id, person, AssignedBy::Auto).await?;
+                faces::assign_match(txn, face.id, person).await?;
             }
         }
         let is_known = !known.is_empty();

@@ -5,7 +5,7 @@
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
-use super::{Cluster, find, name_faces, pass, recount};
+use super::{Cluster, find, move_on, name_faces, pass, recount};
 use crate::db::{Db, count, execute, persons, placeholders, rematches, statement, through_deadlocks};
 use crate::ids::{ClusterChangeId, ClusterId, CollectionId, FaceId, PersonId};
 use crate::job::PersonRef;
@@ -66,11 +66,7 @@ async fn merge_once(db: &Db, collection: CollectionId, into: ClusterId, others: 
     let values = || std::iter::once(into.into()).chain(others.iter().map(|id| Value::from(*id)));
     let sql = format!("UPDATE cluster_faces SET cluster_id = $1 WHERE cluster_id IN ({theirs})");
     execute(&txn, &sql, values()).await?;
-    let sql = "DELETE FROM cluster_separations WHERE id IN (
-            SELECT a.id FROM cluster_separations a JOIN cluster_separations b ON b.id = a.id AND b.side <> a.side
-            JOIN cluster_faces x ON x.face_id = a.face_id JOIN cluster_faces y ON y.face_id = b.face_id
-            WHERE x.cluster_id = $1 AND y.cluster_id = $1)";
-    execute(&txn, sql, [into.into()]).await?;
+    unite_sides(&txn, into).await?;
     let sql = format!("DELETE FROM clusters WHERE id <> $1 AND id IN ({theirs})");
     execute(&txn, &sql, values()).await?;
     set_person(&txn, into, named.first().copied()).await?;
@@ -204,25 +200,20 @@ async fn undo_once(db: &Db, collection: CollectionId, id: ClusterChangeId) -> Re
     if row.undone_at.is_some() {
         return Ok(Undone::Before);
     }
-    let before = before(&txn, id).await?;
     let mut touched = vec![row.cluster_id];
-    match row.kind.as_str() {
-        "name" => take_name_back(&txn, id, (row.cluster_id, row.person_id), &before).await?,
-        kind => {
-            for (from, person) in &before {
-                if *from == row.cluster_id {
-                    take_name_back(&txn, id, (row.cluster_id, row.person_id), &[(*from, *person)]).await?;
-                    continue;
-                }
-                put_back(&txn, collection, id, (row.cluster_id, row.person_id), (*from, *person)).await?;
-                touched.push(*from);
-            }
-            if kind == "split" {
-                rejoin(&txn, id, row.person_id).await?;
-            } else {
-                keep_apart(&txn, id, &touched).await?;
-            }
+    for (from, person) in before(&txn, id).await? {
+        if from == row.cluster_id {
+            take_name_back(&txn, id, (from, row.person_id), person).await?;
+        } else {
+            put_back(&txn, collection, id, row.cluster_id, (from, person)).await?;
+            touched.push(from);
         }
+    }
+    restore_persons(&txn, id, &row.kind, row.person_id).await?;
+    match row.kind.as_str() {
+        "split" => rejoin(&txn, id, row.person_id).await?,
+        "merge" => keep_apart(&txn, id, &touched).await?,
+        _ => {}
     }
     finish(&txn, &touched).await?;
     for cluster in touched {
@@ -237,7 +228,7 @@ async fn undo_once(db: &Db, collection: CollectionId, id: ClusterChangeId) -> Re
     Ok(Undone::Done)
 }
 
-/// The clusters in which a change's faces were, each with its person.
+/// The clusters in which a change's faces were, each with the person that it had, if there still is one.
 async fn before(
     txn: &impl ConnectionTrait,
     change: ClusterChangeId,
@@ -245,64 +236,88 @@ async fn before(
     #[derive(FromQueryResult)]
     struct Row {
         from_cluster: ClusterId,
-        from_person: Option<PersonId>,
+        person_id: Option<PersonId>,
     }
-    let sql = "SELECT DISTINCT from_cluster, from_person FROM cluster_change_faces WHERE change_id = $1
-        ORDER BY from_cluster, from_person";
+    let sql = "SELECT DISTINCT m.from_cluster, p.id AS person_id FROM cluster_change_faces m
+        LEFT JOIN persons p ON p.id = m.cluster_person WHERE m.change_id = $1 ORDER BY m.from_cluster";
     let rows = Row::find_by_statement(statement(txn, sql, [change.into()])).all(txn).await?;
-    let mut before: Vec<(ClusterId, Option<PersonId>)> = Vec::new();
-    for row in rows {
-        match before.last_mut() {
-            Some((cluster, person)) if *cluster == row.from_cluster => *person = person.or(row.from_person),
-            _ => before.push((row.from_cluster, row.from_person)),
-        }
-    }
-    Ok(before)
+    Ok(rows.into_iter().map(|row| (row.from_cluster, row.person_id)).collect())
 }
 
-/// Takes back that a cluster got `person`; its faces that have it by that get what they had before, if anything.
+/// Takes back that a cluster got `person`, and that faces which joined it since have it by that.
 async fn take_name_back(
     txn: &impl ConnectionTrait,
     change: ClusterChangeId,
     (cluster, person): (ClusterId, Option<PersonId>),
-    before: &[(ClusterId, Option<PersonId>)],
+    before: Option<PersonId>,
 ) -> Result<(), DbErr> {
-    let Some(person) = person else { return Ok(()) };
-    let before = before.first().and_then(|(_, person)| *person).filter(|before| *before != person);
     let sql = "UPDATE clusters SET person_id = $1 WHERE id = $2 AND person_id = $3";
     if execute(txn, sql, [before.into(), cluster.into(), person.into()]).await? == 0 {
         return Ok(());
     }
-    let sql = "UPDATE faces SET person_id = NULL, assigned_by = NULL, locked = FALSE
-        WHERE person_id = $1 AND id IN (SELECT face_id FROM cluster_faces WHERE cluster_id = $2)
-            AND (assigned_by = 'cluster' OR (assigned_by = 'user' AND id IN (
-                SELECT m.face_id FROM cluster_change_faces m WHERE m.change_id = $3 AND m.from_person IS NULL)))";
+    let sql = "UPDATE faces SET person_id = NULL, assigned_by = NULL WHERE person_id = $1 AND assigned_by = 'cluster'
+        AND id IN (SELECT face_id FROM cluster_faces WHERE cluster_id = $2)
+        AND id NOT IN (SELECT m.face_id FROM cluster_change_faces m WHERE m.change_id = $3)";
     execute(txn, sql, [person.into(), cluster.into(), change.into()]).await?;
     Ok(())
 }
 
-/// Puts faces that a change took from one cluster into another back into the first, which is made anew where it is gone.
+/// Puts faces that a change took from one cluster into another back into the first, which is made anew where it is gone. Those
+/// that somebody else's name was given to meanwhile stay.
 async fn put_back(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
     change: ClusterChangeId,
-    (into, person): (ClusterId, Option<PersonId>),
-    (from, before): (ClusterId, Option<PersonId>),
+    into: ClusterId,
+    (from, person): (ClusterId, Option<PersonId>),
 ) -> Result<(), DbErr> {
     if find(txn, collection, from).await?.is_none() {
         pass::make(txn, collection, &[from]).await?;
-        set_person(txn, from, before).await?;
+        set_person(txn, from, person).await?;
     }
-    let moved = "SELECT m.face_id FROM cluster_change_faces m WHERE m.change_id = $1 AND m.from_cluster = $2";
-    let sql = format!("UPDATE cluster_faces SET cluster_id = $2 WHERE cluster_id = $3 AND face_id IN ({moved})");
-    execute(txn, &sql, [change.into(), from.into(), into.into()]).await?;
-    if let (Some(person), None) = (person, before) {
-        let sql = format!(
-            "UPDATE faces SET person_id = NULL, assigned_by = NULL WHERE person_id = $3 AND assigned_by = 'cluster'
-             AND id IN ({moved})"
-        );
-        execute(txn, &sql, [change.into(), from.into(), person.into()]).await?;
-    }
+    let sql = "UPDATE cluster_faces SET cluster_id = $2 WHERE cluster_id = $3 AND face_id IN (
+            SELECT m.face_id FROM cluster_change_faces m JOIN faces f ON f.id = m.face_id
+            JOIN cluster_changes k ON k.id = m.change_id
+            WHERE m.change_id = $1 AND m.from_cluster = $2
+                AND (f.person_id IS NULL OR f.person_id = k.person_id OR f.person_id = m.from_person))";
+    execute(txn, sql, [change.into(), from.into(), into.into()]).await?;
+    Ok(())
+}
+
+/// Makes the faces of a change whose they were, and by whose word, where they still are whose the change made them.
+async fn restore_persons(
+    txn: &impl ConnectionTrait,
+    change: ClusterChangeId,
+    kind: &str,
+    person: Option<PersonId>,
+) -> Result<(), DbErr> {
+    let Some(person) = person else { return Ok(()) };
+    // A split made them nobody's; the others made them the person's.
+    let made = if kind == "split" { "faces.person_id IS NULL AND m.from_person = $2" } else { "faces.person_id = $2" };
+    let sql = format!(
+        "UPDATE faces SET person_id = p.id, locked = m.from_locked AND p.id IS NOT NULL,
+            assigned_by = CASE WHEN p.id IS NOT NULL THEN m.from_assigned_by END
+         FROM cluster_change_faces m LEFT JOIN persons p ON p.id = m.from_person
+         WHERE m.face_id = faces.id AND m.change_id = $1 AND {made}"
+    );
+    execute(txn, &sql, [change.into(), person.into()]).await?;
+    Ok(())
+}
+
+/// Faces that a user put together are on one side of every separation; one without another side is forgotten.
+async fn unite_sides(txn: &impl ConnectionTrait, cluster: ClusterId) -> Result<(), DbErr> {
+    let sql = "UPDATE cluster_separations SET side = m.side FROM (
+            SELECT s.id, min(s.side) AS side FROM cluster_separations s JOIN cluster_faces c ON c.face_id = s.face_id
+            WHERE c.cluster_id = $1 GROUP BY s.id HAVING min(s.side) <> max(s.side)) AS m
+        WHERE m.id = cluster_separations.id
+            AND cluster_separations.face_id IN (SELECT face_id FROM cluster_faces WHERE cluster_id = $1)";
+    execute(txn, sql, [cluster.into()]).await?;
+    let sql = "DELETE FROM cluster_separations WHERE id IN (
+            SELECT t.id FROM cluster_separations t WHERE t.id IN (
+                SELECT s.id FROM cluster_separations s JOIN cluster_faces c ON c.face_id = s.face_id
+                WHERE c.cluster_id = $1)
+            GROUP BY t.id HAVING min(t.side) = max(t.side))";
+    execute(txn, sql, [cluster.into()]).await?;
     Ok(())
 }
 
@@ -347,14 +362,6 @@ enum Kind {
     Name,
 }
 
-/// Moves the collection's clusters on to the next version; others wait until the transaction ends.
-async fn move_on(txn: &impl ConnectionTrait, collection: CollectionId) -> Result<(), DbErr> {
-    let sql = "INSERT INTO cluster_versions (collection_id, version) VALUES ($1, 1)
-        ON CONFLICT (collection_id) DO UPDATE SET version = cluster_versions.version + 1";
-    execute(txn, sql, [collection.into()]).await?;
-    Ok(())
-}
-
 async fn begin(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
@@ -390,9 +397,11 @@ async fn remember_as(
     from: ClusterId,
 ) -> Result<(), DbErr> {
     let sql = format!(
-        "INSERT INTO cluster_change_faces (change_id, face_id, from_cluster, from_person)
-         SELECT $1, c.face_id, $2, f.person_id FROM cluster_faces c JOIN faces f ON f.id = c.face_id
-         WHERE c.cluster_id IN ({})",
+        "INSERT INTO cluster_change_faces
+            (change_id, face_id, from_cluster, cluster_person, from_person, from_assigned_by, from_locked)
+         SELECT $1, c.face_id, $2, (SELECT k.person_id FROM clusters k WHERE k.id = $2), f.person_id,
+            CASE WHEN f.person_id IS NOT NULL THEN f.assigned_by END, f.locked
+         FROM cluster_faces c JOIN faces f ON f.id = c.face_id WHERE c.cluster_id IN ({})",
         placeholders(3, clusters.len())
     );
     let values = [change.into(), from.into()].into_iter().chain(clusters.iter().map(|id| Value::from(*id)));

@@ -126,6 +126,14 @@ pub async fn changes(
     ClusterChange::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
 }
 
+/// Moves the collection's clusters on to the next version; others who want to wait until the transaction ends.
+pub(super) async fn move_on(txn: &impl ConnectionTrait, collection: CollectionId) -> Result<(), DbErr> {
+    let sql = "INSERT INTO cluster_versions (collection_id, version) VALUES ($1, 1)
+        ON CONFLICT (collection_id) DO UPDATE SET version = cluster_versions.version + 1";
+    super::execute(txn, sql, [collection.into()]).await?;
+    Ok(())
+}
+
 /// Counts the clusters' faces anew.
 async fn recount(txn: &impl ConnectionTrait, clusters: &[ClusterId]) -> Result<(), DbErr> {
     if clusters.is_empty() {

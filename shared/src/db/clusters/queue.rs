@@ -78,11 +78,11 @@ pub async fn forget(db: &Db, collection: CollectionId) -> Result<(), DbErr> {
     Ok(())
 }
 
-/// Has every face of the collection that was not looked at yet looked at.
+/// Has every face of the collection looked at that was not placed yet, or is placed and may have to leave.
 pub async fn enqueue_all(conn: &impl ConnectionTrait, collection: CollectionId) -> Result<(), DbErr> {
     let sql = "INSERT INTO cluster_queue (collection_id, face_id) SELECT f.collection_id, f.id FROM faces f
-        WHERE f.collection_id = $1 AND f.person_id IS NULL AND NOT f.hidden
-            AND NOT EXISTS (SELECT 1 FROM cluster_faces c WHERE c.face_id = f.id)
+        WHERE f.collection_id = $1 AND (f.person_id IS NULL AND NOT f.hidden)
+            <> EXISTS (SELECT 1 FROM cluster_faces c WHERE c.face_id = f.id)
         ORDER BY f.id";
     execute(conn, sql, [collection.into()]).await?;
     Ok(())

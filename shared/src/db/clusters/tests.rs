@@ -204,7 +204,7 @@ async fn merge_split_and_their_undoing() {
         let apart = [Some(0), Some(0), Some(0), Some(1), Some(1), None];
         assert_eq!(sides(scene.stored().await), apart, "who undoes a merge wants them apart");
         done(edits::merge(&scene.db, scene.collection, a, &[b]).await.unwrap());
-        assert_eq!(sides(scene.stored().await), [None; 6], "and who merges does not");
+        assert_eq!(sides(scene.stored().await), [None; 6], "and who merges them does not");
 
         let part = [scene.faces[1], scene.faces[4]];
         let (cluster, split) = done(edits::split(&scene.db, scene.collection, a, &part).await.unwrap());
@@ -241,9 +241,19 @@ async fn a_name_reaches_the_faces_and_can_be_taken_back() {
         assert_eq!(scene.picture().await, ([(0, 0), (1, 0), (3, 1), (4, 1)].into(), "aa----".to_owned()));
         let waiting: Vec<FaceId> = scene.waiting().await.iter().map(|entry| entry.face_id).collect();
         assert!(waiting.contains(&scene.faces[2]), "a face that is not Ann's is looked at again");
-        let by: Vec<_> = faces_of(&scene.db, a, None, 10).await.unwrap();
-        let by: Vec<_> = by.iter().map(|f| (f.face.assigned_by.unwrap(), f.face.locked)).collect();
-        assert_eq!(by, [(AssignedBy::User, true), (AssignedBy::Cluster, false)]);
+        let by = async || -> Vec<_> {
+            let faces = faces_of(&scene.db, a, None, 10).await.unwrap();
+            faces.iter().map(|f| (f.face.person_id, f.face.assigned_by.unwrap(), f.face.locked)).collect()
+        };
+        let anns = [(Some(refused), AssignedBy::User, true), (Some(refused), AssignedBy::Cluster, false)];
+        assert_eq!(by().await, anns);
+        let carl = PersonRef::External { external_id: "carl".to_owned(), name: None };
+        let (cluster, renamed) =
+            done(edits::name(&scene.db, scene.collection, a, &carl, &[scene.faces[1]]).await.unwrap());
+        let carl = cluster.person_id;
+        assert_eq!(by().await, [(carl, AssignedBy::Cluster, false), (carl, AssignedBy::User, true)]);
+        assert_eq!(edits::undo(&scene.db, scene.collection, renamed).await.unwrap(), Undone::Done);
+        assert_eq!(by().await, anns, "whose they were, and by whose word");
 
         let (_, merge) = done(edits::merge(&scene.db, scene.collection, a, &[b]).await.unwrap());
         assert_eq!(scene.picture().await.1, "aa-aa-");
