@@ -73,7 +73,7 @@ pub(super) struct Counts {
 }
 
 const FULL: Counts = Counts {
-    small: 4000,
+    small: 3000,
     photos: 300,
     rounds: 2,
     overhead: 3000,
