@@ -159,13 +159,14 @@ pub async fn list(
     let limit = page.limit()?;
     let after = page.token::<24>()?.map(read_token);
     let wanted = Wanted { min_faces: query.min_faces.unwrap_or(2), named: query.named, after };
+    // Before the list, so that none that waits no longer is missing from it.
+    let pending = queue::pending(&state.db, collection.id).await?;
     let rows = clusters::list(&state.db, collection.id, wanted, limit + 1).await?;
     let Page { items: rows, next_cursor } = Page::after(rows, limit, token, |row| row);
     let mut items = Vec::with_capacity(rows.len());
     for row in rows {
         items.push(view(&state, row).await?);
     }
-    let pending = queue::pending(&state.db, collection.id).await?;
     Ok(axum::Json(ClusterPage { items, next_cursor, pending }))
 }
 

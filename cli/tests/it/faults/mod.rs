@@ -48,7 +48,7 @@ async fn every_acknowledged_job_ends_once() {
     assert_eq!(bad, (0, 0, 0, 0), "\n{text}{}", rig.logs());
     assert_eq!(total.completed, total.acknowledged, "\n{text}");
     assert!(total.acknowledged >= FAULTS.len() * jobs * 9 / 10, "hardly anything was acknowledged\n{text}");
-    assert_eq!(rig.open().await, 0, "what was never acknowledged has ended too\n{text}");
+    assert_eq!(rig.open(PATIENCE).await, 0, "what was never acknowledged has ended too\n{text}");
     assert_eq!(rig.wrong_accounts().await, "", "each batch knows what became of its jobs\n{text}");
     rig.stop().await;
     report.save(true);

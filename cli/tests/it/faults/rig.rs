@@ -150,12 +150,7 @@ impl Rig {
         batch: Option<(String, usize)>,
         patience: Duration,
     ) -> Tally {
-        let began = Instant::now();
-        let mut open = self.open().await;
-        while open > 0 && began.elapsed() < patience {
-            tokio::time::sleep(Duration::from_millis(250)).await;
-            open = self.open().await;
-        }
+        let open = self.open(patience).await;
         let history = History::read(&self.postgres, DATABASE).await;
         let earlier = std::mem::replace(&mut self.found, history.judge());
         let found = Found {
@@ -173,11 +168,19 @@ impl Rig {
         Tally { attempted, acknowledged, completed, lost: acknowledged - completed - waiting, unfinished: open, found }
     }
 
-    /// Jobs that are queued or running, and batches that are not over.
-    pub(crate) async fn open(&self) -> usize {
+    /// Jobs that are queued or running, and batches that are not over, once there is none or `patience` is at its end: the
+    /// server makes jobs by itself, to match faces again.
+    pub(crate) async fn open(&self, patience: Duration) -> usize {
         let sql = "SELECT (SELECT count(*) FROM jobs WHERE state IN ('queued', 'running'))
             + (SELECT count(*) FROM batches WHERE finished_at IS NULL)";
-        self.count(sql).await
+        let began = Instant::now();
+        loop {
+            let open = self.count(sql).await;
+            if open == 0 || began.elapsed() > patience {
+                return open;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Batches whose counts are not those of their jobs, all of which have succeeded.
