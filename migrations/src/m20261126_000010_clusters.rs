@@ -26,7 +26,7 @@ impl MigrationTrait for Migration {
     }
 }
 
-const UP: [&str; 13] = [
+const UP: [&str; 16] = [
     "CREATE TABLE clusters (
         id uuid NOT NULL PRIMARY KEY,
         collection_id uuid NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
@@ -79,6 +79,11 @@ const UP: [&str; 13] = [
         PRIMARY KEY (change_id, face_id)
     )",
     "CREATE INDEX cluster_change_faces_by_face ON cluster_change_faces (face_id)",
+    // For persons that are merged.
+    "CREATE INDEX cluster_changes_by_person ON cluster_changes (person_id) WHERE person_id IS NOT NULL",
+    "CREATE INDEX cluster_change_faces_by_person ON cluster_change_faces (from_person) WHERE from_person IS NOT NULL",
+    "CREATE INDEX cluster_change_faces_by_cluster_person ON cluster_change_faces (cluster_person)
+        WHERE cluster_person IS NOT NULL",
 ];
 
 const DOWN: [&str; 7] = [

@@ -6,13 +6,16 @@ use sea_orm::DbErr;
 use shared::catalogue::Calibration;
 use shared::db::clusters::pass::{self, Plan};
 use shared::db::clusters::queue::{self, StoredFace, Waiting};
+use shared::db::entity::collection::Model;
 use shared::face_index::FaceIndexError;
 use shared::ids::{ClusterId, CollectionId, FaceId, PersonId};
 use shared::job::Lane;
 use shared::telemetry::metrics;
+use tokio_util::sync::CancellationToken;
 
 use super::units::{Limits, Member, Merge, UnitId, Units};
 use crate::context::WorkerContext;
+use crate::leadership::Leadership;
 
 /// Entries of the queue that one pass takes.
 const PASS: usize = 256;
@@ -32,7 +35,7 @@ pub(super) struct Collection {
 /// Why a pass was given up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PassError {
-    /// The stored clusters changed meanwhile.
+    /// The stored clusters changed meanwhile, or it is another worker's turn to change them.
     #[error("the clusters were changed meanwhile")]
     Stale,
     /// There are so many faces that they are not held in memory.
@@ -63,12 +66,21 @@ struct Sorted {
 }
 
 impl Collection {
-    /// Reads what is stored.
-    pub(super) async fn load(ctx: &WorkerContext, id: CollectionId, pipeline: &str) -> Result<Self, PassError> {
+    /// Reads what is stored, as long as this worker leads and is not asked to stop.
+    pub(super) async fn load(
+        ctx: &WorkerContext,
+        row: &Model,
+        leadership: &mut Leadership,
+        stop: &CancellationToken,
+    ) -> Result<Self, PassError> {
+        let (id, pipeline) = (row.id, row.pipeline.as_str());
         let version = pass::version(&ctx.db.read, id).await?;
         let mut units = Units::default();
         let mut after = FaceId(uuid::Uuid::nil());
         loop {
+            if stop.is_cancelled() || !leadership.held().await {
+                return Err(PassError::Stale);
+            }
             let step = queue::placed(&ctx.db.read, id, pipeline, after, FACES_A_STEP).await?;
             let Some(last) = step.last() else { break };
             after = last.id;
@@ -85,6 +97,11 @@ impl Collection {
             check_size(ctx, units.faces())?;
         }
         Ok(Self { id, pipeline: pipeline.to_owned(), version, units })
+    }
+
+    /// How many faces are held.
+    pub(super) fn faces(&self) -> usize {
+        self.units.faces()
     }
 
     /// The pipeline whose vectors are compared.

@@ -9,10 +9,8 @@ pub mod units;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use shared::catalogue::Calibration;
 use shared::db::clusters::queue;
 use shared::db::collections;
-use shared::db::entity::collection::Model;
 use shared::ids::CollectionId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,9 +18,6 @@ use tokio_util::sync::CancellationToken;
 use self::collection::{Collection, PassError};
 use crate::context::WorkerContext;
 use crate::leadership::Leadership;
-
-/// Collections that are held in memory at once.
-const HELD: usize = 4;
 
 /// How long a collection with too many faces is left alone.
 const TOO_LARGE_FOR: Duration = Duration::from_secs(3600);
@@ -44,7 +39,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
     loop {
         let mut pause = poll;
         if leadership.held().await {
-            match step(&ctx, &mut held).await {
+            match step(&ctx, &mut held, &mut leadership, &stop).await {
                 Ok(true) => pause = Duration::ZERO,
                 Ok(false) => {}
                 Err(error) => {
@@ -65,7 +60,12 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
 }
 
 /// One pass over the collection whose face has waited longest; false when there is nothing to do for now.
-async fn step(ctx: &WorkerContext, held: &mut Held) -> anyhow::Result<bool> {
+async fn step(
+    ctx: &WorkerContext,
+    held: &mut Held,
+    leadership: &mut Leadership,
+    stop: &CancellationToken,
+) -> anyhow::Result<bool> {
     let Some(id) = queue::next_collection(&ctx.db).await? else { return Ok(false) };
     let Some(row) = collections::find(&ctx.db.read, id).await? else {
         held.collections.remove(&id);
@@ -83,8 +83,17 @@ async fn step(ctx: &WorkerContext, held: &mut Held) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let known = held.collections.remove(&id).map(|(collection, _)| collection);
-    match pass(ctx, known.filter(|known| known.pipeline() == row.pipeline), &row, calibration).await {
-        Ok(collection) => held.keep(id, collection),
+    let known = known.filter(|known| known.pipeline() == row.pipeline);
+    let collection = match known {
+        Some(collection) => Ok(collection),
+        None => Collection::load(ctx, &row, leadership, stop).await,
+    };
+    let passed = match collection {
+        Ok(collection) => collection.pass(ctx, calibration).await,
+        Err(error) => Err(error),
+    };
+    match passed {
+        Ok(collection) => held.keep(id, collection, ctx.config.clustering.max_faces),
         // Read anew with the next step, a little later: whoever changes clusters may go on.
         Err(PassError::Stale) => return Ok(false),
         Err(PassError::TooLarge(faces)) => {
@@ -96,24 +105,13 @@ async fn step(ctx: &WorkerContext, held: &mut Held) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-async fn pass(
-    ctx: &WorkerContext,
-    known: Option<Collection>,
-    row: &Model,
-    calibration: Calibration,
-) -> Result<Collection, PassError> {
-    let collection = match known {
-        Some(collection) => collection,
-        None => Collection::load(ctx, row.id, &row.pipeline).await?,
-    };
-    collection.pass(ctx, calibration).await
-}
-
 impl Held {
-    /// Keeps the collection in memory, in place of the one that was not worked on for longest.
-    fn keep(&mut self, id: CollectionId, collection: Collection) {
+    /// Keeps the collection in memory, and lets go of those that were not worked on for longest until there are `max_faces`
+    /// at most.
+    fn keep(&mut self, id: CollectionId, collection: Collection, max_faces: usize) {
         self.collections.insert(id, (collection, Instant::now()));
-        if self.collections.len() > HELD
+        while self.collections.len() > 1
+            && self.collections.values().map(|(collection, _)| collection.faces()).sum::<usize>() > max_faces
             && let Some(oldest) = self.collections.iter().min_by_key(|(_, (_, at))| *at).map(|(id, _)| *id)
         {
             self.collections.remove(&oldest);

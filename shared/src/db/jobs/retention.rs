@@ -26,11 +26,14 @@ pub async fn delete_ended(db: &Db, after: Option<JobId>, keep: Duration) -> Resu
     #[derive(FromQueryResult)]
     struct Row {
         id: JobId,
+        created_at: i64,
+        now: i64,
     }
     let after = after.unwrap_or(JobId(Uuid::nil()));
-    let sql = format!("SELECT id FROM jobs WHERE id > $1 AND created_at < {{now}} - $2 ORDER BY id LIMIT {SLICE}");
-    let values = [after.into(), micros(keep).into()];
-    let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
+    let sql = format!("SELECT id, created_at, {{now}} AS now FROM jobs WHERE id > $1 ORDER BY id LIMIT {SLICE}");
+    let mut rows = Row::find_by_statement(statement(&db.read, &sql, [after.into()])).all(&db.read).await?;
+    // Ids are in the order of their making: behind the first young one nothing is old.
+    rows.truncate(rows.partition_point(|row| row.created_at < row.now - micros(keep)));
     let Some(last) = rows.last().map(|row| row.id) else { return Ok(Slice::default()) };
     let sql = format!(
         "DELETE FROM jobs WHERE finished_at < {{now}} - $1 AND id IN ({})
