@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
 use shared::catalogue::{Detector, Pipeline};
 use shared::embedding::Embedding;
 use shared::failpoints::failpoint;
 
-use crate::inference::{Engine, InferenceError};
+use crate::cores::BrokenOff;
+use crate::inference::{Engine, InferenceError, OnCore};
 use crate::vision::Detection;
 use crate::vision::crops::aligned_crops;
 use crate::vision::decode::photo::Photo;
@@ -51,19 +51,21 @@ pub enum AnalysisError {
     #[error(transparent)]
     Detect(#[from] DetectError),
     /// A step on the processor broke off.
-    #[error("a step of the analysis broke off")]
-    Broken(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
 }
 
 /// Decodes the bytes, finds the faces and makes their vectors.
 pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> Result<Analysis, AnalysisError> {
-    let detector = &engine.pipeline().detector;
-    let side = detect::overview_side(detector);
-    let photo = Arc::new(engine.on_core(move || decode(bytes, &limits, side)).await??);
-    let found = find_faces(engine, detector, &photo).await?;
-    failpoint("mid_inference");
-    let faces = embed_faces(engine, &photo, found).await?;
-    Ok(Analysis { size: photo.size, captured_at: photo.captured_at.clone(), faces })
+    let work = |core: OnCore| async move {
+        let detector = &core.pipeline().detector;
+        let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
+        let found = found(&core, detector, &photo).await?;
+        failpoint("mid_inference");
+        let faces = embedded(&core, &photo, found).await?;
+        Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
+    };
+    engine.on_core(work).await?
 }
 
 /// The faces that `detector`, the engine's with scores of the caller's choice, finds, best first.
@@ -72,12 +74,8 @@ pub async fn find_faces(
     detector: &Detector,
     photo: &Arc<Photo>,
 ) -> Result<Vec<Detection>, AnalysisError> {
-    let (shown, settings) = (Arc::clone(photo), detector.clone());
-    let [main, small] = engine.on_core(move || detect::passes(&shown.overview.picture, &settings)).await?;
-    let run = |pass: Pass| async move { Ok::<_, InferenceError>((pass.view, engine.detect(pass.input).await?)) };
-    let (main, small) = tokio::try_join!(run(main), run(small))?;
-    let found = detect::merge(detector, [(main.0, &main.1), (small.0, &small.1)])?;
-    Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
+    let (photo, detector) = (Arc::clone(photo), detector.clone());
+    engine.on_core(|core| async move { found(&core, &detector, &photo).await }).await?
 }
 
 /// Quality and vector of each detection. One whose landmarks or vector are degenerate is no face and left out.
@@ -86,13 +84,33 @@ pub async fn embed_faces(
     photo: &Arc<Photo>,
     detections: Vec<Detection>,
 ) -> Result<Vec<AnalysedFace>, AnalysisError> {
-    let (shown, settings) = (Arc::clone(photo), engine.clone());
-    let crops = engine.on_core(move || crops(settings.pipeline(), &shown, detections)).await??;
-    let vectors = try_join_all(crops.into_iter().map(|(detection, quality, input)| async move {
-        let values = engine.embed(input).await?;
-        Ok::<_, InferenceError>((detection, quality, Embedding::normalised(values)))
-    }))
-    .await?;
+    let photo = Arc::clone(photo);
+    engine.on_core(|core| async move { embedded(&core, &photo, detections).await }).await?
+}
+
+async fn found(core: &OnCore, detector: &Detector, photo: &Photo) -> Result<Vec<Detection>, AnalysisError> {
+    let passes = core.step(|| detect::passes(&photo.overview.picture, detector)).await;
+    let run = |pass: Pass| {
+        let core = core.clone();
+        async move { Ok((pass.view, core.detect(pass.input).await?)) }
+    };
+    let answers = core.all(passes.map(run)).await?;
+    let [main, small] = <[_; 2]>::try_from(answers).expect("an answer to each pass; this is a bug");
+    let found = detect::merge(detector, (main.0, &main.1), (small.0, &small.1))?;
+    Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
+}
+
+async fn embedded(
+    core: &OnCore,
+    photo: &Photo,
+    detections: Vec<Detection>,
+) -> Result<Vec<AnalysedFace>, AnalysisError> {
+    let crops = core.step(|| crops(core.pipeline(), photo, detections)).await?;
+    let run = |(detection, quality, input)| {
+        let core = core.clone();
+        async move { Ok((detection, quality, Embedding::normalised(core.embed(input).await?))) }
+    };
+    let vectors = core.all(crops.into_iter().map(run)).await?;
     Ok(vectors
         .into_iter()
         .filter_map(|(detection, quality, vector)| match vector {

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use shared::telemetry::metrics;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::InferenceError;
@@ -27,6 +28,8 @@ pub(super) struct Batcher {
     line: Arc<Line>,
     room: Arc<Semaphore>,
     threads: Vec<JoinHandle<()>>,
+    /// Has the clock for those that ask from a thread of their own.
+    runtime: Handle,
 }
 
 #[derive(Debug)]
@@ -59,7 +62,7 @@ impl Batcher {
             max_batch: if free_batch { max_batch.max(1) } else { 1 },
         });
         let room = Arc::new(Semaphore::new(models.len() * WAITING_PER_THREAD * line.max_batch));
-        let mut batcher = Self { line: Arc::clone(&line), room, threads: Vec::new() };
+        let mut batcher = Self { line: Arc::clone(&line), room, threads: Vec::new(), runtime: Handle::current() };
         for (n, mut model) in models.into_iter().enumerate() {
             let line = Arc::clone(&line);
             let thread = std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
@@ -88,7 +91,11 @@ impl Batcher {
             self.line.changed.notify_one();
             answer.await.map_err(|_| InferenceError::Stopped)?
         };
-        tokio::time::timeout(TIMEOUT, answer).await.map_err(|_| InferenceError::Timeout(TIMEOUT))?
+        let answer = {
+            let _clock = self.runtime.enter();
+            tokio::time::timeout(TIMEOUT, answer)
+        };
+        answer.await.map_err(|_| InferenceError::Timeout(TIMEOUT))?
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod batcher;
 mod fingerprint;
+mod on_core;
+mod pool;
 mod session;
 
 use std::path::PathBuf;
@@ -13,16 +15,18 @@ use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
 
 use self::batcher::Batcher;
+pub use self::on_core::OnCore;
+use self::pool::Pool;
 pub use self::session::SessionError;
 use self::session::{Model, Wanted};
 use crate::assets::{AssetError, Assets};
-use crate::cores::{Core, Cores};
+use crate::cores::{BrokenOff, Cores};
 use crate::vision::tensor::Tensor;
 
 /// How many sessions to open and how to feed them.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineOptions {
-    /// Sessions a model, each with a thread of its own.
+    /// Sessions a model.
     pub sessions: usize,
     /// Threads inside one run. On CPUs one: several sessions side by side do more than one session with several threads.
     pub intra_threads: usize,
@@ -59,8 +63,7 @@ impl EngineOptions {
     }
 }
 
-/// The models of one pipeline, loaded and ready, for jobs of one lane. Cloning shares them; the last clone's end ends
-/// their threads.
+/// The models of one pipeline, loaded and ready, for jobs of one lane. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Engine {
     loaded: Arc<Loaded>,
@@ -71,9 +74,17 @@ pub struct Engine {
 #[derive(Debug)]
 struct Loaded {
     pipeline: Pipeline,
-    provider: ExecutionProvider,
-    detector: Batcher,
-    recognizer: Batcher,
+    detector: Runner,
+    recognizer: Runner,
+}
+
+/// Who runs a model's sessions.
+#[derive(Debug)]
+enum Runner {
+    /// The core that asks.
+    Core(Pool),
+    /// Threads that gather inputs for a device.
+    Device(Batcher),
 }
 
 /// Why a pipeline cannot be loaded.
@@ -151,6 +162,27 @@ pub enum InferenceError {
     /// The engine is shutting down.
     #[error("the models are being unloaded")]
     Stopped,
+    /// The core gave no answer.
+    #[error(transparent)]
+    BrokenOff(#[from] BrokenOff),
+}
+
+impl Runner {
+    fn start(name: &'static str, models: Vec<Model>, options: EngineOptions) -> Result<Self, EngineError> {
+        if options.max_batch > 1 {
+            Ok(Self::Device(Batcher::start(name, models, options.max_batch)?))
+        } else {
+            Ok(Self::Core(Pool::new(name, models)))
+        }
+    }
+
+    /// Runs the model on one input of batch size 1.
+    async fn run(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
+        match self {
+            Self::Core(pool) => pool.run(&input).await,
+            Self::Device(batcher) => batcher.run(input).await,
+        }
+    }
 }
 
 impl Engine {
@@ -193,39 +225,23 @@ impl Engine {
         Self { loaded: Arc::clone(&self.loaded), cores, lane }
     }
 
-    /// Runs a step of an analysis that keeps a core busy.
-    pub(crate) async fn on_core<T: Send + 'static>(
-        &self,
-        step: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, tokio::task::JoinError> {
-        let core = self.cores.enter(self.lane).await;
-        // The core is held to the end of the step, even if nobody waits for its answer any more.
-        tokio::task::spawn_blocking(move || {
-            let _core = core;
-            step()
-        })
-        .await
-    }
-
-    /// A core for a run of a model, where cores run the models.
-    async fn core(&self) -> Option<Core> {
-        match self.loaded.provider {
-            ExecutionProvider::Cpu => Some(self.cores.enter(self.lane).await),
-            ExecutionProvider::Cuda => None,
-        }
+    /// Runs work on one of the cores, which it keeps from step to step.
+    pub async fn on_core<T, W>(&self, work: impl FnOnce(OnCore) -> W) -> Result<T, BrokenOff>
+    where
+        T: Send + 'static,
+        W: Future<Output = T> + Send + 'static,
+    {
+        self.cores.run(self.lane, work(OnCore::of(self.clone()))).await
     }
 
     /// Runs the detector on `[1, 3, height, width]`, both sides multiples of 32.
     pub async fn detect(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
-        let _core = self.core().await;
-        self.loaded.detector.run(input).await
+        self.on_core(|core| async move { core.detect(input).await }).await?
     }
 
     /// Runs the recognizer on one aligned crop, `[1, 3, height, width]`; the vector is as the model gave it.
     pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
-        let _core = self.core().await;
-        let mut outputs = self.loaded.recognizer.run(input).await?;
-        Ok(outputs.swap_remove(0).data)
+        self.on_core(|core| async move { core.embed(input).await }).await?
     }
 
     /// Runs both models on black pictures: they are ready when this returns.
@@ -263,13 +279,11 @@ fn load(
             .map(|_| Model::load(library, file, (options.intra_threads, options.provider), wanted))
             .collect::<Result<Vec<_>, _>>()
     };
-    // Detector inputs differ in size from picture to picture, so they go one by one.
     let detectors = open(detector_file, &Wanted::Detector { outputs })?;
     let recognizers = open(recognizer_file, &recognizer)?;
     let loaded = Arc::new(Loaded {
-        detector: Batcher::start("detector", detectors, 1)?,
-        recognizer: Batcher::start("recognizer", recognizers, options.max_batch)?,
-        provider: options.provider,
+        detector: Runner::start("detector", detectors, options)?,
+        recognizer: Runner::start("recognizer", recognizers, options)?,
         pipeline,
     });
     Ok(Engine { loaded, cores: Cores::new(options.sessions), lane: Lane::Interactive })

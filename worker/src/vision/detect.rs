@@ -100,8 +100,11 @@ pub fn passes(picture: &Picture, detector: &Detector) -> [Pass; 2] {
 }
 
 /// Faces of at least the detector's `store_score`, best first, from the answers to the main and the small pass.
-pub fn merge(detector: &Detector, answers: [(View, &[Tensor]); 2]) -> Result<Vec<Detection>, DetectError> {
-    let [main, small] = answers;
+pub fn merge(
+    detector: &Detector,
+    main: (View, &[Tensor]),
+    small: (View, &[Tensor]),
+) -> Result<Vec<Detection>, DetectError> {
     let fits = |face: &Detection| {
         let [x, y] = main.0.to_picture;
         (face.bounding_box.width / x).max(face.bounding_box.height / y) <= LARGE_FACE
@@ -245,7 +248,7 @@ mod tests {
         main[7].data[24..28].copy_from_slice(&[0.5, 0.25, 0.0, 2f32.ln()]);
         main[10].data[60..62].copy_from_slice(&[0.5, -0.25]);
         let small = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
-        let faces = merge(&detector(DetectorFamily::Yunet), [(view, &main), (view, &small)]).unwrap();
+        let faces = merge(&detector(DetectorFamily::Yunet), (view, &main), (view, &small)).unwrap();
         assert_eq!(faces.len(), 1);
         assert!((faces[0].score - 0.9).abs() < 1e-6);
         let found = faces[0].bounding_box;
@@ -267,7 +270,7 @@ mod tests {
             main[5].data[12..16].copy_from_slice(&[0.5, 0.25, 1.0, 0.5]);
             main[8].data[30..32].copy_from_slice(&[0.25, 0.125]);
             let small = outputs(view.size, &[1, 4, 10], 2, batch);
-            let faces = merge(&detector(DetectorFamily::Scrfd), [(view, &main), (view, &small)]).unwrap();
+            let faces = merge(&detector(DetectorFamily::Scrfd), (view, &main), (view, &small)).unwrap();
             assert_eq!(faces.len(), 1);
             let wanted = crate::vision::BoundingBox { x: 16.0, y: -8.0, width: 48.0, height: 24.0 };
             assert_eq!(faces[0].bounding_box, wanted);
@@ -291,7 +294,7 @@ mod tests {
         };
         for (side, wanted) in [(300.0, 0.75), (600.0, 0.95)] {
             let answers = [seen(main, side, 0.75), seen(small, side, 0.95)];
-            let faces = merge(&detector(DetectorFamily::Yunet), [(main, &answers[0]), (small, &answers[1])]).unwrap();
+            let faces = merge(&detector(DetectorFamily::Yunet), (main, &answers[0]), (small, &answers[1])).unwrap();
             assert_eq!(faces.iter().map(|face| face.score).collect::<Vec<_>>(), [wanted]);
         }
     }
@@ -303,7 +306,7 @@ mod tests {
         let other_family = outputs(view.size, &[1, 4, 10], 2, &[]);
         let other_size = outputs([64, 64], &[1, 1, 4, 10], 1, &[1]);
         for wrong in [&other_family, &other_size, &right[..11].to_vec()] {
-            let error = merge(&detector(DetectorFamily::Yunet), [(view, &right), (view, wrong)]).unwrap_err();
+            let error = merge(&detector(DetectorFamily::Yunet), (view, &right), (view, wrong)).unwrap_err();
             assert!(error.to_string().contains("64x32"), "{error}");
         }
     }

@@ -1,0 +1,73 @@
+//! What an analysis has while it is on a core: steps, and the models.
+
+use futures_util::future::try_join_all;
+use shared::catalogue::Pipeline;
+use shared::job::Lane;
+
+use super::{Engine, InferenceError, Runner};
+use crate::vision::tensor::Tensor;
+
+/// A core under work of [`Engine::on_core`]. Each step and each run of a model gives way to others afterwards.
+#[derive(Clone, Debug)]
+pub struct OnCore {
+    engine: Engine,
+}
+
+impl OnCore {
+    pub(super) fn of(engine: Engine) -> Self {
+        Self { engine }
+    }
+
+    /// The pipeline whose models these are.
+    pub fn pipeline(&self) -> &Pipeline {
+        self.engine.pipeline()
+    }
+
+    /// Does what keeps the core busy.
+    pub async fn step<T>(&self, step: impl FnOnce() -> T) -> T {
+        let done = step();
+        self.give_way().await;
+        done
+    }
+
+    /// As [`Engine::detect`].
+    pub async fn detect(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
+        let outputs = self.engine.loaded.detector.run(input).await;
+        self.give_way().await;
+        outputs
+    }
+
+    /// As [`Engine::embed`].
+    pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
+        let outputs = self.engine.loaded.recognizer.run(input).await;
+        self.give_way().await;
+        Ok(outputs?.swap_remove(0).data)
+    }
+
+    /// Runs one of the models on several inputs: a device takes them together, an interactive job has them done by all cores
+    /// that are free, and a bulk one, beside which others wait, does one after the other.
+    pub async fn all<T, W>(&self, runs: impl IntoIterator<Item = W>) -> Result<Vec<T>, InferenceError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, InferenceError>> + Send + 'static,
+    {
+        match (&self.engine.loaded.recognizer, self.engine.lane) {
+            (Runner::Device(_), _) => try_join_all(runs).await,
+            (Runner::Core(_), Lane::Interactive) => {
+                let spread = |run| async { self.engine.cores.run(Lane::Interactive, run).await? };
+                try_join_all(runs.into_iter().map(spread)).await
+            }
+            (Runner::Core(_), Lane::Bulk) => {
+                let mut done = Vec::new();
+                for run in runs {
+                    done.push(run.await?);
+                }
+                Ok(done)
+            }
+        }
+    }
+
+    async fn give_way(&self) {
+        self.engine.cores.give_way(self.engine.lane).await;
+    }
+}
