@@ -118,7 +118,11 @@ impl Line {
             return drop(runnable);
         }
         let waiting = state.waiting(lane);
-        if is_begun { waiting.push_front(runnable) } else { waiting.push_back(runnable) }
+        if is_begun {
+            waiting.push_front(runnable)
+        } else {
+            waiting.push_back(runnable)
+        }
         drop(state);
         self.changed.notify_one();
     }
