@@ -10,8 +10,6 @@ endif
 
 FACE_ID := target/debug/face-id
 SERVICES := target/debug/face-id-services --dir .cache/services
-# What is measured is what would be shipped.
-RELEASE := target/release
 # What the tests need is in this build too, so that nothing is compiled twice; a release build has none of it.
 FEATURES := --features shared/testing,shared/failpoints,worker/testing
 # embedded: one process, nothing to install. services: PostgreSQL, RabbitMQ, S3, an api and a worker as processes.
@@ -66,13 +64,10 @@ check: setup ## Formatting, lints, documentation, dependency directions, Dockerf
 serve: build ## Run the server on 127.0.0.1:8080 with its data in ./data
 	$(FACE_ID) serve
 
-bench: setup-services ## Measure everything, in about 20 minutes; a report in .cache/bench, all ratios as JSON in the last line
-	cargo build --release --locked --workspace
+bench: services ## Measure everything, in about 20 minutes; a report in .cache/bench, all ratios as JSON in the last line
 	@scripts/setup-bench.sh
 	@if [ -d "$(FACES)" ]; then scripts/bench/python.sh scripts/bench/make_photos.py $(PHOTOS_12MP) --samples "$(FACES)" --count 300; fi
-	@$(RELEASE)/face-id-services --dir .cache/bench-services up >/dev/null
-	@trap '$(RELEASE)/face-id-services --dir .cache/bench-services down --wipe' EXIT; \
-	eval "$$($(RELEASE)/face-id-services --dir .cache/bench-services env)" && $(RELEASE)/face-id bench all \
+	@eval "$$($(SERVICES) env)" && $(FACE_ID) bench all \
 		$(if $(wildcard $(LFW)/lfw-deepfunneled),--small "$(LFW)/lfw-deepfunneled") \
 		$(if $(wildcard $(FACES)),--photos $(PHOTOS_12MP)) $(BENCH)
 
