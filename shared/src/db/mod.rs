@@ -33,6 +33,8 @@ use crate::config::Synchronous;
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a query may wait for a connection to `PostgreSQL`, the time to make one included.
 const POSTGRES_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection that lay idle is taken to work still.
+const POSTGRES_TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// Every query of the service is a matter of milliseconds; what takes this long hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -99,6 +101,8 @@ fn sqlite(path: &Path, connections: u32, synchronous: Synchronous) -> ConnectOpt
         .min_connections(1)
         .acquire_timeout(SQLITE_ACQUIRE_TIMEOUT)
         .connect_timeout(SQLITE_ACQUIRE_TIMEOUT)
+        // Nothing can break it while it waits.
+        .test_before_acquire(false)
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(move |options| {
             options
@@ -122,6 +126,9 @@ fn postgres(url: &str, connections: u32) -> ConnectOptions {
         .min_connections(1)
         .acquire_timeout(POSTGRES_ACQUIRE_TIMEOUT)
         .connect_timeout(POSTGRES_ACQUIRE_TIMEOUT)
+        // A connection is tried when it is given back too; a third question for each one that is meant costs a worker more
+        // than its own work for the job.
+        .test_before_acquire_if_idle_for(POSTGRES_TRUSTED_FOR)
         .set_application_name("face-id")
         .sqlx_logging(false)
         .map_sqlx_postgres_opts(|options| {

@@ -21,6 +21,9 @@ pub async fn find_many(
     collection: CollectionId,
     ids: &[PersonId],
 ) -> Result<Vec<Model>, DbErr> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
     Entity::find()
         .filter(Column::CollectionId.eq(collection))
         .filter(Column::Id.is_in(ids.iter().copied()))

@@ -190,6 +190,9 @@ fn best_persons(near: Vec<Near>, k: usize) -> Vec<Hit> {
 impl FaceIndex for PgvectorFaceIndex {
     async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError> {
         let size = self.size(gallery).await?;
+        if size.faces == 0 || queries.is_empty() {
+            return Ok(Found { size, hits: vec![Vec::new(); queries.len()] });
+        }
         let index = if self.hnsw_from > 0 { hnsw::find(&self.db, gallery).await? } else { None };
         let mut hits = Vec::with_capacity(queries.len());
         for query in &queries {
