@@ -119,9 +119,9 @@ impl Line {
         }
         let waiting = state.waiting(lane);
         if is_begun {
-            waiting.push_front(runnable)
+            waiting.push_front(runnable);
         } else {
-            waiting.push_back(runnable)
+            waiting.push_back(runnable);
         }
         drop(state);
         self.changed.notify_one();

@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument as _;
 
 use crate::context::WorkerContext;
-use crate::jobs::{self, JobError};
+use crate::jobs::{self, ClaimCollections, JobError};
 use crate::settle::{End, Ended, Outage, settle, span};
 use crate::stop::Stop;
 
@@ -135,8 +135,10 @@ impl<'a> Attempts<'a> {
     fn begin(ctx: &'a WorkerContext, claim: ClaimId, jobs: Vec<ClaimedJob>, beside: &Beside, stop: &Stop) -> Self {
         let mut tasks = JoinSet::new();
         let mut running = HashMap::new();
+        let collections = ClaimCollections::default();
         for claimed in jobs {
             let (ctx, claimed, stop) = (ctx.clone(), Arc::new(claimed), stop.clone());
+            let collections = collections.clone();
             let (job, span) = (Arc::clone(&claimed), span(&claimed));
             let solitude = match beside {
                 Beside::Nobody(_) => None,
@@ -153,7 +155,7 @@ impl<'a> Attempts<'a> {
                     room = room => room,
                 };
                 let began = Instant::now();
-                Some((attempt(&ctx, &job).await, began.elapsed()))
+                Some((attempt(&ctx, &collections, &job).await, began.elapsed()))
             };
             let handle = tasks.spawn(run.instrument(span));
             running.insert(handle.id(), (claimed, handle));
@@ -268,7 +270,7 @@ impl<'a> Attempts<'a> {
 }
 
 /// Runs the job's own code; a panic or a timeout in it is an error of this job only.
-async fn attempt(ctx: &WorkerContext, claimed: &ClaimedJob) -> End {
+async fn attempt(ctx: &WorkerContext, collections: &ClaimCollections, claimed: &ClaimedJob) -> End {
     let args = match &claimed.args {
         Ok(args) => args,
         Err(error) => {
@@ -277,7 +279,7 @@ async fn attempt(ctx: &WorkerContext, claimed: &ClaimedJob) -> End {
         }
     };
     let limit = Duration::from_secs_f64(ctx.config.worker.job_timeout_s);
-    let run = AssertUnwindSafe(jobs::run(ctx, &claimed.job, args)).catch_unwind();
+    let run = AssertUnwindSafe(jobs::run(ctx, collections, &claimed.job, args)).catch_unwind();
     match tokio::time::timeout(limit, run).await {
         Ok(Ok(Ok(done))) => End::Done(done),
         Ok(Ok(Err(error))) => End::Error(error),

@@ -1,5 +1,6 @@
 //! What each kind of job does: one file a kind, and the steps that they share.
 
+mod collections;
 mod enroll;
 mod identify;
 mod index;
@@ -13,6 +14,7 @@ use shared::db::entity::job::Model as Job;
 use shared::ids::{CollectionId, PersonId};
 use shared::job::{JobArgs, PersonRef, Problem};
 
+pub use self::collections::ClaimCollections;
 use crate::analysis::AnalysisError;
 use crate::context::{EnginesError, WorkerContext};
 use crate::inference::EngineError;
@@ -47,8 +49,14 @@ pub enum JobError {
 }
 
 /// Runs the job up to the point where it has something to record.
-pub async fn run(ctx: &WorkerContext, job: &Job, args: &JobArgs) -> Result<Done, JobError> {
-    let collection = shared::db::collections::find(&ctx.db.read, job.collection_id)
+pub async fn run(
+    ctx: &WorkerContext,
+    collections: &ClaimCollections,
+    job: &Job,
+    args: &JobArgs,
+) -> Result<Done, JobError> {
+    let collection = collections
+        .find(&ctx.db, job.collection_id)
         .await?
         .ok_or_else(|| JobError::failed("collection_gone", "the collection was deleted while the job waited"))?;
     match args {
