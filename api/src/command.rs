@@ -50,6 +50,7 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         finished: backends.finished.clone(),
         unrunnable: Arc::default(),
         checks: backends.checks(),
+        exports: AppState::places_for_exports(),
         stop: stop.clone(),
     };
     let listener =

@@ -10,7 +10,11 @@ use shared::finished::FinishedJobs;
 use shared::health::Check;
 use shared::objects::ObjectStore;
 use shared::queue::JobQueue;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+/// Exports at once.
+const EXPORTS: usize = 2;
 
 /// See the module; cheap to clone.
 #[derive(Clone)]
@@ -26,6 +30,15 @@ pub struct AppState {
     pub unrunnable: Arc<BTreeSet<String>>,
     /// What `/readyz` tries.
     pub checks: Vec<Check>,
+    /// Places for exports: each holds a connection as long as it takes.
+    pub exports: Arc<Semaphore>,
     /// Ends waits when the process stops.
     pub stop: CancellationToken,
+}
+
+impl AppState {
+    /// As many places for exports as there are.
+    pub fn places_for_exports() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(EXPORTS))
+    }
 }

@@ -47,6 +47,25 @@ impl Client {
         self.sent(self.http.post(self.url(path)).body(bytes), path).await
     }
 
+    /// The body as it comes, of any length and for as long as it keeps coming; the first of it within `patience`.
+    pub(crate) async fn get_stream(&self, path: &str, patience: Duration) -> anyhow::Result<reqwest::Response> {
+        let http = reqwest::Client::builder().read_timeout(patience).no_proxy().build()?;
+        let asking = http.get(self.url(path)).send();
+        let answer = tokio::time::timeout(patience, asking).await.context("the server does not answer")?;
+        let answer = answer.with_context(|| format!("ask {}{path}", self.address))?;
+        if answer.status().is_success() {
+            Ok(answer)
+        } else {
+            Err(self.read(answer, path).await.err().context("a refusal")?)
+        }
+    }
+
+    /// Sends a body of any length; whoever calls sees to it that it ends.
+    pub(crate) async fn post_stream(&self, path: &str, media_type: &str, body: reqwest::Body) -> anyhow::Result<Value> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        self.sent(http.post(self.url(path)).header("content-type", media_type).body(body), path).await
+    }
+
     /// A body of some media type.
     pub(crate) async fn post_text(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
         self.sent(self.http.post(self.url(path)).header("content-type", media_type).body(text), path).await
@@ -65,6 +84,10 @@ impl Client {
     /// The body of a good answer; of a bad one, the problem as an error.
     async fn sent(&self, request: reqwest::RequestBuilder, path: &str) -> anyhow::Result<Value> {
         let answer = request.send().await.with_context(|| format!("ask {}{path}", self.address))?;
+        self.read(answer, path).await
+    }
+
+    async fn read(&self, answer: reqwest::Response, path: &str) -> anyhow::Result<Value> {
         let status = answer.status();
         let body: Value = answer.json().await.with_context(|| format!("read the answer of {}{path}", self.address))?;
         if status.is_success() {

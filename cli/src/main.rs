@@ -8,7 +8,9 @@ mod eval;
 mod index;
 mod migrate;
 mod models;
+mod place;
 mod serve;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -41,6 +43,11 @@ enum Command {
     /// Index the photographs of a folder or of an S3 prefix: every face is found, stored and matched. Run it again to go on
     /// after an interruption, or to index what is new.
     Index(index::IndexArgs),
+    /// Write a collection's people, faces and vectors (no pixels) to a file: a backup that needs no database, or the way to
+    /// another machine.
+    Export(transfer::ExportArgs),
+    /// Take in what `export` wrote. Run it again after an interruption: what is there stays, what is missing is added.
+    Import(transfer::ImportArgs),
     /// Show the main job on photographs: enroll, identify, reject; needs no server. Where the settings name services, it
     /// migrates their database, runs an api and a worker on them, and takes a collection `face-id-demo` there, which it
     /// deletes at its start and leaves at its end.
@@ -86,6 +93,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Worker => worker::command::run(config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Index(args) => index::run(config, args).await,
+        Command::Export(args) => transfer::export(config, args).await,
+        Command::Import(args) => transfer::import(config, args).await,
         Command::Demo(args) => demo::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,

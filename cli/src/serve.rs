@@ -145,6 +145,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         finished,
         unrunnable: Arc::new(offer.left_out.into_keys().collect()),
         checks,
+        exports: AppState::places_for_exports(),
         stop: stop.clone(),
     };
     Ok((state, context))

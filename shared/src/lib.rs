@@ -6,6 +6,7 @@
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
+//! - [`transfer`]: a collection's people and faces as a file
 //! - [`backends`]: the services of a production set-up, opened together
 //! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text; [`failpoints`]: where tests let
 //!   a process die
@@ -30,3 +31,4 @@ pub mod queue;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transfer;

@@ -31,7 +31,7 @@ use crate::manifest;
 use crate::state::AppState;
 
 /// The media type of a manifest.
-const NDJSON: &str = "application/x-ndjson";
+pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// Pictures of a place, to be worked on as jobs.
 #[derive(Debug, Deserialize, ToSchema)]

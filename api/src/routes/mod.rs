@@ -8,6 +8,7 @@ pub mod health;
 pub mod jobs;
 pub mod persons;
 pub mod submit;
+pub mod transfer;
 pub mod uploads;
 
 use std::time::{Duration, UNIX_EPOCH};

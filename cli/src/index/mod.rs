@@ -1,6 +1,5 @@
 //! `face-id index`: a photo library into a collection, as a batch over HTTP.
 
-mod place;
 mod progress;
 mod report;
 
@@ -11,11 +10,11 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use shared::config::Config;
 
-use self::place::Place;
 use self::progress::Progress;
 use self::report::Report;
 use crate::child::interrupted;
 use crate::client::{Client, Refused};
+use crate::place::Place;
 
 #[derive(clap::Args)]
 pub(crate) struct IndexArgs {

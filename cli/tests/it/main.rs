@@ -16,4 +16,5 @@ mod offer;
 mod rematch;
 mod server;
 mod traces;
+mod transfer;
 mod workers;

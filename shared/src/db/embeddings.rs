@@ -1,5 +1,7 @@
 //! Vectors as the two databases store them: little-endian f32 bytes on `SQLite`, pgvector's own type on `PostgreSQL`.
 
+use std::collections::HashSet;
+
 use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult, QueryResult, TryGetError};
 use serde_json::json;
@@ -62,6 +64,29 @@ pub(super) async fn insert_all(
     );
     execute(txn, &sql, [rows.value(), origin.pipeline.into(), origin.collection.into()]).await?;
     Ok(())
+}
+
+/// Those of the faces of which the pipeline made a vector.
+pub(super) async fn having(
+    txn: &impl ConnectionTrait,
+    pipeline: &str,
+    faces: &[FaceId],
+) -> Result<HashSet<FaceId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        face_id: FaceId,
+    }
+    if faces.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let ids = faces.iter().map(|face| json!({ "face_id": rows::id(face.0) })).collect();
+    let wanted = Rows::new(&[("face_id", Column::Id)], ids);
+    let sql = format!(
+        "SELECT e.face_id FROM {} JOIN embeddings e ON e.pipeline = $2 AND e.face_id = r.face_id",
+        wanted.table(txn)
+    );
+    let found = Row::find_by_statement(statement(txn, &sql, [wanted.value(), pipeline.into()])).all(txn).await?;
+    Ok(found.into_iter().map(|row| row.face_id).collect())
 }
 
 /// The vectors that one pipeline made of a person's templates.

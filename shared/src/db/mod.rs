@@ -17,6 +17,7 @@ pub mod rejections;
 pub mod rematches;
 pub(crate) mod rows;
 pub mod schema;
+pub mod transfer;
 pub mod uploads;
 
 use std::path::Path;

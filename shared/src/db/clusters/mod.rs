@@ -135,7 +135,7 @@ pub(super) async fn move_on(txn: &impl ConnectionTrait, collection: CollectionId
 }
 
 /// Counts the clusters' faces anew.
-async fn recount(txn: &impl ConnectionTrait, clusters: &[ClusterId]) -> Result<(), DbErr> {
+pub(super) async fn recount(txn: &impl ConnectionTrait, clusters: &[ClusterId]) -> Result<(), DbErr> {
     if clusters.is_empty() {
         return Ok(());
     }

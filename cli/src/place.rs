@@ -16,14 +16,14 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// See the module.
-pub(super) enum Place {
+pub(crate) enum Place {
     Running(String),
     Started(Server),
 }
 
 impl Place {
     /// The server named, else the one of the settings, else a new one that may read `folder`.
-    pub(super) async fn find(config: &Config, named: Option<&str>, folder: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) async fn find(config: &Config, named: Option<&str>, folder: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(address) = named {
             return Ok(Self::Running(address.to_owned()));
         }
@@ -44,7 +44,7 @@ impl Place {
         Ok(Self::Started(Server::on_folder(config, &settings).await?))
     }
 
-    pub(super) fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         match self {
             Self::Running(address) => address,
             Self::Started(server) => &server.address,
@@ -52,7 +52,7 @@ impl Place {
     }
 
     /// Stops what was started.
-    pub(super) async fn leave(self) -> anyhow::Result<()> {
+    pub(crate) async fn leave(self) -> anyhow::Result<()> {
         match self {
             Self::Running(_) => Ok(()),
             Self::Started(server) => server.stop().await,

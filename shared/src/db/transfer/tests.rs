@@ -1,0 +1,227 @@
+//! What is exported is what an import makes, on both databases.
+
+use super::export::{ExportedImage, Snapshot};
+use super::import;
+use crate::db::clusters::{edits, pass};
+use crate::db::collections::{self, CollectionSettings};
+use crate::db::faces::{self, AssignedBy, NewFace, Origin};
+use crate::db::images::{self, ImageSource};
+use crate::db::{Db, count, is_postgres, merges, persons, rejections};
+use crate::embedding::Embedding;
+use crate::face_index::contract::PIPELINES;
+use crate::face_index::pgvector::create_partition;
+use crate::ids::{ClusterId, CollectionId, FaceId, ImageId, PersonId};
+use crate::job::{FaceBox, PersonRef};
+use crate::transfer::{Counts, MergeLine, PersonLine};
+
+const PAUSE_S: u64 = 10;
+
+/// A collection as an export has it.
+#[derive(Debug, PartialEq)]
+struct Whole {
+    persons: Vec<PersonLine>,
+    merges: Vec<MergeLine>,
+    images: Vec<ExportedImage>,
+}
+
+async fn databases(folder: &std::path::Path) -> [Db; 2] {
+    let databases = crate::testing::databases(folder).await;
+    for db in databases.iter().filter(|db| is_postgres(&db.read)) {
+        create_partition(db, PIPELINES[0].0, PIPELINES[0].1).await.unwrap();
+    }
+    databases
+}
+
+async fn collection(db: &Db, name: &str) -> CollectionId {
+    let made = collections::create(db, name, PIPELINES[0].0, &CollectionSettings::default()).await.unwrap();
+    made.unwrap().id
+}
+
+async fn export(db: &Db, collection: CollectionId) -> Whole {
+    let snapshot = Snapshot::begin(db, collection, PAUSE_S).await.unwrap();
+    let (mut persons, mut merges, mut images) = (Vec::new(), Vec::new(), Vec::new());
+    // Pages of one, so that every step to the next is taken.
+    while let [person] = &snapshot.persons(persons.last().map(|p: &PersonLine| p.id), 1).await.unwrap()[..] {
+        persons.push(person.clone());
+    }
+    while let [merge] = &snapshot.merges(merges.last().map(|m: &MergeLine| m.id), 1).await.unwrap()[..] {
+        merges.push(merge.clone());
+    }
+    let pipelines = [PIPELINES[0].0.to_owned()];
+    loop {
+        let after = images.last().map_or(String::new(), |(image, ..): &ExportedImage| image.sha256.clone());
+        let page = snapshot.images(&after, 1, &pipelines).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        images.extend(page);
+    }
+    snapshot.end().await.unwrap();
+    Whole { persons, merges, images }
+}
+
+async fn add(db: &Db, collection: CollectionId, whole: &Whole) -> Counts {
+    let persons = import::add_persons(db, collection, &whole.persons).await.unwrap();
+    let merges = import::add_merges(db, collection, &whole.merges).await.unwrap();
+    let images = import::add_images(db, collection, &whole.images).await.unwrap();
+    import::finish(db, collection).await.unwrap();
+    Counts { persons: persons.persons, merges: merges.merges, ..images }
+}
+
+async fn face(db: &Db, collection: CollectionId, n: u8, person: Option<(PersonId, AssignedBy)>) -> FaceId {
+    let txn = db.begin().await.unwrap();
+    let sha256 = format!("{n:02x}").repeat(32);
+    let source = ImageSource { object_key: Some(format!("{collection}/{sha256}")), sha256, ..ImageSource::default() };
+    let image = images::find_or_create(&txn, collection, &source, [10, 20]).await.unwrap().id;
+    images::record_analyses(&txn, "r", &[(image, 1)]).await.unwrap();
+    let place = format!("file:///photos/{n}.jpg");
+    images::remember_sources(&txn, collection, [(Some(place.as_str()), Some("f"), Some(image))]).await.unwrap();
+    let mut vector = vec![0.1; PIPELINES[0].1];
+    vector[0] = f32::from(n);
+    let new = NewFace {
+        face_box: FaceBox { x: 1.25, y: 0.1, width: 5.0, height: 6.0 },
+        landmarks: "[[1.0,2.0]]".to_owned(),
+        score: 0.9,
+        quality: "{\"usable\":true}".to_owned(),
+        embedding: Some(Embedding::normalised(vector).unwrap()),
+    };
+    let origin = Origin { collection, image, detector_revision: "r", pipeline: PIPELINES[0].0 };
+    let face = faces::place(&txn, origin, &[new]).await.unwrap()[0].id;
+    if let Some((person, by)) = person {
+        faces::assign(&txn, face, person, by).await.unwrap();
+    }
+    txn.commit().await.unwrap();
+    face
+}
+
+async fn person(db: &Db, collection: CollectionId, external_id: &str) -> PersonId {
+    let named = PersonRef::External { external_id: external_id.to_owned(), name: None };
+    persons::find_or_create(&db.write, collection, &named).await.unwrap().unwrap().id
+}
+
+/// Ann, into whom Anna was merged, with an enrolled and a matched face; Bob, who was said not to be on one; a cluster that was
+/// split, a part of which is Carl's, who has no external id.
+async fn scene(db: &Db) -> CollectionId {
+    let c = collection(db, "from").await;
+    let (ann, anna, bob) = (person(db, c, "ann").await, person(db, c, "anna").await, person(db, c, "bob").await);
+    let carl = persons::create(db, c, None, Some("Carl".to_owned())).await.unwrap().unwrap().id;
+    face(db, c, 1, Some((anna, AssignedBy::Enrolled))).await;
+    face(db, c, 2, Some((ann, AssignedBy::Auto))).await;
+    merges::merge(db, c, anna, ann).await.unwrap();
+    let stranger = face(db, c, 3, None).await;
+    rejections::add(&db.write, stranger, bob).await.unwrap();
+    let cluster = ClusterId::new();
+    let alike = [face(db, c, 4, None).await, face(db, c, 5, None).await, face(db, c, 6, None).await];
+    let places = alike.map(|face| (face, Some(cluster))).to_vec();
+    let plan = pass::Plan { new_clusters: vec![cluster], places, touched: vec![cluster], ..pass::Plan::default() };
+    assert!(pass::record(db, c, 0, &plan).await.unwrap());
+    let edited = edits::split(db, c, cluster, &alike[..1]).await.unwrap();
+    assert!(matches!(edited, edits::Edited::Done(..)), "{edited:?}");
+    let edited = edits::name(db, c, cluster, &PersonRef::Id { id: carl }, &[]).await.unwrap();
+    assert!(matches!(edited, edits::Edited::Done(..)), "{edited:?}");
+    c
+}
+
+/// Without what differs between collections: ids of separations, and of rows whose ids others have.
+fn without_ids(mut whole: Whole) -> Whole {
+    let (person, face) = (PersonId(uuid::Uuid::nil()), FaceId(uuid::Uuid::nil()));
+    whole.persons.iter_mut().for_each(|line| line.id = person);
+    for merge in &mut whole.merges {
+        (merge.id, merge.into.id) = (person, person);
+    }
+    for (image, _, faces) in &mut whole.images {
+        image.id = ImageId(uuid::Uuid::nil());
+        for line in faces {
+            line.id = face;
+            line.person.iter_mut().chain(&mut line.not).for_each(|key| key.id = person);
+            if let Some(cluster) = &mut line.cluster {
+                cluster.id = ClusterId(uuid::Uuid::nil());
+                cluster.person.iter_mut().for_each(|key| key.id = person);
+            }
+            line.sides = std::mem::take(&mut line.sides).into_values().map(|side| (uuid::Uuid::nil(), side)).collect();
+        }
+    }
+    whole.persons.sort_by(|a, b| (&a.external_id, &a.name).cmp(&(&b.external_id, &b.name)));
+    whole
+}
+
+fn without_separations(mut whole: Whole) -> Whole {
+    whole.images.iter_mut().flat_map(|(_, _, faces)| faces).for_each(|face| face.sides.clear());
+    whole
+}
+
+const ALL: Counts = Counts { persons: 3, merges: 1, images: 6, places: 6, faces: 6, vectors: 6 };
+
+#[tokio::test]
+async fn an_import_makes_what_was_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let databases = databases(folder.path()).await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&databases[from], &databases[to]);
+        let c = scene(from).await;
+        let exported = export(from, c).await;
+        assert_eq!(exported.images.iter().filter(|(_, _, faces)| !faces[0].sides.is_empty()).count(), 3);
+        let empty = collection(to, "to").await;
+        assert_eq!(add(to, empty, &exported).await, ALL);
+        let imported = export(to, empty).await;
+        assert_eq!(without_separations(imported), without_separations(export(from, c).await), "ids that are free stay");
+        assert_eq!(add(to, empty, &exported).await, Counts::default(), "a second time it adds nothing");
+        let beside = collection(from, "beside").await;
+        assert_eq!(add(from, beside, &exported).await, ALL, "where the ids are taken others are made");
+        assert_eq!(without_ids(export(from, beside).await), without_ids(export(from, c).await));
+        assert_eq!(add(from, beside, &exported).await, Counts::default(), "the same ones each time");
+        assert_eq!(export(from, c).await, exported, "the collection that was exported is as it was");
+        let sizes = "SELECT count(*) AS n FROM clusters k WHERE k.collection_id = $1
+            AND k.faces = (SELECT count(*) FROM cluster_faces c WHERE c.cluster_id = k.id) AND k.faces > 0";
+        assert_eq!(count(&to.read, sizes, [empty.into()]).await.unwrap(), 2);
+        let waiting = "SELECT count(*) AS n FROM rematch_requests WHERE collection_id = $1 AND face_id IS NULL";
+        assert!(count(&to.read, waiting, [empty.into()]).await.unwrap() > 0, "faces are matched again");
+        for (db, name) in [(to, empty), (from, c), (from, beside)] {
+            assert!(collections::delete(db, name).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_there_stays_and_what_it_lacks_is_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let databases = databases(folder.path()).await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&databases[from], &databases[to]);
+        let c = scene(from).await;
+        let exported = export(from, c).await;
+        let other = collection(to, "to").await;
+        // Ann is known by her external id; her face is there and nobody's, a matched one is Dora's, and the stranger is Bob.
+        let (ann, dora, bob) =
+            (person(to, other, "ann").await, person(to, other, "dora").await, person(to, other, "bob").await);
+        let free = face(to, other, 1, None).await;
+        let doras = face(to, other, 2, Some((dora, AssignedBy::User))).await;
+        let bobs = face(to, other, 3, Some((bob, AssignedBy::User))).await;
+        let refused = face(to, other, 4, None).await;
+        let wanted = Counts { persons: 1, merges: 1, images: 2, places: 2, faces: 2, vectors: 2 };
+        assert_eq!(add(to, other, &exported).await, wanted);
+        let whose = async |face| faces::find(&to.read, other, face).await.unwrap().unwrap().face;
+        assert_eq!(
+            (whose(free).await.person_id, whose(free).await.assigned_by),
+            (Some(ann), Some(AssignedBy::Enrolled))
+        );
+        assert_eq!(whose(doras).await.person_id, Some(dora));
+        assert_eq!((whose(bobs).await.person_id, whose(refused).await.person_id), (Some(bob), None));
+        assert!(rejections::of_faces(&to.read, &[bobs]).await.unwrap().is_empty(), "what was said here goes before");
+        // What a user takes back here stays taken back.
+        let not_ann = crate::db::faces_by_hand::FaceChange {
+            person: crate::db::faces_by_hand::PersonChange::Unassign,
+            ..Default::default()
+        };
+        crate::db::faces_by_hand::change(to, other, free, not_ann).await.unwrap();
+        assert_eq!(add(to, other, &exported).await, Counts::default());
+        assert_eq!(whose(free).await.person_id, None);
+        // A person that was merged into another here is not made again.
+        merges::merge(to, other, ann, dora).await.unwrap();
+        assert_eq!(add(to, other, &exported).await, Counts::default());
+        assert_eq!(persons::find_by_external_id(&to.read, other, "ann").await.unwrap(), None);
+        for (db, name) in [(to, other), (from, c)] {
+            assert!(collections::delete(db, name).await.unwrap());
+        }
+    }
+}
