@@ -38,6 +38,9 @@ pub(crate) struct IndexArgs {
     /// Write what became of each picture that was looked at to this file: .csv, or .json with one object a line.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Delete pictures that are no longer there, with their faces; they are kept and marked otherwise.
+    #[arg(long)]
+    delete_gone: bool,
     /// Look again every so many seconds, and index what is new, until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     watch: Option<u64>,
@@ -139,13 +142,14 @@ async fn make_collection(client: &Client, args: &IndexArgs) -> anyhow::Result<()
 
 /// The batch when it has ended: one of the same source that an interrupted command left, or a new one.
 async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::Result<Value> {
-    let batch = if let Some(left) = unfinished(client, &args.collection, source).await? {
+    let on_gone = if args.delete_gone { "delete" } else { "keep" };
+    let batch = if let Some(left) = unfinished(client, &args.collection, source, on_gone).await? {
         if left["state"] == "paused" {
             client.post(&format!("/v1/batches/{}/resume", id(&left)?), &json!({})).await?;
         }
         left
     } else {
-        let body = json!({ "collection": args.collection, "kind": "index", "source": source });
+        let body = json!({ "collection": args.collection, "kind": "index", "source": source, "gone": on_gone });
         client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
     };
     let path = format!("/v1/batches/{}", id(&batch)?);
@@ -171,7 +175,7 @@ async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::
     }
 }
 
-async fn unfinished(client: &Client, collection: &str, source: &Value) -> anyhow::Result<Option<Value>> {
+async fn unfinished(client: &Client, collection: &str, source: &Value, on_gone: &str) -> anyhow::Result<Option<Value>> {
     let mut cursor = String::new();
     loop {
         let page = client.get(&format!("/v1/batches?collection={collection}&limit=100{cursor}")).await?;
@@ -179,6 +183,7 @@ async fn unfinished(client: &Client, collection: &str, source: &Value) -> anyhow
         let is_left = |b: &Value| {
             b["finished_at"].is_null()
                 && b["source"] == *source
+                && b["on_gone"] == on_gone
                 && ["listing", "running", "paused"].iter().any(|state| b["state"] == *state)
         };
         if let Some(batch) = batches.into_iter().find(is_left) {

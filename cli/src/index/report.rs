@@ -29,6 +29,12 @@ pub(super) fn print(batch: &Value) -> anyhow::Result<()> {
             row(state, number(&jobs[state]), problems(batch, state));
         }
     }
+    if number(&batch["moved"]) > 0 {
+        row("moved", number(&batch["moved"]), "from places that are gone".to_owned());
+    }
+    if number(&batch["gone"]) > 0 {
+        row("gone", number(&batch["gone"]), gone_note(batch).to_owned());
+    }
     println!("{table}");
     if let Some(problem) = batch["problem"]["detail"].as_str() {
         println!("{problem}");
@@ -37,10 +43,19 @@ pub(super) fn print(batch: &Value) -> anyhow::Result<()> {
         "{}",
         json!({
             "batch": id(batch)?, "items": batch["items"], "unchanged": batch["unchanged"], "jobs": jobs,
-            "faces": batch["faces"], "problem": batch["problem"],
+            "faces": batch["faces"], "moved": batch["moved"], "gone": batch["gone"], "problem": batch["problem"],
         })
     );
     Ok(())
+}
+
+/// What became of pictures that are gone.
+fn gone_note(batch: &Value) -> &'static str {
+    if batch["on_gone"] == "delete" && batch["problem"]["code"] != "gone_kept" {
+        "deleted with their faces"
+    } else {
+        "kept and marked; --delete-gone deletes them"
+    }
 }
 
 /// The codes of that state with their numbers.
