@@ -1,5 +1,6 @@
 //! `face-id index`: a photo library into a collection, as a batch over HTTP.
 
+mod clusters;
 mod place;
 mod progress;
 mod report;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use shared::config::Config;
+use tokio_util::sync::CancellationToken;
 
 use self::place::Place;
 use self::progress::Progress;
@@ -60,14 +62,16 @@ pub(crate) async fn run(mut config: Config, args: IndexArgs) -> anyhow::Result<(
     let mut report = args.report.as_deref().map(Report::begin).transpose()?;
     let place = Place::find(&config, args.server.as_deref(), source["folder"].as_str().map(Path::new)).await?;
     let client = Client::new(place.address())?;
-    let indexed = tokio::select! {
-        indexed = index(&client, &args, &source, report.as_mut()) => indexed,
-        // That is how a watch ends.
-        () = interrupted() => match args.watch {
-            Some(_) => Ok(()),
-            None => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
-        },
-    };
+    let stop = CancellationToken::new();
+    let listening = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            interrupted().await;
+            stop.cancel();
+        }
+    });
+    let indexed = index(&client, &args, &source, report.as_mut(), &stop).await;
+    listening.abort();
     let left = place.leave().await;
     indexed?;
     left
@@ -89,15 +93,32 @@ async fn index(
     args: &IndexArgs,
     source: &Value,
     mut report: Option<&mut Report>,
+    stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     make_collection(client, args).await?;
-    let Some(pause) = args.watch else { return round(client, args, source, &mut report).await };
-    loop {
-        if let Err(error) = round(client, args, source, &mut report).await {
+    let Some(pause) = args.watch else {
+        return match round(client, args, source, &mut report, stop).await? {
+            Round::Done => Ok(()),
+            Round::Interrupted => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
+        };
+    };
+    while !stop.is_cancelled() {
+        if let Err(error) = round(client, args, source, &mut report, stop).await {
             warn(&error);
         }
-        tokio::time::sleep(Duration::from_secs(pause.max(1))).await;
+        // To be interrupted is how a watch ends.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(Duration::from_secs(pause.max(1))) => {}
+        }
     }
+    Ok(())
+}
+
+enum Round {
+    Done,
+    /// Before every picture was through.
+    Interrupted,
 }
 
 async fn round(
@@ -105,13 +126,21 @@ async fn round(
     args: &IndexArgs,
     source: &Value,
     report: &mut Option<&mut Report>,
-) -> anyhow::Result<()> {
-    let batch = followed(client, args, source).await?;
-    report::print(&batch)?;
+    stop: &CancellationToken,
+) -> anyhow::Result<Round> {
+    let batch = tokio::select! {
+        batch = followed(client, args, source) => batch?,
+        () = stop.cancelled() => return Ok(Round::Interrupted),
+    };
     if let Some(report) = report {
         report.add(client, &batch).await?;
     }
-    check(&batch)
+    // All that was asked for is stored: whoever interrupts what follows still gets the summary.
+    let unknown = clusters::settled(client, &args.collection, stop).await;
+    report::print(&batch, &args.collection, unknown.as_ref().ok())?;
+    check(&batch)?;
+    unknown?;
+    Ok(Round::Done)
 }
 
 #[expect(clippy::print_stderr, reason = "a watch goes on, and its user has to know why it did less than wanted")]

@@ -198,4 +198,5 @@ async fn the_command_tells_and_deletes() {
     assert_eq!((told(&summary), text.contains("kept and marked")), ((1, 1), true), "{text}");
     let (text, summary) = run(&["--delete-gone"]).await;
     assert_eq!((told(&summary), text.contains("deleted with their faces")), ((0, 1), true), "{text}");
+    assert_eq!((&summary["unknown_faces"], &summary["pending"]), (&json!(3), &json!(0)), "{text}");
 }

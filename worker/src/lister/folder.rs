@@ -236,6 +236,21 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_is_named() {
+        let folder = library();
+        let mut walk = FolderWalk::open(folder.path(), None).unwrap();
+        fs::remove_dir_all(folder.path().join("b")).unwrap();
+        fs::remove_file(folder.path().join("a0.jpg")).unwrap();
+        let listed = walk.page(10, Checkpoint::default());
+        assert_eq!(names(folder.path(), &listed), ["a.jpg", "a/2.jpg", "a/b/1.png", "b.jpg"]);
+        let unread = ["a0.jpg", "b"].map(|name| format!("file://{}", folder.path().join(name).display()));
+        let coverage = listed.coverage.unwrap();
+        assert_eq!((coverage.unread, listed.checkpoint.skipped), (Some(unread.to_vec()), 2));
+        assert_eq!(coverage.prefix, format!("file://{}/", folder.path().display()));
+        assert_eq!(walk.page(10, Checkpoint::default()).coverage.unwrap().unread, Some(Vec::new()), "of each page");
+    }
+
+    #[test]
     fn what_cannot_be_named_is_told() {
         use std::os::unix::ffi::OsStringExt as _;
         let folder = library();

@@ -30,7 +30,7 @@ fn uri(name: &str) -> String {
 /// An image at these places, which were known long before any batch.
 async fn image_at(db: &Db, collection: CollectionId, names: &[&str]) -> ImageId {
     let txn = db.begin().await.unwrap();
-    let sha256 = format!("{:064}", crate::ids::JobId::new().0.simple());
+    let sha256 = ImageId::new().to_string();
     let source = ImageSource { sha256, uri: names.first().map(|name| uri(name)), ..ImageSource::default() };
     let image = images::find_or_create(&txn, collection, &source, [10, 10]).await.unwrap().id;
     images::record_analyses(&txn, REVISION, &[(image, 0)]).await.unwrap();
@@ -81,7 +81,8 @@ async fn list(db: &Db, id: BatchId, names: &[&str], a_page: usize) {
 /// Ends every job of the batch as succeeded.
 async fn work(db: &Db, id: BatchId) {
     let jobs = jobs_of(db, id).await;
-    if let Some(claim) = begin(db, &jobs).await {
+    if !jobs.is_empty() {
+        let claim = begin(db, &jobs).await.unwrap();
         for job in &claim.jobs {
             end(db, claim.id, job.job.id, &Outcome::Succeeded(json!({}))).await;
         }
