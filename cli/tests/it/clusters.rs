@@ -163,6 +163,26 @@ async fn clusters_are_changed_by_hand(site: Site) {
 }
 
 #[tokio::test]
+async fn a_collection_that_was_too_large_is_clustered_when_there_is_room() {
+    let site = Site::embedded();
+    let server = Server::start_with(&site, &[("FACE_ID_CLUSTERING__MAX_FACES", "2")]).await;
+    server.make_collection("c").await;
+    for people in [[1, 2], [1, 3]] {
+        index(&server, &people).await;
+    }
+    assert_eq!(clusters(&server).await, Vec::<Value>::new(), "four faces are too many, and none waits");
+    server.stop().await;
+    let server = Server::start(&site).await;
+    for _ in 0..300 {
+        if sizes(&clusters(&server).await) == [2] {
+            return server.stop().await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("nothing was clustered: {}", server.get(CLUSTERS).await);
+}
+
+#[tokio::test]
 async fn the_command_waits_for_the_clusters() {
     let site = Site::embedded();
     let library = tempfile::tempdir().unwrap();

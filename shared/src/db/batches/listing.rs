@@ -81,7 +81,7 @@ pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Liste
         batch.id.into(),
         batch.items.into(),
         batch.checkpoint.clone().into(),
-        sweep.map(|sweep| sweep.to_value()).into(),
+        sweep.as_ref().map(ActiveEnum::to_value).into(),
     ];
     if execute(&txn, sql, values).await? == 0 {
         return Ok(false);
