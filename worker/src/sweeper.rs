@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use sea_orm::DbErr;
 use shared::db::jobs::retention;
-use shared::db::{idempotency, uploads};
+use shared::db::{clusters, idempotency, uploads};
 use shared::ids::JobId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,8 @@ use crate::leadership::Leadership;
 const LIMIT: u64 = 1000;
 /// Slices of old jobs that one round looks at: of a library of millions, a round deletes a hundred thousand.
 const JOB_SLICES: usize = 100;
+/// Changes of clusters that one round forgets: each may have thousands of faces.
+const CHANGES: u64 = 100;
 /// Keys of one page of the object store.
 const PAGE: usize = 1000;
 /// How often the whole object store is compared with the database.
@@ -60,12 +62,23 @@ async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
     if let Err(error) = idempotency::forget_expired(&ctx.db, LIMIT).await {
         failed("idempotency keys", &error.into());
     }
+    if let Err(error) = forget_changes(ctx).await {
+        failed("changes of clusters", &error.into());
+    }
     if let Err(error) = ctx.objects.clean(ABANDONED_AFTER).await {
         failed("unfinished writes", &error.into());
     }
     if let Err(error) = ctx.face_index.maintain().await {
         failed("the face index", &error.into());
     }
+}
+
+async fn forget_changes(ctx: &WorkerContext) -> Result<(), DbErr> {
+    let days = ctx.config.retention.cluster_change_days;
+    if days > 0 {
+        clusters::forget_changes(&ctx.db, Duration::from_secs(u64::from(days) * 24 * 3600), CHANGES).await?;
+    }
+    Ok(())
 }
 
 /// Goes on after `last`, the job that the round before came to.

@@ -11,7 +11,7 @@ use shared::batch::BatchSource;
 use shared::db::batches::control::{self, Wish};
 use shared::db::batches::read::{self, BatchWithCounts};
 use shared::db::batches::submit::{NewBatch, Submitted, submit};
-use shared::db::entity::batch::BatchState;
+use shared::db::entity::batch::{BatchState, OnGone};
 use shared::db::entity::collection;
 use shared::db::idempotency::Idempotency;
 use shared::digest::sha256_hex;
@@ -43,6 +43,10 @@ pub struct BatchRequest {
     kind: JobKind,
     /// Where the pictures are.
     source: SourceInput,
+    /// What becomes of images that lay there and of which no place is left: they are kept and marked (`gone_at`), or
+    /// deleted with their faces.
+    #[serde(default)]
+    gone: OnGone,
     /// Given back with the batch and each of its jobs.
     tag: Option<String>,
 }
@@ -106,6 +110,13 @@ pub struct BatchView {
     jobs: JobCounts,
     /// Faces found that were not known before.
     faces: i64,
+    /// What becomes of images that are gone.
+    on_gone: OnGone,
+    /// Places known from before that are gone, while their pictures lie at places that are new. Counted once every job has
+    /// ended, as is `gone`; of a manifest there are none.
+    moved: i64,
+    /// Images of which no place is left: marked by this batch, or deleted by it.
+    gone: i64,
     /// Jobs that end in a second; null while it is not measured.
     jobs_per_second: Option<f64>,
     /// Seconds until the jobs listed so far have ended, at this pace.
@@ -183,13 +194,13 @@ pub async fn create(
     } else {
         of_place(&state, Json::from_request(request, &state).await?).await?
     };
-    let Asked { collection, kind, source, identity, tag } = asked;
+    let Asked { collection, kind, source, on_gone, identity, tag } = asked;
     let manifest = match &source {
         BatchSource::Manifest(manifest) => Some(manifest.clone()),
         BatchSource::S3(_) | BatchSource::Folder(_) => None,
     };
     let keep = Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600);
-    let fingerprint = sha256_hex(serde_json::json!([identity, kind, tag]).to_string());
+    let fingerprint = sha256_hex(serde_json::json!([identity, kind, tag, on_gone]).to_string());
     let idempotency = headers.idempotency_key.map(|key| Idempotency {
         route: format!("{}/batches", collection.id),
         key,
@@ -201,6 +212,7 @@ pub async fn create(
         kind,
         pipeline: collection.pipeline,
         source,
+        on_gone,
         tag,
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
@@ -226,6 +238,7 @@ struct Asked {
     collection: collection::Model,
     kind: JobKind,
     source: BatchSource,
+    on_gone: OnGone,
     /// What tells its pictures from another request's.
     identity: String,
     tag: Option<String>,
@@ -251,7 +264,8 @@ async fn of_place(state: &AppState, Json(request): Json<BatchRequest>) -> ApiRes
         }
     };
     let identity = serde_json::json!(&source).to_string();
-    Ok(Asked { collection, kind: request.kind, source, identity, tag: request.tag })
+    let (kind, on_gone, tag) = (request.kind, request.gone, request.tag);
+    Ok(Asked { collection, kind, source, on_gone, identity, tag })
 }
 
 async fn of_manifest(state: &AppState, query: ManifestQuery, request: Request) -> ApiResult<Asked> {
@@ -262,7 +276,8 @@ async fn of_manifest(state: &AppState, query: ManifestQuery, request: Request) -
     let collection = extract::collection(state, &query.collection.ok_or_else(|| absent("collection"))?).await?;
     let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
     let source = BatchSource::Manifest(intake.manifest);
-    Ok(Asked { collection, kind, source, identity: intake.sha256, tag: query.tag })
+    let on_gone = OnGone::default();
+    Ok(Asked { collection, kind, source, on_gone, identity: intake.sha256, tag: query.tag })
 }
 
 fn check_kind(pointer: &str, kind: JobKind) -> ApiResult<()> {
@@ -419,6 +434,9 @@ fn view(BatchWithCounts { batch, problems }: BatchWithCounts) -> ApiResult<Batch
             cancelled: batch.cancelled,
         },
         faces: batch.faces,
+        on_gone: batch.on_gone,
+        moved: batch.moved,
+        gone: batch.gone,
         jobs_per_second: pace,
         eta_s: pace.map(|pace| open as f64 / pace),
         problems,

@@ -48,6 +48,10 @@ pub struct CollectionView {
     persons: i64,
     faces: i64,
     images: i64,
+    /// Faces that are nobody's, less those that are hidden.
+    unknown_faces: i64,
+    /// Clusters of at least two such faces.
+    clusters: i64,
     created_at: String,
 }
 
@@ -61,6 +65,8 @@ async fn view(state: &AppState, row: collection::Model) -> ApiResult<CollectionV
         persons: counts.persons,
         faces: counts.faces,
         images: counts.images,
+        unknown_faces: counts.unknown_faces,
+        clusters: counts.clusters,
         created_at: instant(row.created_at),
     })
 }

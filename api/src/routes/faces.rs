@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::db::faces::{self, AssignedBy, FaceFilter, PlacedFace};
 use shared::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
-use shared::db::images;
+use shared::db::images::{self, PictureTimes};
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::FaceBox;
 use shared::telemetry::metrics;
@@ -39,13 +39,16 @@ pub struct FaceView {
     quality: serde_json::Value,
     /// When its picture was taken, by a clock at the place: `YYYY-MM-DDTHH:MM:SS`, with `+HH:MM` behind it where known.
     captured_at: Option<String>,
+    /// When its picture was found to lie nowhere any more.
+    gone_at: Option<String>,
     created_at: String,
 }
 
 impl FaceView {
-    fn new(PlacedFace { face, geometry }: PlacedFace, captured_at: Option<String>) -> Self {
+    fn new(PlacedFace { face, geometry }: PlacedFace, picture: PictureTimes) -> Self {
         Self {
-            captured_at,
+            captured_at: picture.captured_at,
+            gone_at: picture.gone_at.map(instant),
             id: face.id,
             image_id: face.image_id,
             person_id: face.person_id,
@@ -65,10 +68,10 @@ impl FaceView {
 pub(super) async fn views(state: &AppState, faces: Vec<PlacedFace>) -> ApiResult<Vec<FaceView>> {
     let mut images: Vec<ImageId> = faces.iter().map(|placed| placed.face.image_id).collect();
     images.dedup();
-    let captured_at = images::capture_times(&state.db.read, &images).await?;
+    let times = images::times(&state.db.read, &images).await?;
     let view = |placed: PlacedFace| {
-        let captured_at = captured_at.get(&placed.face.image_id).cloned();
-        FaceView::new(placed, captured_at)
+        let picture = times.get(&placed.face.image_id).cloned().unwrap_or_default();
+        FaceView::new(placed, picture)
     };
     Ok(faces.into_iter().map(view).collect())
 }
@@ -80,8 +83,8 @@ pub(super) async fn page(state: &AppState, rows: Vec<PlacedFace>, limit: u64) ->
 }
 
 async fn view(state: &AppState, face: PlacedFace) -> ApiResult<axum::Json<FaceView>> {
-    let captured_at = images::capture_times(&state.db.read, &[face.face.image_id]).await?.into_values().next();
-    Ok(axum::Json(FaceView::new(face, captured_at)))
+    let times = images::times(&state.db.read, &[face.face.image_id]).await?.into_values().next();
+    Ok(axum::Json(FaceView::new(face, times.unwrap_or_default())))
 }
 
 /// Which faces to list.

@@ -200,8 +200,10 @@ pub async fn faces(
 #[derive(Debug, Serialize, ToSchema)]
 pub struct PersonImageView {
     id: ImageId,
-    /// Where it was found first; null of one that was uploaded.
+    /// Where it lies, or lay last; null of one that was uploaded.
     place: Option<ImageView>,
+    /// When it was found to lie nowhere any more.
+    gone_at: Option<String>,
     /// In upright pixels.
     width: i32,
     height: i32,
@@ -236,6 +238,7 @@ pub async fn images(
     let view = |image: image::Model| PersonImageView {
         faces: faces.remove(&image.id).unwrap_or_default(),
         place: ImageView::of_uri(image.uri.as_deref()),
+        gone_at: image.gone_at.map(instant),
         id: image.id,
         width: image.width,
         height: image.height,

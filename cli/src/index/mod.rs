@@ -1,5 +1,6 @@
 //! `face-id index`: a photo library into a collection, as a batch over HTTP.
 
+mod clusters;
 mod progress;
 mod report;
 
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use shared::config::Config;
+use tokio_util::sync::CancellationToken;
 
 use self::progress::Progress;
 use self::report::Report;
@@ -37,6 +39,9 @@ pub(crate) struct IndexArgs {
     /// Write what became of each picture that was looked at to this file: .csv, or .json with one object a line.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Delete pictures that are no longer there, with their faces; they are kept and marked otherwise.
+    #[arg(long)]
+    delete_gone: bool,
     /// Look again every so many seconds, and index what is new, until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     watch: Option<u64>,
@@ -56,14 +61,16 @@ pub(crate) async fn run(mut config: Config, args: IndexArgs) -> anyhow::Result<(
     let mut report = args.report.as_deref().map(Report::begin).transpose()?;
     let place = Place::find(&config, args.server.as_deref(), source["folder"].as_str().map(Path::new)).await?;
     let client = Client::new(place.address())?;
-    let indexed = tokio::select! {
-        indexed = index(&client, &args, &source, report.as_mut()) => indexed,
-        // That is how a watch ends.
-        () = interrupted() => match args.watch {
-            Some(_) => Ok(()),
-            None => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
-        },
-    };
+    let stop = CancellationToken::new();
+    let listening = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            interrupted().await;
+            stop.cancel();
+        }
+    });
+    let indexed = index(&client, &args, &source, report.as_mut(), &stop).await;
+    listening.abort();
     let left = place.leave().await;
     indexed?;
     left
@@ -85,15 +92,32 @@ async fn index(
     args: &IndexArgs,
     source: &Value,
     mut report: Option<&mut Report>,
+    stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     make_collection(client, args).await?;
-    let Some(pause) = args.watch else { return round(client, args, source, &mut report).await };
-    loop {
-        if let Err(error) = round(client, args, source, &mut report).await {
+    let Some(pause) = args.watch else {
+        return match round(client, args, source, &mut report, stop).await? {
+            Round::Done => Ok(()),
+            Round::Interrupted => Err(anyhow::anyhow!("interrupted; run the same command again to go on")),
+        };
+    };
+    while !stop.is_cancelled() {
+        if let Err(error) = round(client, args, source, &mut report, stop).await {
             warn(&error);
         }
-        tokio::time::sleep(Duration::from_secs(pause.max(1))).await;
+        // To be interrupted is how a watch ends.
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(Duration::from_secs(pause.max(1))) => {}
+        }
     }
+    Ok(())
+}
+
+enum Round {
+    Done,
+    /// Before every picture was through.
+    Interrupted,
 }
 
 async fn round(
@@ -101,13 +125,21 @@ async fn round(
     args: &IndexArgs,
     source: &Value,
     report: &mut Option<&mut Report>,
-) -> anyhow::Result<()> {
-    let batch = followed(client, args, source).await?;
-    report::print(&batch)?;
+    stop: &CancellationToken,
+) -> anyhow::Result<Round> {
+    let batch = tokio::select! {
+        batch = followed(client, args, source) => batch?,
+        () = stop.cancelled() => return Ok(Round::Interrupted),
+    };
     if let Some(report) = report {
         report.add(client, &batch).await?;
     }
-    check(&batch)
+    // All that was asked for is stored: whoever interrupts what follows still gets the summary.
+    let unknown = clusters::settled(client, &args.collection, stop).await;
+    report::print(&batch, &args.collection, unknown.as_ref().ok())?;
+    check(&batch)?;
+    unknown?;
+    Ok(Round::Done)
 }
 
 #[expect(clippy::print_stderr, reason = "a watch goes on, and its user has to know why it did less than wanted")]
@@ -138,13 +170,14 @@ async fn make_collection(client: &Client, args: &IndexArgs) -> anyhow::Result<()
 
 /// The batch when it has ended: one of the same source that an interrupted command left, or a new one.
 async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::Result<Value> {
-    let batch = if let Some(left) = unfinished(client, &args.collection, source).await? {
+    let on_gone = if args.delete_gone { "delete" } else { "keep" };
+    let batch = if let Some(left) = unfinished(client, &args.collection, source, on_gone).await? {
         if left["state"] == "paused" {
             client.post(&format!("/v1/batches/{}/resume", id(&left)?), &json!({})).await?;
         }
         left
     } else {
-        let body = json!({ "collection": args.collection, "kind": "index", "source": source });
+        let body = json!({ "collection": args.collection, "kind": "index", "source": source, "gone": on_gone });
         client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
     };
     let path = format!("/v1/batches/{}", id(&batch)?);
@@ -170,7 +203,7 @@ async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::
     }
 }
 
-async fn unfinished(client: &Client, collection: &str, source: &Value) -> anyhow::Result<Option<Value>> {
+async fn unfinished(client: &Client, collection: &str, source: &Value, on_gone: &str) -> anyhow::Result<Option<Value>> {
     let mut cursor = String::new();
     loop {
         let page = client.get(&format!("/v1/batches?collection={collection}&limit=100{cursor}")).await?;
@@ -178,6 +211,7 @@ async fn unfinished(client: &Client, collection: &str, source: &Value) -> anyhow
         let is_left = |b: &Value| {
             b["finished_at"].is_null()
                 && b["source"] == *source
+                && b["on_gone"] == on_gone
                 && ["listing", "running", "paused"].iter().any(|state| b["state"] == *state)
         };
         if let Some(batch) = batches.into_iter().find(is_left) {

@@ -8,12 +8,13 @@ use anyhow::Context as _;
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
+use super::clusters::Unknown;
 use super::id;
 use crate::client::Client;
 
-/// The summary.
+/// The summary, with what is known of the collection's unknown faces.
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
-pub(super) fn print(batch: &Value) -> anyhow::Result<()> {
+pub(super) fn print(batch: &Value, collection: &str, unknown: Option<&Unknown>) -> anyhow::Result<()> {
     let number = |value: &Value| value.as_i64().unwrap_or_default();
     let jobs = &batch["jobs"];
     let mut table = Table::new();
@@ -29,7 +30,21 @@ pub(super) fn print(batch: &Value) -> anyhow::Result<()> {
             row(state, number(&jobs[state]), problems(batch, state));
         }
     }
+    if number(&batch["moved"]) > 0 {
+        row("moved", number(&batch["moved"]), "from places that are gone".to_owned());
+    }
+    if number(&batch["gone"]) > 0 {
+        row("gone", number(&batch["gone"]), gone_note(batch).to_owned());
+    }
+    if let Some(unknown) = unknown {
+        row("faces nobody was named for", unknown.faces, in_clusters(unknown));
+    }
     println!("{table}");
+    if unknown.is_some_and(|unknown| unknown.clusters > 0) {
+        println!(
+            "GET /v1/collections/{collection}/clusters of a server (face-id serve) lists the clusters, largest first"
+        );
+    }
     if let Some(problem) = batch["problem"]["detail"].as_str() {
         println!("{problem}");
     }
@@ -37,10 +52,29 @@ pub(super) fn print(batch: &Value) -> anyhow::Result<()> {
         "{}",
         json!({
             "batch": id(batch)?, "items": batch["items"], "unchanged": batch["unchanged"], "jobs": jobs,
-            "faces": batch["faces"], "problem": batch["problem"],
+            "faces": batch["faces"], "moved": batch["moved"], "gone": batch["gone"], "problem": batch["problem"],
+            "unknown_faces": unknown.map(|u| u.faces), "clusters": unknown.map(|u| u.clusters),
+            "pending": unknown.map(|u| u.pending),
         })
     );
     Ok(())
+}
+
+fn in_clusters(unknown: &Unknown) -> String {
+    match unknown.pending {
+        _ if !unknown.is_clustering => "the collection's settings want no clusters".to_owned(),
+        0 => format!("in {} clusters of two or more, and alone", unknown.clusters),
+        pending => format!("in {} clusters so far, {pending} wait; a running server goes on", unknown.clusters),
+    }
+}
+
+/// What became of pictures that are gone.
+fn gone_note(batch: &Value) -> &'static str {
+    if batch["on_gone"] == "delete" && batch["problem"]["code"] != "gone_kept" {
+        "deleted with their faces"
+    } else {
+        "kept and marked; --delete-gone deletes them"
+    }
 }
 
 /// The codes of that state with their numbers.

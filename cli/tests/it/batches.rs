@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::{Server, Site, command, on_both, photo, read};
+use crate::server::{Bucket, Server, Site, command, on_both, photo, read};
 
 on_both!(a_manifest_is_indexed, a_batch_is_held_and_cancelled, a_long_manifest_is_listed_held_and_cancelled);
 
 /// Pictures where a site's jobs can read them, and the settings that allow it.
-struct Library {
-    folder: tempfile::TempDir,
-    bucket: Option<String>,
+pub(crate) struct Library {
+    pub(crate) folder: tempfile::TempDir,
+    bucket: Option<Bucket>,
 }
 
 impl Library {
     /// With these pictures, by name.
-    async fn new(site: &Site, pictures: &[(String, Vec<u8>)]) -> Self {
+    pub(crate) async fn new(site: &Site, pictures: &[(String, Vec<u8>)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut bucket = None;
         if site.has_services() {
@@ -26,7 +26,7 @@ impl Library {
             for (name, bytes) in pictures {
                 store.put(name, bytes).await;
             }
-            bucket = Some(store.name);
+            bucket = Some(store);
         } else {
             for (name, bytes) in pictures {
                 write(folder.path(), name, bytes);
@@ -35,39 +35,63 @@ impl Library {
         Self { folder, bucket }
     }
 
-    async fn serve(&self, site: &Site, more: &[(&str, &str)]) -> Server {
+    pub(crate) async fn serve(&self, site: &Site, more: &[(&str, &str)]) -> Server {
         let root = self.folder.path().to_str().unwrap();
         let allowed = match &self.bucket {
-            Some(bucket) => ("FACE_ID_OBJECTS__ALLOWED_BUCKETS", bucket.as_str()),
+            Some(bucket) => ("FACE_ID_OBJECTS__ALLOWED_BUCKETS", bucket.name.as_str()),
             None => ("FACE_ID_IMPORT__ROOTS", root),
         };
         Server::start_with(site, &[more, &[allowed]].concat()).await
     }
 
-    fn line(&self, name: &str) -> String {
+    /// All of it, as a batch's source.
+    pub(crate) fn source(&self) -> Value {
         match &self.bucket {
-            Some(bucket) => json!({ "s3": format!("s3://{bucket}/{name}"), "fingerprint": name }).to_string(),
+            Some(bucket) => json!({ "s3": format!("s3://{}/", bucket.name) }),
+            None => json!({ "folder": self.folder.path() }),
+        }
+    }
+
+    pub(crate) async fn write(&self, name: &str, bytes: &[u8]) {
+        match &self.bucket {
+            Some(bucket) => bucket.put(name, bytes).await,
+            None => write(self.folder.path(), name, bytes),
+        }
+    }
+
+    pub(crate) async fn remove(&self, name: &str) {
+        match &self.bucket {
+            Some(bucket) => bucket.delete(name).await,
+            None => std::fs::remove_file(self.folder.path().join(name)).unwrap(),
+        }
+    }
+
+    pub(crate) fn line(&self, name: &str) -> String {
+        match &self.bucket {
+            Some(Bucket { name: bucket, .. }) => {
+                json!({ "s3": format!("s3://{bucket}/{name}"), "fingerprint": name }).to_string()
+            }
             None => json!({ "file": self.folder.path().join(name), "fingerprint": name }).to_string(),
         }
     }
 }
 
-fn write(folder: &Path, name: &str, bytes: &[u8]) {
+pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, bytes).unwrap();
 }
 
 /// Pictures of one synthetic person each.
-fn pictures(seeds: std::ops::Range<u32>) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn pictures(seeds: std::ops::Range<u32>) -> Vec<(String, Vec<u8>)> {
     seeds.map(|seed| (format!("{}/{seed:04}.png", seed % 3), photo(&[seed]))).collect()
 }
 
-async fn post(server: &Server, body: &Value) -> (StatusCode, Value) {
+pub(crate) async fn post(server: &Server, body: &Value) -> (StatusCode, Value) {
     read(server.request(Method::POST, "/v1/batches").json(body)).await
 }
 
-async fn post_manifest(server: &Server, lines: &[String], key: &str) -> (StatusCode, Value) {
+pub(crate) async fn post_manifest(server: &Server, lines: &[String], key: &str) -> (StatusCode, Value) {
     let request = server.request(Method::POST, "/v1/batches?collection=c&kind=index&tag=trip");
     let request = request.header("content-type", "application/x-ndjson").header("idempotency-key", key);
     read(request.body(lines.join("\n"))).await
@@ -83,7 +107,7 @@ async fn look(server: &Server, batch: &Value) -> Value {
 }
 
 /// Looks at the batch until it is as wanted.
-async fn until(server: &Server, batch: &Value, wanted: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn until(server: &Server, batch: &Value, wanted: impl Fn(&Value) -> bool) -> Value {
     for _ in 0..3000 {
         let now = look(server, batch).await;
         let jobs = now["jobs"].as_object().unwrap();
@@ -96,7 +120,7 @@ async fn until(server: &Server, batch: &Value, wanted: impl Fn(&Value) -> bool) 
     panic!("the batch has not come to what was wanted: {}", look(server, batch).await);
 }
 
-async fn ended(server: &Server, batch: &Value) -> Value {
+pub(crate) async fn ended(server: &Server, batch: &Value) -> Value {
     until(server, batch, |now| !now["finished_at"].is_null()).await
 }
 
@@ -157,7 +181,7 @@ async fn a_prefix_is_indexed() {
     let library = Library::new(&site, &all).await;
     let server = library.serve(&site, &[]).await;
     server.make_collection("c").await;
-    let bucket = library.bucket.as_deref().unwrap();
+    let bucket = &library.bucket.as_ref().unwrap().name;
     let of = |prefix: &str| json!({ "collection": "c", "kind": "index", "source": { "s3": format!("s3://{bucket}/{prefix}") } });
     let (_, batch) = post(&server, &of("0/")).await;
     let batch = ended(&server, &batch).await;

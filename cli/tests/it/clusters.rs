@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::server::{Server, Site, inline, on_both, photo, read};
+use crate::server::{Server, Site, command, inline, on_both, photo, read};
 
 on_both!(unknown_faces_come_together, a_cluster_gets_a_name, clusters_are_changed_by_hand);
 
@@ -160,4 +160,42 @@ async fn clusters_are_changed_by_hand(site: Site) {
     let change = format!("/v1/collections/c/cluster-changes/{nobody}/undo");
     assert_eq!(post(&server, &change, &json!({})).await.1["code"], "cluster_change_not_found");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_collection_that_was_too_large_is_clustered_when_there_is_room() {
+    let site = Site::embedded();
+    let server = Server::start_with(&site, &[("FACE_ID_CLUSTERING__MAX_FACES", "2")]).await;
+    server.make_collection("c").await;
+    for people in [[1, 2], [1, 3]] {
+        index(&server, &people).await;
+    }
+    assert_eq!(clusters(&server).await, Vec::<Value>::new(), "four faces are too many, and none waits");
+    server.stop().await;
+    let server = Server::start(&site).await;
+    for _ in 0..300 {
+        if sizes(&clusters(&server).await) == [2] {
+            return server.stop().await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("nothing was clustered: {}", server.get(CLUSTERS).await);
+}
+
+#[tokio::test]
+async fn the_command_waits_for_the_clusters() {
+    let site = Site::embedded();
+    let library = tempfile::tempdir().unwrap();
+    for (n, people) in [[1, 2], [1, 3], [1, 4], [2, 5]].into_iter().enumerate() {
+        std::fs::write(library.path().join(format!("{n}.png")), photo(&people)).unwrap();
+    }
+    let mut index = command();
+    index.arg("index").arg(library.path()).args(["--collection", "c", "--data-dir"]).arg(site.folder().join("data"));
+    let output = index.output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let told = (&summary["unknown_faces"], &summary["clusters"], &summary["pending"]);
+    assert_eq!(told, (&json!(8), &json!(2), &json!(0)), "{text}");
+    assert!(text.contains("/v1/collections/c/clusters"), "how to list them: {text}");
 }

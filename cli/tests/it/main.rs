@@ -9,6 +9,7 @@ mod clusters;
 mod crash;
 mod eval;
 mod faults;
+mod gone;
 mod jobs;
 mod library;
 mod main_path;

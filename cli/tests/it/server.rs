@@ -70,6 +70,10 @@ impl Bucket {
     pub(crate) async fn put(&self, key: &str, bytes: &[u8]) {
         self.store.put(key, bytes).await.unwrap();
     }
+
+    pub(crate) async fn delete(&self, key: &str) {
+        self.store.delete(key).await.unwrap();
+    }
 }
 
 pub(crate) struct Server {

@@ -205,6 +205,7 @@ pub struct RetentionConfig {
     pub upload_hours: u32,
     pub idempotency_hours: u32,
     pub job_days: u32,
+    pub cluster_change_days: u32,
 }
 
 /// `[log]`

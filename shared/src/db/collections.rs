@@ -68,6 +68,10 @@ pub struct CollectionCounts {
     pub persons: i64,
     pub faces: i64,
     pub images: i64,
+    /// Faces without a person, less those that are hidden.
+    pub unknown_faces: i64,
+    /// Clusters of at least two faces that nobody named.
+    pub clusters: i64,
 }
 
 /// Makes a collection; `None` when its name is taken.
@@ -125,10 +129,16 @@ pub async fn update_settings(db: &Db, id: CollectionId, settings: &CollectionSet
 
 /// Counts what the collection holds.
 pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr> {
-    let of = async |table: &str| {
-        count(&db.read, &format!("SELECT count(*) AS n FROM {table} WHERE collection_id = $1"), [id.into()]).await
+    let of = async |rows: &str| {
+        count(&db.read, &format!("SELECT count(*) AS n FROM {rows} AND collection_id = $1"), [id.into()]).await
     };
-    Ok(CollectionCounts { persons: of("persons").await?, faces: of("faces").await?, images: of("images").await? })
+    Ok(CollectionCounts {
+        persons: of("persons WHERE TRUE").await?,
+        faces: of("faces WHERE TRUE").await?,
+        images: of("images WHERE TRUE").await?,
+        unknown_faces: of("faces WHERE person_id IS NULL AND NOT hidden").await?,
+        clusters: of("clusters WHERE person_id IS NULL AND faces > 1").await?,
+    })
 }
 
 /// Jobs that are deleted in one transaction.

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sea_orm::prelude::*;
-use sea_orm::{FromQueryResult, QueryFilter};
+use sea_orm::{Condition, FromQueryResult, QueryFilter};
 use serde_json::json;
 
 use super::entity::image::{self, Entity, Model};
 use super::rows::{self, Column, Rows};
-use super::{Db, count, execute, statement};
+use super::{Db, count, execute, placeholders, statement};
 use crate::ids::{CollectionId, ImageId, PersonId};
 
 /// The image of that id in that collection.
@@ -76,8 +76,8 @@ pub async fn find_or_create_all(
         "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, captured_at, created_at)
          SELECT r.id, $2, r.sha256, r.object_key, r.uri, r.width, r.height, r.captured_at, {{now}} FROM {} WHERE TRUE
          ON CONFLICT (collection_id, sha256) DO UPDATE
-            SET captured_at = COALESCE(images.captured_at, excluded.captured_at)
-         RETURNING id, collection_id, sha256, object_key, uri, width, height, captured_at, created_at",
+            SET captured_at = COALESCE(images.captured_at, excluded.captured_at), gone_at = NULL
+         RETURNING id, collection_id, sha256, object_key, uri, width, height, captured_at, created_at, gone_at",
         rows.table(txn)
     );
     let found = Model::find_by_statement(statement(txn, &sql, [rows.value(), collection.into()])).all(txn).await?;
@@ -132,14 +132,25 @@ pub async fn of_person(
     Model::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
 }
 
-/// When these images were taken, as far as that is known.
-pub async fn capture_times(conn: &impl ConnectionTrait, images: &[ImageId]) -> Result<HashMap<ImageId, String>, DbErr> {
+/// What is known of an image's times.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PictureTimes {
+    /// See [`Model::captured_at`].
+    pub captured_at: Option<String>,
+    /// See [`Model::gone_at`].
+    pub gone_at: Option<i64>,
+}
+
+/// When these images were taken, and since when they are gone, of those of which either is known.
+pub async fn times(conn: &impl ConnectionTrait, images: &[ImageId]) -> Result<HashMap<ImageId, PictureTimes>, DbErr> {
     if images.is_empty() {
         return Ok(HashMap::new());
     }
+    let is_timed =
+        Condition::any().add(image::Column::CapturedAt.is_not_null()).add(image::Column::GoneAt.is_not_null());
     let query = Entity::find().filter(image::Column::Id.is_in(images.iter().copied()));
-    let dated = query.filter(image::Column::CapturedAt.is_not_null()).all(conn).await?;
-    Ok(dated.into_iter().filter_map(|image| Some((image.id, image.captured_at?))).collect())
+    let times = |i: Model| (i.id, PictureTimes { captured_at: i.captured_at, gone_at: i.gone_at });
+    Ok(query.filter(is_timed).all(conn).await?.into_iter().map(times).collect())
 }
 
 /// Notes that a detector revision has analysed these images and found so many faces; returns those of which that was
@@ -165,8 +176,8 @@ pub async fn record_analyses(
     Ok(analysed.iter().map(|(image, _)| *image).filter(|image| !new.contains(image)).collect())
 }
 
-/// Remembers what lies at these places, so that a batch that lists them again need not fetch them. One that is no picture
-/// has no image.
+/// Remembers what lies at these places, and since when, so that a batch that lists them again need not fetch them. One that
+/// is no picture has no image.
 pub async fn remember_sources(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
@@ -188,10 +199,23 @@ pub async fn remember_sources(
         "INSERT INTO image_sources (collection_id, uri, fingerprint, image_id, seen_at)
          SELECT $2, r.uri, r.fingerprint, r.image_id, {{now}} FROM {} WHERE TRUE
          ON CONFLICT (collection_id, uri) DO UPDATE SET fingerprint = excluded.fingerprint,
-            image_id = excluded.image_id, seen_at = excluded.seen_at",
+            image_id = excluded.image_id, seen_at = CASE
+                WHEN image_sources.image_id IS NOT DISTINCT FROM excluded.image_id THEN image_sources.seen_at
+                ELSE excluded.seen_at END",
         rows.table(txn)
     );
     execute(txn, &sql, [rows.value(), collection.into()]).await?;
+    Ok(())
+}
+
+/// Notes that images which were taken for gone are there.
+pub async fn returned(txn: &impl ConnectionTrait, images: &[ImageId]) -> Result<(), DbErr> {
+    if images.is_empty() {
+        return Ok(());
+    }
+    let list = placeholders(1, images.len());
+    let sql = format!("UPDATE images SET gone_at = NULL WHERE gone_at IS NOT NULL AND id IN ({list})");
+    execute(txn, &sql, images.iter().map(|id| Value::from(*id))).await?;
     Ok(())
 }
 

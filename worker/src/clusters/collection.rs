@@ -30,6 +30,8 @@ pub(super) struct Collection {
     /// The version of the stored clusters that the units are true for.
     version: i64,
     units: Units,
+    /// What clusters became part of since: a face that was deleted at that moment waits with the cluster of before.
+    became: HashMap<ClusterId, ClusterId>,
 }
 
 /// Why a pass was given up.
@@ -96,7 +98,7 @@ impl Collection {
             }
             check_size(ctx, units.faces())?;
         }
-        Ok(Self { id, pipeline: pipeline.to_owned(), version, units })
+        Ok(Self { id, pipeline: pipeline.to_owned(), version, units, became: HashMap::new() })
     }
 
     /// How many faces are held.
@@ -115,7 +117,8 @@ impl Collection {
         let faces: BTreeSet<FaceId> = waiting.iter().map(|entry| entry.face_id).collect();
         let faces: Vec<FaceId> = faces.into_iter().collect();
         let stored = queue::faces(&ctx.db.read, &self.pipeline, &faces).await?;
-        let sorted = sort(&waiting, stored);
+        let mut sorted = sort(&waiting, stored);
+        sorted.shrunk = sorted.shrunk.into_iter().map(|cluster| last(&self.became, cluster)).collect();
         for face in sorted.gone.iter().chain(&sorted.leaves) {
             self.units.remove(UnitId::Face(*face));
         }
@@ -140,6 +143,7 @@ impl Collection {
         }
         metrics::faces_clustered(new.len(), merges.len());
         self.version += 1;
+        self.became.extend(plan.moves);
         Ok(self)
     }
 
@@ -242,12 +246,7 @@ fn plan(
             }
         }
     }
-    let last = |mut cluster: ClusterId| {
-        while let Some(next) = into.get(&cluster) {
-            cluster = *next;
-        }
-        cluster
-    };
+    let last = |cluster| last(&into, cluster);
     Plan {
         entries: waiting.iter().map(|entry| entry.seq).collect(),
         leaves,
@@ -256,6 +255,14 @@ fn plan(
         moves: into.keys().filter(|from| !made.contains(from)).map(|from| (*from, last(*from))).collect(),
         touched: touched.into_iter().filter(|cluster| !into.contains_key(cluster)).collect(),
     }
+}
+
+/// The cluster that this one is part of by now.
+fn last(into: &HashMap<ClusterId, ClusterId>, mut cluster: ClusterId) -> ClusterId {
+    while let Some(next) = into.get(&cluster) {
+        cluster = *next;
+    }
+    cluster
 }
 
 #[cfg(test)]
@@ -294,6 +301,12 @@ mod tests {
         );
         assert_eq!(plan.moves, [(cluster(5), cluster(6))]);
         assert_eq!(plan.touched, [cluster(6), cluster(9)]);
+    }
+
+    #[test]
+    fn a_cluster_is_found_in_what_it_became() {
+        let became = HashMap::from([(cluster(1), cluster(2)), (cluster(2), cluster(3))]);
+        assert_eq!([1, 2, 3, 4].map(|n| last(&became, cluster(n))), [3, 3, 3, 4].map(cluster));
     }
 
     #[test]

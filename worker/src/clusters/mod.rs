@@ -27,7 +27,7 @@ const TOO_LARGE_FOR: Duration = Duration::from_secs(3600);
 struct Held {
     /// Those in memory, each with when it was last worked on.
     collections: HashMap<CollectionId, (Collection, Instant)>,
-    /// Those with too many faces, each with when that was found.
+    /// Those with too many faces, each with when that was found; what waits of them is folded meanwhile.
     too_large: HashMap<CollectionId, Instant>,
 }
 
@@ -66,7 +66,12 @@ async fn step(
     leadership: &mut Leadership,
     stop: &CancellationToken,
 ) -> anyhow::Result<bool> {
-    let Some(id) = queue::next_collection(&ctx.db).await? else { return Ok(false) };
+    held.too_large.retain(|_, since| since.elapsed() < TOO_LARGE_FOR);
+    let too_large: Vec<CollectionId> = held.too_large.keys().copied().collect();
+    for id in &too_large {
+        queue::fold(&ctx.db, *id).await?;
+    }
+    let Some(id) = queue::next_collection(&ctx.db, &too_large).await? else { return Ok(false) };
     let Some(row) = collections::find(&ctx.db.read, id).await? else {
         held.collections.remove(&id);
         queue::forget(&ctx.db, id).await?;
@@ -78,15 +83,17 @@ async fn step(
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
     };
-    if held.too_large.get(&id).is_some_and(|since| since.elapsed() < TOO_LARGE_FOR) {
-        queue::forget(&ctx.db, id).await?;
-        return Ok(true);
-    }
     let known = held.collections.remove(&id).map(|(collection, _)| collection);
     let known = known.filter(|known| known.pipeline() == row.pipeline);
     let collection = match known {
         Some(collection) => Ok(collection),
-        None => Collection::load(ctx, &row, leadership, stop).await,
+        None => {
+            let loaded = Collection::load(ctx, &row, leadership, stop).await;
+            if loaded.is_ok() {
+                queue::unfold(&ctx.db, id).await?;
+            }
+            loaded
+        }
     };
     let passed = match collection {
         Ok(collection) => collection.pass(ctx, calibration).await,

@@ -72,6 +72,8 @@ pub struct Known {
 /// Remembers where those pictures were found.
 pub(super) async fn record_known(txn: &DatabaseTransaction, known: &[(&Job, &Known)]) -> Result<(), DbErr> {
     let Some((job, _)) = known.first() else { return Ok(()) };
+    let images: Vec<ImageId> = known.iter().map(|(_, known)| known.image).collect();
+    images::returned(txn, &images).await?;
     let seen = known.iter().map(|(_, known)| place(&known.source, known.image));
     images::remember_sources(txn, job.collection_id, seen).await
 }

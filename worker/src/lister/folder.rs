@@ -1,33 +1,54 @@
-//! The pictures below a folder, in an order in which a listing can go on anywhere.
+//! The pictures below a folder, in the order of their paths' bytes: a listing can go on anywhere, and what is known of
+//! places is compared with it range by range.
 
 use std::cmp::Ordering;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use shared::batch::{Checkpoint, is_picture_name};
 use shared::db::batches::listing::Listed;
+use shared::db::batches::missing::Coverage;
 use shared::job::{ImageRef, Problem};
 
+use super::sweep::coverage_of;
 use crate::jobs::JobError;
 
 /// Files of any kind that are looked at for each picture of a page, at most: a folder of other things must not hold up the
 /// listings of others.
 const LOOKED_AT: usize = 20;
+/// Places of one page that could not be read and are kept by name, at most.
+const UNREAD: usize = 1000;
 
-/// A walk through a folder and all below it: the entries of each folder by name, a folder's own where its name stands. A
-/// hidden file or folder is passed over, and a link to a folder, which may lead round in a circle.
+/// A walk through a folder and all below it, in the order of the paths' bytes. A hidden file or folder is passed over, and
+/// a link to a folder, which may lead round in a circle.
 pub(super) struct FolderWalk {
+    coverage: Coverage,
     /// The entries left of each folder on the way down, the next one last.
     levels: Vec<Vec<Entry>>,
     /// How many places could not be read since the last page, and the first of them.
     skipped: (u64, Option<String>),
+    /// Which they were; `None`: too many.
+    unread: Option<Vec<String>>,
 }
 
 struct Entry {
     path: PathBuf,
     is_folder: bool,
+}
+
+impl Entry {
+    fn order(&self, name: &OsStr, is_folder: bool) -> Ordering {
+        by_path((self.path.file_name().unwrap_or_default(), self.is_folder), (name, is_folder))
+    }
+}
+
+/// The order of entries of one folder in that of whole paths: a folder's name goes on with a slash.
+fn by_path((a, a_is_folder): (&OsStr, bool), (b, b_is_folder): (&OsStr, bool)) -> Ordering {
+    let slash = |is_folder: bool| is_folder.then_some(b'/');
+    let a = a.as_encoded_bytes().iter().copied().chain(slash(a_is_folder));
+    a.cmp(b.as_encoded_bytes().iter().copied().chain(slash(b_is_folder)))
 }
 
 impl FolderWalk {
@@ -41,7 +62,8 @@ impl FolderWalk {
             JobError::Rejected(Problem::new("source_unreadable", detail))
         };
         let entries = Self::entries(folder).map_err(unreadable)?;
-        let mut walk = Self { levels: vec![entries], skipped: (0, None) };
+        let coverage = coverage_of(folder);
+        let mut walk = Self { coverage, levels: vec![entries], skipped: (0, None), unread: Some(Vec::new()) };
         let Some(after) = after.and_then(|after| Path::new(after).strip_prefix(folder).ok()) else { return Ok(walk) };
         let names: Vec<OsString> = after.iter().map(OsString::from).collect();
         walk.go_to(&names);
@@ -74,10 +96,16 @@ impl FolderWalk {
         let (skipped, first) = std::mem::take(&mut self.skipped);
         checkpoint.skipped += skipped;
         checkpoint.first_skipped = checkpoint.first_skipped.or(first);
-        Listed { items, checkpoint, is_last }
+        let unread = self.unread.replace(Vec::new());
+        Listed { items, checkpoint, is_last, coverage: Some(Coverage { unread, ..self.coverage.clone() }) }
     }
 
     fn skip(&mut self, path: &Path, why: &dyn std::fmt::Display) {
+        self.unread = self.unread.take().filter(|unread| unread.len() < UNREAD);
+        // What has no name in text is known to nobody.
+        if let (Some(unread), Some(path)) = (&mut self.unread, path.to_str()) {
+            unread.push(format!("file://{path}"));
+        }
         self.skipped.0 += 1;
         self.skipped.1.get_or_insert_with(|| format!("{}: {why}", path.display()));
     }
@@ -105,25 +133,22 @@ impl FolderWalk {
     /// Drops what comes before the file of these names, and that file.
     fn go_to(&mut self, names: &[OsString]) {
         for (depth, name) in names.iter().enumerate() {
+            let is_folder = depth + 1 < names.len();
             let Some(level) = self.levels.last_mut() else { return };
-            let is_before = |entry: &Entry| entry.path.file_name().map(|n| n.cmp(name));
-            while level.last().is_some_and(|e| is_before(e) == Some(Ordering::Less)) {
+            while level.last().is_some_and(|e| e.order(name, is_folder) == Ordering::Less) {
                 level.pop();
             }
-            if level.last().is_none_or(|e| is_before(e) != Some(Ordering::Equal)) {
+            if level.last().is_none_or(|e| e.order(name, is_folder) != Ordering::Equal) {
                 return;
             }
             let Some(found) = level.pop() else { return };
-            if !found.is_folder {
-                return;
-            }
-            if depth + 1 < names.len() {
+            if is_folder {
                 self.descend(&found.path);
             }
         }
     }
 
-    /// The folder's entries, the first by name last. One that cannot be looked at is kept as a file: the page says why.
+    /// The folder's entries, the first one last. One that cannot be looked at is kept as a file: the page says why.
     fn entries(folder: &Path) -> std::io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(folder)? {
@@ -134,7 +159,7 @@ impl FolderWalk {
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             entries.push(Entry { path: entry.path(), is_folder });
         }
-        entries.sort_unstable_by(|a, b| b.path.file_name().cmp(&a.path.file_name()));
+        entries.sort_unstable_by(|a, b| b.order(a.path.file_name().unwrap_or_default(), a.is_folder));
         Ok(entries)
     }
 }
@@ -159,7 +184,9 @@ mod tests {
 
     fn library() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        for file in ["a/2.jpg", "a/b/1.png", "a.jpg", "b.jpg", "b/c.JPEG", "b/.hidden.jpg", ".git/x.jpg", "notes.txt"] {
+        for file in
+            ["a/2.jpg", "a/b/1.png", "a.jpg", "b.jpg", "b/c.JPEG", "b/.hidden.jpg", ".git/x.jpg", "notes.txt", "a0.jpg"]
+        {
             let path = folder.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, file).unwrap();
@@ -180,7 +207,8 @@ mod tests {
     fn a_walk_goes_on_after_any_file() {
         let folder = library();
         let all = FolderWalk::open(folder.path(), None).unwrap().page(10, Checkpoint::default());
-        let wanted = ["a/2.jpg", "a/b/1.png", "a.jpg", "b/c.JPEG", "b.jpg"];
+        let wanted = ["a.jpg", "a/2.jpg", "a/b/1.png", "a0.jpg", "b.jpg", "b/c.JPEG"];
+        assert!(wanted.is_sorted(), "as a database sorts them by their bytes");
         assert_eq!(
             (names(folder.path(), &all), all.is_last, all.checkpoint.skipped),
             (wanted.map(str::to_owned).to_vec(), true, 0)
@@ -204,7 +232,22 @@ mod tests {
         let after = folder.path().join("a/b/1.png");
         fs::remove_dir_all(folder.path().join("a/b")).unwrap();
         let rest = FolderWalk::open(folder.path(), after.to_str()).unwrap().page(10, Checkpoint::default());
-        assert_eq!(names(folder.path(), &rest), ["a.jpg", "b/c.JPEG", "b.jpg"]);
+        assert_eq!(names(folder.path(), &rest), ["a0.jpg", "b.jpg", "b/c.JPEG"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let folder = library();
+        let mut walk = FolderWalk::open(folder.path(), None).unwrap();
+        fs::remove_dir_all(folder.path().join("b")).unwrap();
+        fs::remove_file(folder.path().join("a0.jpg")).unwrap();
+        let listed = walk.page(10, Checkpoint::default());
+        assert_eq!(names(folder.path(), &listed), ["a.jpg", "a/2.jpg", "a/b/1.png", "b.jpg"]);
+        let unread = ["a0.jpg", "b"].map(|name| format!("file://{}", folder.path().join(name).display()));
+        let coverage = listed.coverage.unwrap();
+        assert_eq!((coverage.unread, listed.checkpoint.skipped), (Some(unread.to_vec()), 2));
+        assert_eq!(coverage.prefix, format!("file://{}/", folder.path().display()));
+        assert_eq!(walk.page(10, Checkpoint::default()).coverage.unwrap().unread, Some(Vec::new()), "of each page");
     }
 
     #[test]
@@ -213,7 +256,7 @@ mod tests {
         let folder = library();
         fs::write(folder.path().join(OsString::from_vec(b"\xff.jpg".to_vec())), b"x").unwrap();
         let listed = FolderWalk::open(folder.path(), None).unwrap().page(10, Checkpoint::default());
-        assert_eq!((listed.items.len(), listed.checkpoint.skipped), (5, 1));
+        assert_eq!((listed.items.len(), listed.checkpoint.skipped), (6, 1));
         assert!(listed.checkpoint.first_skipped.unwrap().ends_with("its name is no text"));
     }
 }

@@ -31,7 +31,7 @@ impl ManifestReader {
         mut checkpoint: Checkpoint,
     ) -> Result<Listed, JobError> {
         if checkpoint.part >= self.manifest.parts {
-            return Ok(Listed { items: Vec::new(), checkpoint, is_last: true });
+            return Ok(Listed { items: Vec::new(), checkpoint, is_last: true, coverage: None });
         }
         let text = self.read(objects, checkpoint.part).await?;
         let mut items = Vec::with_capacity(limit);
@@ -46,7 +46,7 @@ impl ManifestReader {
             (checkpoint.part, checkpoint.offset) = (checkpoint.part + 1, 0);
         }
         let is_last = checkpoint.part >= self.manifest.parts;
-        Ok(Listed { items, checkpoint, is_last })
+        Ok(Listed { items, checkpoint, is_last, coverage: None })
     }
 
     async fn read(&mut self, objects: &dyn ObjectStore, part: u32) -> Result<&str, JobError> {

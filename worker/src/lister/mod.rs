@@ -1,8 +1,9 @@
 //! Lists what batches name, a page of each in turn, and makes jobs of it. A listing that breaks off goes on at the batch's
-//! checkpoint, in this process or in another.
+//! checkpoint, in this process or in another. Once the jobs have ended, known places that were not listed are judged.
 
 mod folder;
 mod manifest;
+mod sweep;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 use shared::batch::{BatchSource, Checkpoint, is_picture_name};
 use shared::db::batches::listing::{self, Listed};
+use shared::db::batches::missing::Coverage;
+use shared::db::batches::sweep::{self as sweeps, Left};
 use shared::db::entity::batch::Model as Batch;
 use shared::ids::BatchId;
 use shared::job::{ImageRef, Problem};
@@ -73,8 +76,13 @@ enum Open {
 }
 
 impl Lister {
-    /// Lists a page of each batch that is due; true when there may be more.
+    /// Lists a page of each batch that is due, and sweeps a slice of each that is; true when there may be more.
     async fn round(&mut self) -> Result<bool, sea_orm::DbErr> {
+        let is_sweeping = self.sweep().await?;
+        Ok(self.list().await? || is_sweeping)
+    }
+
+    async fn list(&mut self) -> Result<bool, sea_orm::DbErr> {
         let batches = listing::due(&self.ctx.db, self.turn, BATCHES).await?;
         if batches.is_empty() {
             // What had no turn is held or has ended.
@@ -93,6 +101,17 @@ impl Lister {
             }
         }
         Ok(true)
+    }
+
+    async fn sweep(&self) -> Result<bool, sea_orm::DbErr> {
+        let mut more = false;
+        for batch in sweeps::due(&self.ctx.db, BATCHES).await? {
+            match sweep::step(&self.ctx, &batch).await {
+                Ok(left) => more |= left == Left::More,
+                Err(error) => self.sweep_failed(&batch, error).await?,
+            }
+        }
+        Ok(more)
     }
 
     async fn add(&mut self, batch: &Batch, listed: &Listed, open: Option<Open>) -> Result<(), sea_orm::DbErr> {
@@ -116,9 +135,7 @@ impl Lister {
     /// The next page of a batch, and its source where that is to be gone on with.
     async fn page(&self, batch: &Batch, open: Option<Open>) -> Result<(Listed, Option<Open>), JobError> {
         let checkpoint = batch.checkpoint()?;
-        let source: BatchSource = serde_json::from_str(&batch.source)
-            .map_err(|e| JobError::Failed(Problem::new("internal", format!("its source cannot be read: {e}"))))?;
-        match source {
+        match source(batch)? {
             BatchSource::S3(prefix) => Ok((self.s3_page(&prefix, checkpoint).await?, None)),
             BatchSource::Folder(folder) => {
                 let roots = self.ctx.import_roots.clone();
@@ -151,7 +168,27 @@ impl Lister {
             .filter(|found| is_picture_name(&found.uri))
             .map(|found| ImageRef::Reference { s3: found.uri, fingerprint: Some(found.fingerprint) })
             .collect();
-        Ok(Listed { items, checkpoint: Checkpoint { after, ..checkpoint }, is_last })
+        let coverage = Some(Coverage::of_s3(prefix));
+        Ok(Listed { items, checkpoint: Checkpoint { after, ..checkpoint }, is_last, coverage })
+    }
+
+    /// Puts the sweep off, or gives it up: the batch ends without.
+    async fn sweep_failed(&self, batch: &Batch, error: JobError) -> Result<(), sea_orm::DbErr> {
+        let worker = &self.ctx.config.worker;
+        let tries = batch.listing_tries + 1;
+        let why = match error {
+            JobError::Rejected(problem) | JobError::Failed(problem) => problem.detail,
+            JobError::Transient(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(batch.id = %batch.id, tries, error, "look for places that were not listed");
+                if tries < worker.max_attempts {
+                    return sweeps::put_off(&self.ctx.db, batch.id, retry::delay(worker, tries)).await;
+                }
+                error
+            }
+        };
+        let detail = format!("places that were not listed could not be looked for, and stay as they are: {why}");
+        sweeps::give_up(&self.ctx.db, batch.id, &Problem::new("sweep_failed", detail)).await
     }
 
     /// Puts the listing off, or gives it up.
@@ -174,6 +211,11 @@ impl Lister {
         tracing::error!(batch.id = %batch.id, code = problem.code, "the listing of a batch is given up");
         listing::give_up(&self.ctx.db, batch.id, &problem).await
     }
+}
+
+fn source(batch: &Batch) -> Result<BatchSource, JobError> {
+    serde_json::from_str(&batch.source)
+        .map_err(|e| JobError::Failed(Problem::new("internal", format!("its source cannot be read: {e}"))))
 }
 
 /// The folder's real place.

@@ -41,7 +41,7 @@ pub async fn change(db: &Db, batch: BatchId, wish: Wish) -> Result<bool, DbErr> 
             "state = 'running', round = round + 1, finished_at = NULL, reopen_before = {now},
              listed_at = CASE WHEN listing_failed THEN NULL ELSE listed_at END, list_after = {now}, listing_tries = 0,
              listing_failed = FALSE, problem = CASE WHEN listing_failed THEN NULL ELSE problem END,
-             pace = NULL",
+             sweep = CASE WHEN sweep IS NOT NULL THEN 'waits' END, pace = NULL",
             "state IN ('running', 'completed', 'failed')",
         ),
     };
@@ -148,12 +148,14 @@ struct Item {
     item_no: i64,
 }
 
-/// Ends the batches of which every item was listed and every job has ended, each once a round; returns them.
+/// Ends the batches of which every item was listed, every job has ended and every missing place is judged, each once a
+/// round; returns them.
 pub async fn finish(db: &Db) -> Result<Vec<BatchId>, DbErr> {
     let sql = "UPDATE batches SET finished_at = {now}, pace = NULL, version = version + 1,
             state = CASE WHEN state = 'cancelled' THEN state WHEN listing_failed THEN 'failed' ELSE 'completed' END
         WHERE finished_at IS NULL AND reopen_before IS NULL AND queued = 0 AND running = 0
-            AND (state = 'cancelled' OR (state = 'running' AND listed_at IS NOT NULL))
+            AND (state = 'cancelled' OR (state = 'running' AND listed_at IS NOT NULL
+                AND (listing_failed OR sweep IS DISTINCT FROM 'waits')))
             AND succeeded + rejected + failed + cancelled = items - unchanged
             AND NOT EXISTS (SELECT 1 FROM batch_deltas d WHERE d.batch_id = batches.id)
         RETURNING id";

@@ -8,11 +8,13 @@ use sea_orm::{FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
 use serde_json::json;
 
 use super::deltas::{self, Delta};
+use super::missing::{self, Coverage};
 use crate::batch::Checkpoint;
-use crate::db::entity::batch::{BatchState, Column, Entity, Model};
+use crate::db::entity::batch::{BatchState, Column, Entity, Model, Sweep};
 use crate::db::rows::{self, Rows};
-use crate::db::{Db, execute, micros, now, statement};
-use crate::ids::{BatchId, JobId};
+use crate::db::{Db, execute, images, micros, now, statement};
+use crate::failpoints::failpoint;
+use crate::ids::{BatchId, ImageId, JobId};
 use crate::job::{ImageRef, JobArgs, JobKind, JobState, Problem};
 
 /// Pictures that were listed next.
@@ -24,6 +26,8 @@ pub struct Listed {
     pub checkpoint: Checkpoint,
     /// Whether there are no more.
     pub is_last: bool,
+    /// What it says of places that it does not name; `None` of a manifest, which is no list of all that there is.
+    pub coverage: Option<Coverage>,
 }
 
 impl Model {
@@ -54,15 +58,17 @@ pub async fn due(db: &Db, after: Option<BatchId>, limit: u64) -> Result<Vec<Mode
 }
 
 /// Makes a job of each picture that the collection does not know yet, and notes how far the listing has come. False, and
-/// nothing written, when the batch is no longer as it was read: it is held, or somebody else listed the page.
+/// no job made, when the batch is no longer as it was read: it is held, or somebody else listed the page.
 pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Listed) -> Result<bool, DbErr> {
+    let (sweep, problem) = after_page(db, batch, listed).await?;
+    failpoint("after_note");
     let txn = db.begin().await?;
     let known = known(&txn, batch, detector_revision, &listed.items).await?;
-    let is_new = |image: &&ImageRef| place(image).is_none_or(|place| !known.contains(&place));
+    let is_new = |image: &&ImageRef| place(image).is_none_or(|place| !known.places.contains(&place));
     let new: Vec<&ImageRef> = listed.items.iter().filter(is_new).collect();
     let checkpoint = serde_json::to_string(&listed.checkpoint).map_err(|e| DbErr::Json(e.to_string()))?;
     let sql = "UPDATE batches SET checkpoint = $1, items = items + $2, unchanged = unchanged + $3, listing_tries = 0,
-            listed_at = CASE WHEN $4 THEN {now} END, problem = $5, version = version + 1
+            listed_at = CASE WHEN $4 THEN {now} END, problem = $5, version = version + 1, sweep = $9
         WHERE id = $6 AND state = 'running' AND listed_at IS NULL AND items = $7
             AND checkpoint IS NOT DISTINCT FROM $8";
     let count = |n: usize| Value::from(i64::try_from(n).unwrap_or(i64::MAX));
@@ -71,14 +77,16 @@ pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Liste
         count(listed.items.len()),
         count(listed.items.len() - new.len()),
         listed.is_last.into(),
-        skipped(&listed.checkpoint)?.into(),
+        problem.as_ref().map(json_text).transpose()?.into(),
         batch.id.into(),
         batch.items.into(),
         batch.checkpoint.clone().into(),
+        sweep.as_ref().map(ActiveEnum::to_value).into(),
     ];
     if execute(&txn, sql, values).await? == 0 {
         return Ok(false);
     }
+    images::returned(&txn, &known.gone).await?;
     if !new.is_empty() {
         // What is known keeps no number: the jobs of a batch are numbered without gaps from page to page only.
         insert(&txn, batch, &new).await?;
@@ -87,6 +95,20 @@ pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Liste
     }
     txn.commit().await?;
     Ok(true)
+}
+
+/// Notes what the page did not meet; whether the batch is to be swept after it, and what a client is told.
+async fn after_page(db: &Db, batch: &Model, listed: &Listed) -> Result<(Option<Sweep>, Option<Problem>), DbErr> {
+    let skipped = skipped(&listed.checkpoint);
+    let Some(coverage) = &listed.coverage else { return Ok((None, skipped)) };
+    if !listed.is_last || batch.items > 0 || !listed.items.is_empty() {
+        missing::note(db, batch, listed).await?;
+        return Ok((listed.is_last.then_some(Sweep::Waits), skipped));
+    }
+    // An empty folder is more often a disk that is not mounted than a library whose pictures were all deleted.
+    let is_suspect = skipped.is_none() && missing::knows_any(db, batch, coverage).await?;
+    let detail = "no picture was listed where there were some before: nothing is counted as gone; is the disk mounted?";
+    Ok((None, if is_suspect { Some(Problem::new("source_empty", detail)) } else { skipped }))
 }
 
 /// Puts the listing off after it failed in a way that may pass.
@@ -119,34 +141,46 @@ fn place(image: &ImageRef) -> Option<(String, String)> {
     Some((image.uri()?, image.fingerprint()?.to_owned()))
 }
 
-/// Those of the pictures' places that hold what the collection has analysed before.
+/// What the collection has analysed before.
+#[derive(Default)]
+struct Known {
+    /// The places that hold it, with their fingerprints.
+    places: HashSet<(String, String)>,
+    /// Images there that were taken for gone.
+    gone: Vec<ImageId>,
+}
+
+/// Those of the pictures that the collection knows.
 async fn known(
     txn: &impl ConnectionTrait,
     batch: &Model,
     detector_revision: &str,
     items: &[ImageRef],
-) -> Result<HashSet<(String, String)>, DbErr> {
+) -> Result<Known, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         uri: String,
         fingerprint: String,
+        gone: Option<ImageId>,
     }
     let row = |(uri, fingerprint): (String, String)| json!({ "uri": uri, "fingerprint": fingerprint });
     let places: Vec<_> = items.iter().filter_map(place).map(row).collect();
     if places.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(Known::default());
     }
     let rows = Rows::new(&[("uri", rows::Column::Text), ("fingerprint", rows::Column::Text)], places);
     let sql = format!(
-        "SELECT r.uri, r.fingerprint FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
+        "SELECT r.uri, r.fingerprint, i.id AS gone FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
             AND s.fingerprint = r.fingerprint
          LEFT JOIN image_analyses a ON a.image_id = s.image_id AND a.detector_revision = $3
+         LEFT JOIN images i ON i.id = s.image_id AND i.gone_at IS NOT NULL
          WHERE s.image_id IS NULL OR a.image_id IS NOT NULL",
         rows.table(txn)
     );
     let values = [rows.value(), batch.collection_id.into(), detector_revision.into()];
     let found = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
-    Ok(found.into_iter().map(|row| (row.uri, row.fingerprint)).collect())
+    let gone = found.iter().filter_map(|row| row.gone).collect();
+    Ok(Known { places: found.into_iter().map(|row| (row.uri, row.fingerprint)).collect(), gone })
 }
 
 async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef]) -> Result<(), DbErr> {
@@ -186,12 +220,12 @@ async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef])
 }
 
 /// What a client is told of places that could not be read.
-fn skipped(checkpoint: &Checkpoint) -> Result<Option<String>, DbErr> {
-    let Some(first) = checkpoint.first_skipped.as_deref().filter(|_| checkpoint.skipped > 0) else { return Ok(None) };
+pub(super) fn skipped(checkpoint: &Checkpoint) -> Option<Problem> {
+    let first = checkpoint.first_skipped.as_deref().filter(|_| checkpoint.skipped > 0)?;
     let detail = format!("{} files or folders could not be read or named; the first: {first}", checkpoint.skipped);
-    json_text(&Problem::new("places_skipped", detail)).map(Some)
+    Some(Problem::new("places_skipped", detail))
 }
 
-fn json_text(problem: &Problem) -> Result<String, DbErr> {
+pub(super) fn json_text(problem: &Problem) -> Result<String, DbErr> {
     serde_json::to_string(problem).map_err(|e| DbErr::Json(e.to_string()))
 }

@@ -4,7 +4,7 @@ use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
 
 use crate::batch::BatchSource;
-use crate::db::entity::batch::{ActiveModel, BatchState, Model};
+use crate::db::entity::batch::{ActiveModel, BatchState, Model, OnGone};
 use crate::db::idempotency::{self, Idempotency, OF_BATCHES, Used};
 use crate::db::{Db, now};
 use crate::ids::{BatchId, CollectionId};
@@ -19,6 +19,7 @@ pub struct NewBatch {
     /// The pipeline, pinned here for all its jobs.
     pub pipeline: String,
     pub source: BatchSource,
+    pub on_gone: OnGone,
     pub tag: Option<String>,
     /// The W3C trace context of the request.
     pub traceparent: Option<String>,
@@ -91,6 +92,10 @@ async fn insert(txn: &impl ConnectionTrait, new: NewBatch) -> Result<Model, DbEr
         version: Set(0),
         created_at: Set(created_at),
         finished_at: Set(None),
+        on_gone: Set(new.on_gone),
+        sweep: Set(None),
+        moved: Set(0),
+        gone: Set(0),
     }
     .insert(txn)
     .await

@@ -10,7 +10,7 @@ use super::listing::{self, Listed};
 use super::read::{self, BatchWithCounts};
 use super::submit::{NewBatch, Submitted, submit};
 use crate::batch::{BatchSource, Checkpoint};
-use crate::db::entity::batch::BatchState;
+use crate::db::entity::batch::{BatchState, OnGone};
 use crate::db::faces::Origin;
 use crate::db::idempotency::Idempotency;
 use crate::db::images::{self, ImageSource};
@@ -22,9 +22,9 @@ use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
 use crate::job::{ImageRef, JobKind, JobState, Lane, Problem};
 
 const LEASE: Duration = Duration::from_secs(3600);
-const REVISION: &str = "detector-1";
+pub(super) const REVISION: &str = "detector-1";
 
-async fn on_both(test: impl AsyncFn(&Db, CollectionId)) {
+pub(super) async fn on_both(test: impl AsyncFn(&Db, CollectionId)) {
     let folder = tempfile::tempdir().unwrap();
     for db in crate::testing::databases(folder.path()).await {
         let name = CollectionId::new().to_string().replace('-', "_");
@@ -35,11 +35,16 @@ async fn on_both(test: impl AsyncFn(&Db, CollectionId)) {
 }
 
 async fn new_batch(db: &Db, collection: CollectionId) -> BatchId {
+    new_batch_that(db, collection, OnGone::Keep).await
+}
+
+pub(super) async fn new_batch_that(db: &Db, collection: CollectionId, on_gone: OnGone) -> BatchId {
     let new = NewBatch {
         collection,
         kind: JobKind::Index,
         pipeline: "tiny".to_owned(),
         source: BatchSource::Folder("/photos".to_owned()),
+        on_gone,
         tag: Some("tag".to_owned()),
         traceparent: None,
         idempotency: None,
@@ -57,10 +62,10 @@ fn file(name: &str, fingerprint: &str) -> ImageRef {
 fn page(names: &[&str], is_last: bool) -> Listed {
     let after = names.last().map(|name| format!("/photos/{name}"));
     let checkpoint = Checkpoint { after, ..Checkpoint::default() };
-    Listed { items: names.iter().map(|name| file(name, "f")).collect(), checkpoint, is_last }
+    Listed { items: names.iter().map(|name| file(name, "f")).collect(), checkpoint, is_last, coverage: None }
 }
 
-async fn found(db: &Db, id: BatchId) -> BatchWithCounts {
+pub(super) async fn found(db: &Db, id: BatchId) -> BatchWithCounts {
     read::find(db, id).await.unwrap().unwrap()
 }
 
@@ -69,15 +74,15 @@ async fn list(db: &Db, id: BatchId, listed: &Listed) -> bool {
     listing::add(db, &batch, REVISION, listed).await.unwrap()
 }
 
-async fn jobs_of(db: &Db, id: BatchId) -> Vec<JobId> {
+pub(super) async fn jobs_of(db: &Db, id: BatchId) -> Vec<JobId> {
     read::jobs(db, id, None, None, 100).await.unwrap().into_iter().map(|j| j.job.id).collect()
 }
 
-async fn begin(db: &Db, jobs: &[JobId]) -> Option<Claim> {
+pub(super) async fn begin(db: &Db, jobs: &[JobId]) -> Option<Claim> {
     claim(db, Wanted { id: ClaimId::new(), jobs, alone: 0, owner: "test" }, LEASE).await.unwrap()
 }
 
-async fn end(db: &Db, claim: ClaimId, job: JobId, outcome: &Outcome) {
+pub(super) async fn end(db: &Db, claim: ClaimId, job: JobId, outcome: &Outcome) {
     let txn = db.begin().await.unwrap();
     assert!(finish(&txn, claim, job, outcome).await.unwrap());
     txn.commit().await.unwrap();
@@ -279,6 +284,7 @@ async fn a_repeated_key_gives_the_same_batch() {
             kind: JobKind::Index,
             pipeline: "tiny".to_owned(),
             source: BatchSource::Folder("/photos".to_owned()),
+            on_gone: OnGone::Keep,
             tag: None,
             traceparent: None,
             idempotency: Some(Idempotency {

@@ -8,6 +8,8 @@ pub mod edits;
 pub mod pass;
 pub mod queue;
 
+use std::time::Duration;
+
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
@@ -124,6 +126,17 @@ pub async fn changes(
     );
     let values = [collection.into(), before.unwrap_or(ClusterChangeId(Uuid::max())).into()];
     ClusterChange::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
+}
+
+/// Forgets the oldest changes, up to `limit`, that were made more than `keep` ago: they can no longer be undone. Returns how
+/// many.
+pub async fn forget_changes(db: &Db, keep: Duration, limit: u64) -> Result<u64, DbErr> {
+    // Ids are in the order of their making: behind the first young one nothing is old.
+    let sql = format!(
+        "DELETE FROM cluster_changes WHERE created_at < {{now}} - $1
+            AND id IN (SELECT id FROM cluster_changes ORDER BY id LIMIT {limit})"
+    );
+    super::execute(&db.write, &sql, [super::micros(keep).into()]).await
 }
 
 /// Moves the collection's clusters on to the next version; others who want to wait until the transaction ends.

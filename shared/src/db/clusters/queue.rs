@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::db::embeddings::StoredVector;
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{Db, count, execute, rejections, statement};
+use crate::db::{Db, count, execute, placeholders, rejections, statement};
 use crate::embedding::Embedding;
 use crate::ids::{ClusterId, CollectionId, FaceId, ImageId, PersonId};
 
@@ -48,14 +48,22 @@ pub struct StoredFace {
     pub sides: Vec<(Uuid, i32)>,
 }
 
-/// The collection whose face has waited longest.
-pub async fn next_collection(db: &Db) -> Result<Option<CollectionId>, DbErr> {
+/// Stands in the queue for all faces of a collection that had too many to be clustered; no face has this id.
+const ALL: FaceId = FaceId(Uuid::nil());
+
+/// The collection whose face has waited longest, of those that are not in `except`.
+pub async fn next_collection(db: &Db, except: &[CollectionId]) -> Result<Option<CollectionId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         collection_id: CollectionId,
     }
-    let sql = "SELECT collection_id FROM cluster_queue ORDER BY seq LIMIT 1";
-    let row = Row::find_by_statement(statement(&db.read, sql, [])).one(&db.read).await?;
+    let others = match except.len() {
+        0 => String::new(),
+        n => format!("WHERE collection_id NOT IN ({})", placeholders(1, n)),
+    };
+    let sql = format!("SELECT collection_id FROM cluster_queue {others} ORDER BY seq LIMIT 1");
+    let except = except.iter().map(|id| Value::from(*id));
+    let row = Row::find_by_statement(statement(&db.read, &sql, except)).one(&db.read).await?;
     Ok(row.map(|row| row.collection_id))
 }
 
@@ -69,13 +77,36 @@ pub async fn waiting(db: &Db, collection: CollectionId, limit: usize) -> Result<
 
 /// How many entries of a collection wait.
 pub async fn pending(db: &Db, collection: CollectionId) -> Result<i64, DbErr> {
-    count(&db.read, "SELECT count(*) AS n FROM cluster_queue WHERE collection_id = $1", [collection.into()]).await
+    let sql = "SELECT count(*) AS n FROM cluster_queue WHERE collection_id = $1 AND face_id <> $2";
+    count(&db.read, sql, [collection.into(), ALL.into()]).await
 }
 
 /// Forgets what waits of a collection that is gone or not to be clustered.
 pub async fn forget(db: &Db, collection: CollectionId) -> Result<(), DbErr> {
     execute(&db.write, "DELETE FROM cluster_queue WHERE collection_id = $1", [collection.into()]).await?;
     Ok(())
+}
+
+/// Has one entry stand for all that waits of a collection with too many faces.
+pub async fn fold(db: &Db, collection: CollectionId) -> Result<(), DbErr> {
+    let txn = db.begin().await?;
+    let folded = "DELETE FROM cluster_queue WHERE collection_id = $1 AND face_id <> $2";
+    if execute(&txn, folded, [collection.into(), ALL.into()]).await? > 0 {
+        let one = "INSERT INTO cluster_queue (collection_id, face_id) SELECT $1, $2
+            WHERE NOT EXISTS (SELECT 1 FROM cluster_queue WHERE collection_id = $1 AND face_id = $2)";
+        execute(&txn, one, [collection.into(), ALL.into()]).await?;
+    }
+    txn.commit().await
+}
+
+/// The reverse of [`fold`], once there is room: all that was folded waits again.
+pub async fn unfold(db: &Db, collection: CollectionId) -> Result<(), DbErr> {
+    let txn = db.begin().await?;
+    let all = "DELETE FROM cluster_queue WHERE collection_id = $1 AND face_id = $2";
+    if execute(&txn, all, [collection.into(), ALL.into()]).await? > 0 {
+        enqueue_all(&txn, collection).await?;
+    }
+    txn.commit().await
 }
 
 /// Has every face of the collection looked at that was not placed yet, or is placed and may have to leave.

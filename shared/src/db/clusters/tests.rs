@@ -139,7 +139,7 @@ async fn a_face_waits_when_it_comes_changes_or_goes() {
     on_both(async |scene| {
         let first: Vec<FaceId> = scene.waiting().await.iter().map(|entry| entry.face_id).collect();
         assert_eq!(first, scene.faces, "each new face once, in order");
-        assert_eq!(queue::next_collection(&scene.db).await.unwrap(), Some(scene.collection));
+        assert_eq!(queue::next_collection(&scene.db, &[]).await.unwrap(), Some(scene.collection));
         let [a, _] = scene.two_clusters().await;
         assert_eq!(queue::pending(&scene.db, scene.collection).await.unwrap(), 0);
         let ann = scene.person("ann").await;
@@ -158,7 +158,7 @@ async fn a_face_waits_when_it_comes_changes_or_goes() {
         assert!(hidden.is_held_back && hidden.is_usable && hidden.embedding.is_some());
         collections::delete(&scene.db, scene.collection).await.unwrap();
         queue::forget(&scene.db, scene.collection).await.unwrap();
-        assert_eq!(queue::next_collection(&scene.db).await.unwrap(), None);
+        assert_eq!(queue::next_collection(&scene.db, &[]).await.unwrap(), None);
     })
     .await;
 }
@@ -290,6 +290,40 @@ async fn pages_begin_after_the_last_cluster_and_a_cover_shows_the_clearest() {
         execute(&scene.db.write, "DELETE FROM cluster_faces", []).await.unwrap();
         queue::enqueue_all(&scene.db.write, scene.collection).await.unwrap();
         assert_eq!(scene.waiting().await.len(), 6);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_waits_of_a_collection_that_is_too_large_waits_again_when_it_is_not() {
+    on_both(async |scene| {
+        queue::fold(&scene.db, scene.collection).await.unwrap();
+        queue::fold(&scene.db, scene.collection).await.unwrap();
+        assert_eq!(queue::pending(&scene.db, scene.collection).await.unwrap(), 0, "nobody need wait for it");
+        assert_eq!(scene.waiting().await.len(), 1);
+        assert_eq!(queue::next_collection(&scene.db, &[]).await.unwrap(), Some(scene.collection));
+        assert_eq!(queue::next_collection(&scene.db, &[scene.collection]).await.unwrap(), None, "others go first");
+        queue::unfold(&scene.db, scene.collection).await.unwrap();
+        let again: Vec<FaceId> = scene.waiting().await.iter().map(|waiting| waiting.face_id).collect();
+        assert_eq!(again, scene.faces);
+        queue::unfold(&scene.db, scene.collection).await.unwrap();
+        assert_eq!(queue::pending(&scene.db, scene.collection).await.unwrap(), 6, "once");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn old_changes_are_forgotten() {
+    on_both(async |scene| {
+        let [a, b] = scene.two_clusters().await;
+        done(edits::merge(&scene.db, scene.collection, a, &[b]).await.unwrap());
+        execute(&scene.db.write, "UPDATE cluster_changes SET created_at = created_at - 90000000", []).await.unwrap();
+        done(edits::split(&scene.db, scene.collection, a, &[scene.faces[4]]).await.unwrap());
+        let keep = Duration::from_secs(60);
+        assert_eq!(forget_changes(&scene.db, keep, 10).await.unwrap(), 1);
+        let left = changes(&scene.db, scene.collection, None, 10).await.unwrap();
+        assert_eq!(left.iter().map(|change| change.kind.as_str()).collect::<Vec<_>>(), ["split"]);
+        assert_eq!(forget_changes(&scene.db, keep, 10).await.unwrap(), 0);
     })
     .await;
 }

@@ -29,6 +29,34 @@ pub enum BatchState {
     Failed,
 }
 
+/// What becomes of images that no place is left of.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema,
+)]
+#[sea_orm(rs_type = "String", db_type = "Text")]
+#[serde(rename_all = "snake_case")]
+pub enum OnGone {
+    /// They and their faces stay, and are marked.
+    #[default]
+    #[sea_orm(string_value = "keep")]
+    Keep,
+    /// They are deleted with their faces.
+    #[sea_orm(string_value = "delete")]
+    Delete,
+}
+
+/// Whether the places that a batch's listing did not meet are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(rs_type = "String", db_type = "Text")]
+pub enum Sweep {
+    /// Once every job has ended.
+    #[sea_orm(string_value = "waits")]
+    Waits,
+    /// As far as they can be in this round.
+    #[sea_orm(string_value = "done")]
+    Done,
+}
+
 /// A row of `batches`. The counts are behind by what `batch_deltas` holds.
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "batches")]
@@ -81,6 +109,13 @@ pub struct Model {
     pub version: i64,
     pub created_at: i64,
     pub finished_at: Option<i64>,
+    pub on_gone: OnGone,
+    /// `None`: there is nothing to sweep, or not yet.
+    pub sweep: Option<Sweep>,
+    /// Places that are gone, their pictures being at places that are new.
+    pub moved: i64,
+    /// Images of which no place is left.
+    pub gone: i64,
 }
 
 /// Joins are written as named queries.

@@ -22,6 +22,8 @@ pub struct Model {
     pub created_at: i64,
     /// What a clock at the place showed when it was taken: `YYYY-MM-DDTHH:MM:SS`, with `+HH:MM` behind it where known.
     pub captured_at: Option<String>,
+    /// When the last place that it lay at was found to be gone.
+    pub gone_at: Option<i64>,
 }
 
 /// Joins are written as named queries.

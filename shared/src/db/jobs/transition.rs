@@ -6,9 +6,9 @@ use sea_orm::prelude::*;
 use sea_orm::{ActiveEnum, FromQueryResult};
 
 use crate::db::batches::deltas::{self, Delta};
-use crate::db::{micros, placeholders, statement};
-use crate::ids::{BatchId, ClaimId, JobId};
-use crate::job::JobState;
+use crate::db::{micros, placeholders, rematches, statement};
+use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
+use crate::job::{JobKind, JobState};
 
 /// Every way in which a job changes its state. `docs/JOB_STATES.md` draws them.
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +46,15 @@ pub(in crate::db) async fn transition(
         id: JobId,
         batch_id: Option<BatchId>,
         problem_code: Option<String>,
+        kind: JobKind,
+        collection_id: CollectionId,
+        started_at: Option<i64>,
     }
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
     let (sql, values) = update(jobs, step);
-    let sql = format!("{sql} RETURNING id, batch_id, problem_code");
+    let sql = format!("{sql} RETURNING id, batch_id, problem_code, kind, collection_id, started_at");
     let mut moved = Moved::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
     moved.sort_unstable_by_key(|m| m.id);
     let (from, to) = step.states();
@@ -63,6 +66,12 @@ pub(in crate::db) async fn transition(
         Some(Delta { batch: m.batch_id?, from: Some(from), to: Some(to), code })
     });
     deltas::append(txn, of_batches).await?;
+    if matches!(to, JobState::Failed | JobState::Cancelled) {
+        let has_begun = |m: &&Moved| m.kind == JobKind::Rematch && m.started_at.is_some();
+        for rematch in moved.iter().filter(has_begun) {
+            rematches::request_again(txn, rematch.collection_id).await?;
+        }
+    }
     Ok(moved.into_iter().map(|m| m.id).collect())
 }
 

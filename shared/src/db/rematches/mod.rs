@@ -24,6 +24,8 @@ use crate::job::{JobArgs, RematchScope};
 
 /// A request waits this long: a job that looked its faces up before the change has stored them by then.
 const SETTLE: Duration = Duration::from_secs(2);
+/// After a job that failed or was cancelled this long: whatever ended it should not end the next one at once, for ever.
+const AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// More changes than these, faces and persons together, and every face is looked at.
 const MAX_TOUCHED: usize = 64;
 /// Collections of one round.
@@ -44,6 +46,13 @@ pub async fn request(
     let sql = "INSERT INTO rematch_requests (collection_id, face_id, person_id, requested_at)
         VALUES ($1, $2, $3, {now})";
     execute(txn, sql, [collection.into(), face.into(), person.into()]).await?;
+    Ok(())
+}
+
+/// Asks for every face, a while from now, in place of what a job took that did not do it.
+pub(super) async fn request_again(txn: &impl ConnectionTrait, collection: CollectionId) -> Result<(), DbErr> {
+    let sql = "INSERT INTO rematch_requests (collection_id, requested_at) VALUES ($1, {now} + $2)";
+    execute(txn, sql, [collection.into(), micros(AGAIN_AFTER).into()]).await?;
     Ok(())
 }
 

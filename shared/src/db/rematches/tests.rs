@@ -6,6 +6,7 @@ use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::faces_by_hand::{FaceChange, PersonChange, change};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
+use crate::db::jobs::settle;
 use crate::face_index::contract::PIPELINES;
 use crate::face_index::pgvector::create_partition;
 use crate::ids::{ClaimId, JobId};
@@ -167,6 +168,42 @@ async fn one_job_at_a_time_does_it() {
         };
         assert!(matches!(enqueue(&scene.db, &scene.collection, None).await.unwrap(), Submitted::Existing(_)));
         assert_eq!(scene.open_jobs().await, [waiting.id, next.id]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_job_took_is_asked_for_again_when_it_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    for mut scene in scenes(folder.path()).await {
+        scene.add_faces(1).await;
+        let (db, collection) = (scene.db.clone(), scene.collection.id);
+        let again = async || {
+            assert_eq!(take_requests(&db.write, collection, false).await.unwrap(), None, "not at once, for ever");
+            let sql = "UPDATE rematch_requests SET requested_at = requested_at - $1";
+            execute(&db.write, sql, [micros(AGAIN_AFTER + SETTLE).into()]).await.unwrap();
+            take_requests(&db.write, collection, false).await.unwrap()
+        };
+        for is_cancelled in [false, true] {
+            let Submitted::New(job) = enqueue(&db, &scene.collection, None).await.unwrap() else { panic!("a new job") };
+            let wanted = Wanted { id: ClaimId::new(), jobs: &[job.id], alone: 0, owner: "test" };
+            let claimed = claim(&db, wanted, Duration::from_secs(60)).await.unwrap().unwrap();
+            assert_eq!(take_requests(&db.write, collection, true).await.unwrap(), Some(RematchScope::All));
+            let txn = db.begin().await.unwrap();
+            if is_cancelled {
+                let args = JobArgs::Rematch { all: true, progress: None };
+                assert!(settle::go_on(&txn, claimed.id, job.id, &args).await.unwrap());
+                txn.commit().await.unwrap();
+                settle::cancel(&db, job.id).await.unwrap();
+            } else {
+                let why = settle::Outcome::Failed(crate::job::Problem::new("attempts_exhausted", "a test"));
+                assert!(settle::finish(&txn, claimed.id, job.id, &why).await.unwrap());
+                txn.commit().await.unwrap();
+            }
+            assert_eq!(again().await, Some(RematchScope::All), "cancelled: {is_cancelled}");
+        }
+        let Submitted::New(job) = enqueue(&db, &scene.collection, None).await.unwrap() else { panic!("a new job") };
+        settle::cancel(&db, job.id).await.unwrap();
+        assert_eq!(count(&db.read, "SELECT count(*) AS n FROM rematch_requests", []).await.unwrap(), 1, "its own");
     }
 }
 

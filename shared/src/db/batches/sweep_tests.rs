@@ -1,0 +1,288 @@
+//! Places that are gone, on both databases: found by the order of their bytes whatever the pages are, and judged once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::deltas::{Folded, fold};
+use super::listing::{self, Listed};
+use super::missing::Coverage;
+use super::sweep;
+use super::tests::{REVISION, begin, end, found, jobs_of, new_batch_that, on_both};
+use super::{control, missing};
+use crate::batch::Checkpoint;
+use crate::db::entity::batch::{OnGone, Sweep};
+use crate::db::faces::{NewFace, Origin};
+use crate::db::images::{self, ImageSource};
+use crate::db::jobs::settle::Outcome;
+use crate::db::{Db, count, execute, faces};
+use crate::ids::{BatchId, CollectionId, ImageId};
+use crate::job::{FaceBox, ImageRef, Problem};
+
+/// Names of which some come in another order by the rules of a language.
+const NAMES: [&str; 9] = ["B.jpg", "a-1.jpg", "a.jpg", "a/1.jpg", "a/b/2.jpg", "a0.jpg", "aé.jpg", "b.jpg", "é.jpg"];
+
+fn uri(name: &str) -> String {
+    format!("file:///photos/{name}")
+}
+
+/// An image at these places, which were known long before any batch.
+async fn image_at(db: &Db, collection: CollectionId, names: &[&str]) -> ImageId {
+    let txn = db.begin().await.unwrap();
+    let sha256 = ImageId::new().to_string();
+    let source = ImageSource { sha256, uri: names.first().map(|name| uri(name)), ..ImageSource::default() };
+    let image = images::find_or_create(&txn, collection, &source, [10, 10]).await.unwrap().id;
+    images::record_analyses(&txn, REVISION, &[(image, 0)]).await.unwrap();
+    let places: Vec<String> = names.iter().map(|name| uri(name)).collect();
+    let seen = places.iter().map(|place| (Some(place.as_str()), Some("f"), Some(image)));
+    images::remember_sources(&txn, collection, seen).await.unwrap();
+    txn.commit().await.unwrap();
+    image
+}
+
+fn face() -> NewFace {
+    NewFace {
+        face_box: FaceBox { x: 0.0, y: 0.0, width: 5.0, height: 5.0 },
+        landmarks: "[]".to_owned(),
+        score: 0.9,
+        quality: "{}".to_owned(),
+        embedding: None,
+    }
+}
+
+async fn age(db: &Db) {
+    execute(&db.write, "UPDATE image_sources SET seen_at = seen_at - 60000000", []).await.unwrap();
+}
+
+fn page(names: &[&str], is_last: bool) -> Listed {
+    let item = |name: &&str| ImageRef::File { file: format!("/photos/{name}"), fingerprint: Some("f".to_owned()) };
+    let after = names.last().map(|name| format!("/photos/{name}"));
+    Listed {
+        items: names.iter().map(item).collect(),
+        checkpoint: Checkpoint { after, ..Checkpoint::default() },
+        is_last,
+        coverage: Some(Coverage::of_folder("/photos")),
+    }
+}
+
+/// Lists these pictures to the end, so many a page.
+async fn list(db: &Db, id: BatchId, names: &[&str], a_page: usize) {
+    let pages: Vec<&[&str]> = names.chunks(a_page).collect();
+    for (n, names) in pages.iter().enumerate() {
+        let listed = page(names, n + 1 == pages.len());
+        let batch = found(db, id).await.batch;
+        // As a lister does that was cut off before it wrote the page's jobs.
+        missing::note(db, &batch, &listed).await.unwrap();
+        assert!(listing::add(db, &batch, REVISION, &listed).await.unwrap());
+    }
+}
+
+/// Ends every job of the batch as succeeded.
+async fn work(db: &Db, id: BatchId) {
+    let jobs = jobs_of(db, id).await;
+    if !jobs.is_empty() {
+        let claim = begin(db, &jobs).await.unwrap();
+        for job in &claim.jobs {
+            end(db, claim.id, job.job.id, &Outcome::Succeeded(json!({}))).await;
+        }
+    }
+    while fold(db).await.unwrap() != Folded::Nothing {}
+}
+
+/// Sweeps with all that is missing gone, `slice` places at once; how many were moved, and how many are gone.
+async fn swept(db: &Db, id: BatchId, slice: u64) -> (i64, i64) {
+    loop {
+        let Some(batch) = sweep::due(db, 100).await.unwrap().into_iter().find(|batch| batch.id == id) else { break };
+        let missing = sweep::missing(db, id, slice).await.unwrap();
+        if missing.is_empty() {
+            sweep::conclude(db, &batch, "file:///photos/").await.unwrap();
+            continue;
+        }
+        assert!(sweep::judge(db, &batch, &missing, &[]).await.unwrap());
+        // As a second worker does that sweeps too.
+        assert!(sweep::judge(db, &batch, &missing, &[]).await.unwrap());
+    }
+    let batch = found(db, id).await.batch;
+    assert_eq!(batch.sweep, Some(Sweep::Done));
+    (batch.moved, batch.gone)
+}
+
+async fn places(db: &Db, collection: CollectionId) -> i64 {
+    let sql = "SELECT count(*) AS n FROM image_sources WHERE collection_id = $1";
+    count(&db.read, sql, [collection.into()]).await.unwrap()
+}
+
+async fn is_gone(db: &Db, collection: CollectionId, image: ImageId) -> Option<bool> {
+    Some(images::find(&db.read, collection, image).await.unwrap()?.gone_at.is_some())
+}
+
+#[tokio::test]
+async fn what_is_not_listed_is_found_whatever_the_pages() {
+    on_both(async |db, collection| {
+        for name in NAMES {
+            image_at(db, collection, &[name]).await;
+        }
+        image_at(db, collection, &["../elsewhere.jpg"]).await;
+        image_at(db, collection, &[".hidden/a.jpg"]).await;
+        age(db).await;
+        for listed in [&["a.jpg", "b.jpg"][..], &["B.jpg", "a-1.jpg", "a/b/2.jpg", "é.jpg"], &["aé.jpg"], &NAMES] {
+            for a_page in [1, 2, 100] {
+                let id = new_batch_that(db, collection, OnGone::Keep).await;
+                list(db, id, listed, a_page).await;
+                let wanted: Vec<String> = NAMES.iter().filter(|name| !listed.contains(name)).map(|n| uri(n)).collect();
+                assert_eq!(sweep::missing(db, id, 100).await.unwrap(), wanted, "{listed:?}, {a_page} a page");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_places_are_compared_in_slices() {
+    on_both(async |db, collection| {
+        let sql = if crate::db::is_postgres(&db.write) {
+            "INSERT INTO image_sources (collection_id, uri, fingerprint, seen_at)
+             SELECT $1, 'file:///photos/' || lpad(n::text, 5, '0') || '.jpg', 'f', 0 FROM generate_series(1, 3500) n"
+        } else {
+            "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 3500)
+             INSERT INTO image_sources (collection_id, uri, fingerprint, seen_at)
+             SELECT $1, 'file:///photos/' || printf('%05d', n) || '.jpg', 'f', 0 FROM t"
+        };
+        execute(&db.write, sql, [collection.into()]).await.unwrap();
+        let id = new_batch_that(db, collection, OnGone::Keep).await;
+        list(db, id, &["00001.jpg", "03000.jpg"], 1).await;
+        assert_eq!(sweep::missing(db, id, 10_000).await.unwrap().len(), 3498);
+        work(db, id).await;
+        assert_eq!(swept(db, id, 500).await, (0, 0), "what was no picture is forgotten, and no image is gone");
+        assert_eq!(places(db, collection).await, 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_image_is_judged_once() {
+    on_both(async |db, collection| {
+        let kept = image_at(db, collection, &["kept.jpg"]).await;
+        let gone = image_at(db, collection, &["gone.jpg", "z-gone.jpg"]).await;
+        let moved = image_at(db, collection, &["moved.jpg"]).await;
+        let copied = image_at(db, collection, &["copied.jpg", "the-copy.jpg"]).await;
+        let stored = image_at(db, collection, &["stored.jpg"]).await;
+        let sql = "UPDATE images SET object_key = $1 WHERE id = $2";
+        execute(&db.write, sql, [collection.to_string().into(), stored.into()]).await.unwrap();
+        let unnamed = image_at(db, collection, &["unnamed.jpg"]).await;
+        let sql = "UPDATE images SET uri = 's3://bucket/never-listed.jpg' WHERE id = $1";
+        execute(&db.write, sql, [unnamed.into()]).await.unwrap();
+        age(db).await;
+
+        let id = new_batch_that(db, collection, OnGone::Keep).await;
+        list(db, id, &["kept.jpg", "new-place.jpg", "the-copy.jpg"], 2).await;
+        assert!(sweep::due(db, 100).await.unwrap().is_empty(), "the job of the new place has not run");
+        let new_place = uri("new-place.jpg");
+        let txn = db.begin().await.unwrap();
+        images::remember_sources(&txn, collection, [(Some(new_place.as_str()), Some("f"), Some(moved))]).await.unwrap();
+        txn.commit().await.unwrap();
+        work(db, id).await;
+        assert_eq!(control::finish(db).await.unwrap(), [], "not before the places are judged");
+        assert_eq!(swept(db, id, 2).await, (1, 1));
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        let mut marks = BTreeMap::new();
+        for (name, image) in [("kept", kept), ("gone", gone), ("moved", moved), ("copied", copied), ("stored", stored)]
+        {
+            marks.insert(name, is_gone(db, collection, image).await);
+        }
+        let wanted = ["copied", "gone", "kept", "moved", "stored"].map(|name| (name, Some(name == "gone")));
+        assert_eq!(marks.into_iter().collect::<Vec<_>>(), wanted);
+        assert_eq!(is_gone(db, collection, unnamed).await, Some(false), "where it was found first nobody has looked");
+        let row = images::find(&db.read, collection, moved).await.unwrap().unwrap();
+        assert_eq!(row.uri, Some(new_place), "it is shown where it lies");
+
+        // The disk is mounted again: what it holds is known by its fingerprint.
+        let id = new_batch_that(db, collection, OnGone::Keep).await;
+        list(db, id, &["kept.jpg", "new-place.jpg", "the-copy.jpg", "z-gone.jpg"], 10).await;
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.unchanged, is_gone(db, collection, gone).await), (4, Some(false)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn gone_images_are_deleted_with_their_faces_when_all_was_seen() {
+    on_both(async |db, collection| {
+        let earlier = image_at(db, collection, &["earlier.jpg"]).await;
+        let elsewhere = image_at(db, collection, &["elsewhere.jpg"]).await;
+        let sql = "UPDATE images SET uri = 'file:///other/elsewhere.jpg' WHERE id = $1";
+        execute(&db.write, sql, [elsewhere.into()]).await.unwrap();
+        let sql = "UPDATE images SET gone_at = 1 WHERE id IN ($1, $2)";
+        execute(&db.write, sql, [earlier.into(), elsewhere.into()]).await.unwrap();
+        let now = image_at(db, collection, &["now.jpg"]).await;
+        age(db).await;
+        let txn = db.begin().await.unwrap();
+        let origin = Origin { collection, image: now, detector_revision: REVISION, pipeline: "tiny" };
+        faces::place(&txn, origin, &[face()]).await.unwrap();
+        txn.commit().await.unwrap();
+
+        let id = new_batch_that(db, collection, OnGone::Delete).await;
+        list(db, id, &["fails.jpg"], 1).await;
+        let claim = begin(db, &jobs_of(db, id).await).await.unwrap();
+        let why = Problem::new("attempts_exhausted", "a test");
+        end(db, claim.id, claim.jobs[0].job.id, &Outcome::Failed(why)).await;
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(swept(db, id, 10).await, (0, 1));
+        let batch = found(db, id).await.batch;
+        assert!(batch.problem.unwrap().contains("gone_kept"), "any of them may be what could not be read");
+        assert_eq!(is_gone(db, collection, now).await, Some(true));
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+
+        assert!(control::change(db, id, control::Wish::Retry).await.unwrap());
+        while control::reopen_slice(db, id).await.unwrap() {}
+        work(db, id).await;
+        assert_eq!(swept(db, id, 10).await, (0, 2), "the one of before is counted once it is deleted");
+        assert!(found(db, id).await.batch.problem.is_none());
+        assert_eq!((is_gone(db, collection, now).await, is_gone(db, collection, earlier).await), (None, None));
+        assert_eq!(is_gone(db, collection, elsewhere).await, Some(true), "it lay somewhere else");
+        let faces = count(&db.read, "SELECT count(*) AS n FROM faces WHERE collection_id = $1", [collection.into()]);
+        assert_eq!(faces.await.unwrap(), 0);
+        assert_eq!(sweep::missing(db, id, 10).await.unwrap(), Vec::<String>::new());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_is_judged_unless_the_listing_is_complete() {
+    on_both(async |db, collection| {
+        let image = image_at(db, collection, &["gone.jpg"]).await;
+        image_at(db, collection, &["z.jpg"]).await;
+        age(db).await;
+        let id = new_batch_that(db, collection, OnGone::Delete).await;
+        let batch = found(db, id).await.batch;
+        assert!(listing::add(db, &batch, REVISION, &page(&["z.jpg"], false)).await.unwrap());
+        listing::give_up(db, id, &Problem::new("source_gone", "a test")).await.unwrap();
+        assert!(sweep::due(db, 10).await.unwrap().is_empty(), "the listing was given up");
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+        assert_eq!(is_gone(db, collection, image).await, Some(false));
+
+        // Tried again it goes on behind the page, and what that page did not meet is judged.
+        assert!(control::change(db, id, control::Wish::Retry).await.unwrap());
+        while control::reopen_slice(db, id).await.unwrap() {}
+        let batch = found(db, id).await.batch;
+        assert!(listing::add(db, &batch, REVISION, &page(&[], true)).await.unwrap());
+        let due = sweep::due(db, 10).await.unwrap();
+        assert_eq!(due.len(), 1);
+        sweep::put_off(db, id, Duration::from_secs(60)).await.unwrap();
+        assert!(sweep::due(db, 10).await.unwrap().is_empty(), "not before its time");
+        assert!(control::change(db, id, control::Wish::Cancel).await.unwrap());
+        assert!(!sweep::judge(db, &due[0], &[uri("gone.jpg")], &[]).await.unwrap(), "it was cancelled");
+        assert_eq!(control::finish(db).await.unwrap(), [id]);
+
+        let id = new_batch_that(db, collection, OnGone::Keep).await;
+        let batch = found(db, id).await.batch;
+        assert!(listing::add(db, &batch, REVISION, &page(&[], true)).await.unwrap());
+        let batch = found(db, id).await.batch;
+        assert_eq!(batch.sweep, None, "nothing at all was listed");
+        assert!(batch.problem.unwrap().contains("source_empty"));
+        assert_eq!(sweep::missing(db, id, 10).await.unwrap(), Vec::<String>::new());
+        assert_eq!(is_gone(db, collection, image).await, Some(false));
+    })
+    .await;
+}
