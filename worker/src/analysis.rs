@@ -94,9 +94,8 @@ async fn found(core: &OnCore, detector: &Detector, photo: &Photo) -> Result<Vec<
         let core = core.clone();
         async move { Ok((pass.view, core.detect(pass.input).await?)) }
     };
-    let answers = core.all(passes.map(run)).await?;
-    let [main, small] = <[_; 2]>::try_from(answers).expect("an answer to each pass; this is a bug");
-    let found = detect::merge(detector, (main.0, &main.1), (small.0, &small.1))?;
+    let answers = core.all(passes.into_iter().map(run)).await?;
+    let found = detect::merge(detector, &answers)?;
     Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
 }
 

@@ -188,7 +188,7 @@ async fn take_in(state: &AppState, collection: &collection::Model, lines: &mut L
     let mut added = Counts::default();
     let mut line = Vec::new();
     while lines.next(&mut line).await? {
-        let read = checker.read(&line).map_err(refused)?;
+        let read = checker.read(&line).map_err(|error| refused(&error))?;
         if let Line::FaceIdExport(header) = &read {
             check_header(state, collection, header)?;
         }
@@ -197,18 +197,18 @@ async fn take_in(state: &AppState, collection: &collection::Model, lines: &mut L
         }
         portion.add(read);
     }
-    let read = checker.finish().map_err(refused)?;
+    let read = checker.finish().map_err(|error| refused(&error))?;
     add(&mut added, portion.write(state, collection.id).await?);
     import::finish(&state.db, collection.id).await?;
     Ok(ImportView { read, added })
 }
 
-fn refused(error: TransferError) -> ApiError {
+fn refused(error: &TransferError) -> ApiError {
     ApiError::unprocessable(error.code(), error.to_string())
 }
 
 fn check_header(state: &AppState, collection: &collection::Model, header: &Header) -> ApiResult<()> {
-    header.check_pipelines(&state.catalogue).map_err(refused)?;
+    header.check_pipelines(&state.catalogue).map_err(|error| refused(&error))?;
     let theirs = &header.collection.pipeline;
     if *theirs == collection.pipeline {
         return Ok(());

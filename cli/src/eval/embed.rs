@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::future::try_join_all;
 use indicatif::{ProgressBar, ProgressStyle};
 use shared::catalogue::Detector;
 use shared::embedding::Embedding;
@@ -69,8 +70,8 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
         async move {
             let photo = read(&setup, path).await?;
             let detector = setup.engine.pipeline().detector.clone();
-            let [main, small] = tokio::task::spawn_blocking(move || passes(&photo.overview.picture, &detector)).await?;
-            Ok([main.input, small.input, crop])
+            let shown = tokio::task::spawn_blocking(move || passes(&photo.overview.picture, &detector)).await?;
+            Ok((shown.into_iter().map(|pass| pass.input).collect(), crop))
         }
     })
     .await?;
@@ -78,10 +79,10 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
     for _ in 0..BARE_ROUNDS {
         let inputs = prepared.clone();
         let began = Instant::now();
-        let run = |[main, small, crop]: [Tensor; 3]| {
+        let run = |(shown, crop): (Vec<Tensor>, Tensor)| {
             let engine = setup.engine.clone();
             async move {
-                tokio::try_join!(engine.detect(main), engine.detect(small))?;
+                try_join_all(shown.into_iter().map(|input| engine.detect(input))).await?;
                 engine.embed(crop).await?;
                 Ok(())
             }

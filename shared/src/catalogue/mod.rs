@@ -16,7 +16,7 @@ pub use requires::{CpuFeature, any_of};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
 /// stored under another policy are not taken for this one's.
-const INPUT_POLICY: u32 = 1;
+const INPUT_POLICY: u32 = 2;
 
 /// The entries that come with face-id.
 const BUILT_IN: [(&str, &str); 4] = [

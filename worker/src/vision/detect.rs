@@ -1,7 +1,7 @@
 //! What a detector is shown of a picture, and what its answers mean.
 //!
-//! Every picture is shown twice: once at a side that finds small faces, once small, which finds faces so large that
-//! the first pass cannot take them in. Both answers are mapped back to upright original pixels and merged.
+//! Every picture is shown at a side that finds small faces, and where that is a large one a second time, small, which finds
+//! faces so large that the first pass cannot take them in. The answers are mapped back to upright original pixels and merged.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{Filter, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -82,40 +82,41 @@ fn largest_side(detector: &Detector) -> u32 {
     detector.input_side.max(MIN_SIDE)
 }
 
-/// The inputs to run for `picture`: the main pass, then the small one.
-pub fn passes(picture: &Picture, detector: &Detector) -> [Pass; 2] {
+/// The inputs to run for `picture`: the main pass, and a small one where the main one has room for a face that is too large
+/// for it.
+pub fn passes(picture: &Picture, detector: &Detector) -> Vec<Pass> {
     let range = Range { channels: detector.channels, mean: detector.mean, scale: detector.scale };
     let longest = picture.width.max(picture.height);
-    let main = resized(picture, longest.clamp(MIN_SIDE, largest_side(detector)));
+    let side = longest.clamp(MIN_SIDE, largest_side(detector));
+    let main = resized(picture, side);
     // The smaller of the two has all that the small pass can show and is read faster.
     let source = if main.width < picture.width { &main } else { picture };
-    let small = resized(source, SMALL_SIDE);
-    [main, small].map(|shown| Pass {
+    let small = (side as f32 > LARGE_FACE).then(|| resized(source, SMALL_SIDE));
+    let pass = |shown: Picture| Pass {
         view: View {
             size: [shown.width, shown.height].map(|side| side.next_multiple_of(SIDE_STEP)),
             to_picture: [picture.width as f32 / shown.width as f32, picture.height as f32 / shown.height as f32],
         },
         input: range.padded_tensor(&shown, SIDE_STEP),
-    })
+    };
+    std::iter::once(main).chain(small).map(pass).collect()
 }
 
-/// Faces of at least the detector's `store_score`, best first, from the answers to the main and the small pass.
-pub fn merge(
-    detector: &Detector,
-    main: (View, &[Tensor]),
-    small: (View, &[Tensor]),
-) -> Result<Vec<Detection>, DetectError> {
+/// Faces of at least the detector's `store_score`, best first, from the answers to the main pass and those after it.
+pub fn merge(detector: &Detector, answers: &[(View, Vec<Tensor>)]) -> Result<Vec<Detection>, DetectError> {
+    let Some((main, small)) = answers.split_first() else { return Ok(Vec::new()) };
     let fits = |face: &Detection| {
         let [x, y] = main.0.to_picture;
-        (face.bounding_box.width / x).max(face.bounding_box.height / y) <= LARGE_FACE
+        small.is_empty() || (face.bounding_box.width / x).max(face.bounding_box.height / y) <= LARGE_FACE
     };
     let (sharp, too_large): (Vec<_>, Vec<_>) = read(detector, main)?.into_iter().partition(fits);
+    let small = small.iter().map(|answer| read(detector, answer)).collect::<Result<Vec<_>, _>>()?.concat();
     // A face that both passes see is told by the one that takes it in better, whatever the scores.
-    let ranked = [sharp, read(detector, small)?, too_large].map(nms::best_first).concat();
+    let ranked = [sharp, small, too_large].map(nms::best_first).concat();
     Ok(nms::best_first(nms::suppress(ranked)))
 }
 
-fn read(detector: &Detector, (view, outputs): (View, &[Tensor])) -> Result<Vec<Detection>, DetectError> {
+fn read(detector: &Detector, (view, outputs): &(View, Vec<Tensor>)) -> Result<Vec<Detection>, DetectError> {
     let head = Head { size: view.size, outputs };
     let found = match detector.family {
         DetectorFamily::Yunet => yunet::read(&head, detector.store_score),
@@ -222,16 +223,19 @@ mod tests {
     #[test]
     fn a_picture_is_shown_at_its_own_size_within_the_limits() {
         let cases = [
-            ((250, 250), [384, 384], [192, 192]),
-            ((500, 250), [512, 256], [192, 96]),
-            ((3000, 2171), [640, 480], [192, 160]),
-            ((480, 640), [480, 640], [160, 192]),
-            ((10_000, 1), [640, 32], [192, 32]),
-            ((1, 1), [384, 384], [192, 192]),
+            ((250, 250), vec![[384, 384]]),
+            ((448, 300), vec![[448, 320]]),
+            ((449, 300), vec![[480, 320], [192, 128]]),
+            ((500, 250), vec![[512, 256], [192, 96]]),
+            ((3000, 2171), vec![[640, 480], [192, 160]]),
+            ((480, 640), vec![[480, 640], [160, 192]]),
+            ((10_000, 1), vec![[640, 32], [192, 32]]),
+            ((1, 1), vec![[384, 384]]),
         ];
-        for ((width, height), main, small) in cases {
+        for ((width, height), sizes) in cases {
             let passes = passes(&grey(width, height), &detector(DetectorFamily::Yunet));
-            for (pass, size) in passes.iter().zip([main, small]) {
+            assert_eq!(passes.len(), sizes.len(), "{width}x{height}");
+            for (pass, size) in passes.iter().zip(sizes) {
                 assert_eq!(pass.view.size, size, "{width}x{height}");
                 assert_eq!(pass.input.shape, [1, 3, i64::from(size[1]), i64::from(size[0])]);
                 assert!(pass.input.data.iter().all(|value| [0.0, 128.0].contains(value)), "{width}x{height}");
@@ -248,7 +252,7 @@ mod tests {
         main[7].data[24..28].copy_from_slice(&[0.5, 0.25, 0.0, 2f32.ln()]);
         main[10].data[60..62].copy_from_slice(&[0.5, -0.25]);
         let small = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
-        let faces = merge(&detector(DetectorFamily::Yunet), (view, &main), (view, &small)).unwrap();
+        let faces = merge(&detector(DetectorFamily::Yunet), &[(view, main), (view, small)]).unwrap();
         assert_eq!(faces.len(), 1);
         assert!((faces[0].score - 0.9).abs() < 1e-6);
         let found = faces[0].bounding_box;
@@ -270,7 +274,7 @@ mod tests {
             main[5].data[12..16].copy_from_slice(&[0.5, 0.25, 1.0, 0.5]);
             main[8].data[30..32].copy_from_slice(&[0.25, 0.125]);
             let small = outputs(view.size, &[1, 4, 10], 2, batch);
-            let faces = merge(&detector(DetectorFamily::Scrfd), (view, &main), (view, &small)).unwrap();
+            let faces = merge(&detector(DetectorFamily::Scrfd), &[(view, main), (view, small)]).unwrap();
             assert_eq!(faces.len(), 1);
             let wanted = crate::vision::BoundingBox { x: 16.0, y: -8.0, width: 48.0, height: 24.0 };
             assert_eq!(faces[0].bounding_box, wanted);
@@ -293,8 +297,8 @@ mod tests {
             head
         };
         for (side, wanted) in [(300.0, 0.75), (600.0, 0.95)] {
-            let answers = [seen(main, side, 0.75), seen(small, side, 0.95)];
-            let faces = merge(&detector(DetectorFamily::Yunet), (main, &answers[0]), (small, &answers[1])).unwrap();
+            let answers = [(main, seen(main, side, 0.75)), (small, seen(small, side, 0.95))];
+            let faces = merge(&detector(DetectorFamily::Yunet), &answers).unwrap();
             assert_eq!(faces.iter().map(|face| face.score).collect::<Vec<_>>(), [wanted]);
         }
     }
@@ -305,8 +309,9 @@ mod tests {
         let right = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
         let other_family = outputs(view.size, &[1, 4, 10], 2, &[]);
         let other_size = outputs([64, 64], &[1, 1, 4, 10], 1, &[1]);
-        for wrong in [&other_family, &other_size, &right[..11].to_vec()] {
-            let error = merge(&detector(DetectorFamily::Yunet), (view, &right), (view, wrong)).unwrap_err();
+        for wrong in [other_family, other_size, right[..11].to_vec()] {
+            let answers = [(view, right.clone()), (view, wrong)];
+            let error = merge(&detector(DetectorFamily::Yunet), &answers).unwrap_err();
             assert!(error.to_string().contains("64x32"), "{error}");
         }
     }
