@@ -20,7 +20,7 @@ FACES ?= $(FACE_ID_ASSETS_DIR)/data/faces
 PHOTOS_12MP := $(FACE_ID_CACHE_DIR)/bench-photos
 BENCH ?=
 
-.PHONY: help setup setup-services build demo test check serve eval services services-down faults bench
+.PHONY: help setup setup-heic setup-services build demo test check serve eval services services-down faults bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ setup-services: setup ## Install PostgreSQL with pgvector and RabbitMQ for `make
 
 build: setup ## Build the commands
 	cargo build --locked --workspace $(FEATURES)
+
+setup-heic: setup
+	@pkg-config --atleast-version=1.15 libheif || scripts/setup-heic.sh
+
+build-heic: setup-heic ## Build the commands so that they read HEIC, with libheif
+	cargo build --locked --workspace $(FEATURES) --features cli/heic
+
+test-heic: setup-heic ## Test the reading of HEIC
+	cargo test --locked --package shared --package worker --lib --features worker/heic -- hei batch::tests decode
 
 demo: build $(if $(filter services,$(BACKEND)),services) ## Enroll people, identify other photographs of them (PHOTOS=DIR takes your own, BACKEND=services runs it on them)
 	@$(if $(filter services,$(BACKEND)),eval "$$($(SERVICES) env)" && )$(FACE_ID) demo $(if $(PHOTOS),--photos "$(PHOTOS)")

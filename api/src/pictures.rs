@@ -9,6 +9,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use shared::db::uploads::{self, NewUpload};
 use shared::digest::sha256_hex;
+use shared::heif;
 use shared::ids::{CollectionId, UploadId};
 use shared::job::{ImageRef, UploadedImage};
 use utoipa::ToSchema;
@@ -70,6 +71,9 @@ impl InlinePicture {
             return Err(ApiError::bad_request("empty_body", "there is no picture in the request; send its bytes"));
         }
         let Some(content_type) = content_type(&bytes) else {
+            if heif::is_heif(&bytes) {
+                return Err(ApiError::unsupported_media_type("image_unsupported_format", heif::NOT_READ));
+            }
             let detail = "the bytes are neither a jpeg, a png nor a webp picture; convert it to one of these";
             return Err(ApiError::unsupported_media_type("image_unsupported_format", detail));
         };
@@ -101,6 +105,7 @@ fn content_type(bytes: &[u8]) -> Option<&'static str> {
         [0xff, 0xd8, 0xff, ..] => Some("image/jpeg"),
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some("image/png"),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some("image/webp"),
+        _ if heif::IS_READ && heif::is_heif(bytes) => Some("image/heic"),
         _ => None,
     }
 }

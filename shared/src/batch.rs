@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::heif;
 use crate::ids::CollectionId;
 use crate::job::ImageRef;
 
@@ -104,9 +105,14 @@ pub struct Checkpoint {
 /// Whether a name is a picture's by its ending. What is hidden is none.
 pub fn is_picture_name(name: &str) -> bool {
     const ENDINGS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+    const HEIF_ENDINGS: [&str; 2] = ["heic", "heif"];
+    let is_ours = |ending: &str| {
+        let heif = HEIF_ENDINGS.iter().filter(|_| heif::IS_READ);
+        ENDINGS.iter().chain(heif).any(|known| ending.eq_ignore_ascii_case(known))
+    };
     let file = name.rsplit('/').next().unwrap_or(name);
     let ending = file.rsplit_once('.').map(|(_, ending)| ending);
-    !file.starts_with('.') && ending.is_some_and(|ending| ENDINGS.iter().any(|e| ending.eq_ignore_ascii_case(e)))
+    !file.starts_with('.') && ending.is_some_and(is_ours)
 }
 
 #[cfg(test)]
@@ -142,6 +148,9 @@ mod tests {
     fn pictures_are_known_by_their_ending() {
         for name in ["a.jpg", "x/B.JPEG", "a.b.png", "ü.WebP"] {
             assert!(is_picture_name(name), "{name}");
+        }
+        for name in ["IMG_0001.HEIC", "b.heif"] {
+            assert_eq!(is_picture_name(name), heif::IS_READ, "{name}");
         }
         for name in ["", "jpg", ".jpg", "a.jpg/", "a.gif", "x.jpg/readme", "a/._b.jpg"] {
             assert!(!is_picture_name(name), "{name}");

@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logs, metrics, traces; [`process`], [`health`]: what servers share
 //! - [`catalogue`]: the pipelines (detector + alignment + model) that can be run
-//! - [`job`]: kinds, arguments, states and answers of jobs; [`batch`]: what batches of them list; [`embedding`]: a model's vector of one face
+//! - [`job`]: kinds, arguments, states and answers of jobs; [`batch`]: what batches of them list; [`heif`]: pictures of phones; [`embedding`]: a model's vector of one face
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
@@ -23,6 +23,7 @@ pub mod face_index;
 pub mod failpoints;
 pub mod finished;
 pub mod health;
+pub mod heif;
 pub mod ids;
 pub mod job;
 pub mod objects;

@@ -55,7 +55,7 @@ impl Snapshot {
     pub async fn has_vectors(&self, pipeline: &str) -> Result<bool, DbErr> {
         let sql =
             "SELECT count(*) AS n FROM (SELECT 1 FROM embeddings WHERE collection_id = $1 AND pipeline = $2 LIMIT 1)
-            AS some";
+            AS found";
         Ok(count(&self.txn, sql, [self.collection.into(), pipeline.into()]).await? > 0)
     }
 

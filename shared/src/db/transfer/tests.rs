@@ -114,7 +114,8 @@ async fn scene(db: &Db) -> CollectionId {
     let alike = [face(db, c, 4, None).await, face(db, c, 5, None).await, face(db, c, 6, None).await];
     let places = alike.map(|face| (face, Some(cluster))).to_vec();
     let plan = pass::Plan { new_clusters: vec![cluster], places, touched: vec![cluster], ..pass::Plan::default() };
-    assert!(pass::record(db, c, 0, &plan).await.unwrap());
+    let version = pass::version(&db.read, c).await.unwrap();
+    assert!(pass::record(db, c, version, &plan).await.unwrap());
     let edited = edits::split(db, c, cluster, &alike[..1]).await.unwrap();
     assert!(matches!(edited, edits::Edited::Done(..)), "{edited:?}");
     let edited = edits::name(db, c, cluster, &PersonRef::Id { id: carl }, &[]).await.unwrap();

@@ -1,10 +1,12 @@
 //! Bytes of a photograph to an upright [`Photo`], refusing what is hostile, broken or too large.
 //!
-//! The format is taken from the magic bytes only: jpeg, png, webp. Size limits are checked on the file's own header
+//! The format is taken from the magic bytes only: jpeg, png, webp and, in builds with the feature `heic`, that. Size limits are checked on the file's own header
 //! before any pixel memory is asked for. A file cut short is an error even where a viewer would fill the rest with grey.
 //! Transparent pixels are laid on white, as a page shows them. Of an animated webp the first frame is taken.
 
 mod exif;
+#[cfg(feature = "heic")]
+mod heic;
 mod jpeg;
 mod outline;
 pub mod photo;
@@ -17,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::codecs::{png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, RgbImage, RgbaImage};
+use shared::heif;
 
 use self::jpeg::Jpeg;
 use self::photo::Photo;
@@ -42,6 +45,9 @@ pub enum DecodeError {
     /// The first bytes are those of no supported format.
     #[error("the image is neither jpeg, png nor webp by its first bytes; convert it to one of these")]
     UnsupportedFormat,
+    /// What phones write, in a build without the library for it.
+    #[error("{}", heif::NOT_READ)]
+    HeicNotRead,
     /// The file ends before the picture does.
     #[error("the {format} image ends before its last pixel; send the whole file")]
     Truncated {
@@ -83,7 +89,7 @@ impl DecodeError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Empty => "image_empty",
-            Self::UnsupportedFormat => "image_unsupported_format",
+            Self::UnsupportedFormat | Self::HeicNotRead => "image_unsupported_format",
             Self::Truncated { .. } => "image_truncated",
             Self::Unreadable { .. } => "image_unreadable",
             Self::TooManyBytes { .. } | Self::TooManyPixels { .. } => "image_too_large",
@@ -102,14 +108,20 @@ pub fn decode(bytes: Vec<u8>, limits: &DecodeLimits, side: u32) -> Result<Photo,
     if bytes.len() > limits.max_bytes {
         return Err(DecodeError::TooManyBytes { size_bytes: bytes.len(), max_bytes: limits.max_bytes });
     }
-    let format = Format::guess(&bytes).ok_or(DecodeError::UnsupportedFormat)?;
+    let format = Format::guess(&bytes).ok_or_else(|| unsupported(&bytes))?;
     // The decoders are young and their input hostile; a panic of theirs is that picture's problem, not the process'.
     catch_unwind(AssertUnwindSafe(|| match format {
         Format::Jpeg => Photo::of_jpeg(Jpeg::open(bytes, limits)?, side),
         Format::Png => png(&bytes, limits),
         Format::WebP => webp(&bytes, limits),
+        #[cfg(feature = "heic")]
+        Format::Heic => heic::decode(&bytes, limits),
     }))
     .unwrap_or(Err(DecodeError::Unreadable { format: format.name(), source: None }))
+}
+
+fn unsupported(bytes: &[u8]) -> DecodeError {
+    if heif::is_heif(bytes) { DecodeError::HeicNotRead } else { DecodeError::UnsupportedFormat }
 }
 
 #[derive(Clone, Copy)]
@@ -117,6 +129,8 @@ enum Format {
     Jpeg,
     Png,
     WebP,
+    #[cfg(feature = "heic")]
+    Heic,
 }
 
 impl Format {
@@ -125,6 +139,8 @@ impl Format {
             [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1A, b'\n', ..] => Some(Self::Png),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            #[cfg(feature = "heic")]
+            _ if heif::is_heif(bytes) => Some(Self::Heic),
             _ => None,
         }
     }
@@ -134,6 +150,8 @@ impl Format {
             Self::Jpeg => "jpeg",
             Self::Png => "png",
             Self::WebP => "webp",
+            #[cfg(feature = "heic")]
+            Self::Heic => "heic",
         }
     }
 

@@ -145,6 +145,11 @@ fn what_is_no_picture_has_its_code() {
     for bytes in [&b"hello"[..], b"GIF89a.......", b"<svg/>", b"\xFF\xD8", b"RIFF\0\0\0\0WAVE"] {
         assert_eq!(code(bytes), "image_unsupported_format");
     }
+    if !heif::IS_READ {
+        let error = decode(include_bytes!("fixtures/halves.heic"), &LIMITS).unwrap_err();
+        assert_eq!(error.code(), "image_unsupported_format");
+        assert!(error.to_string().contains("HEIC") && error.to_string().contains("feature `heic`"), "{error}");
+    }
     assert_eq!(code(&vec![0xFF; (1 << 20) + 1]), "image_too_large");
     // A whole file by its markers, and nothing to decode in it.
     assert_eq!(code(b"\xFF\xD8\xFF\xE0\0\x04ab\xFF\xD9"), "image_unreadable");
