@@ -168,7 +168,7 @@ async fn each_image_is_judged_once() {
         let moved = image_at(db, collection, &["moved.jpg"]).await;
         let copied = image_at(db, collection, &["copied.jpg", "the-copy.jpg"]).await;
         let stored = image_at(db, collection, &["stored.jpg"]).await;
-        let sql = "UPDATE images SET object_key = $1 WHERE id = $2";
+        let sql = "UPDATE images SET object_key = $1, uri = NULL WHERE id = $2";
         execute(&db.write, sql, [collection.to_string().into(), stored.into()]).await.unwrap();
         let unnamed = image_at(db, collection, &["unnamed.jpg"]).await;
         let sql = "UPDATE images SET uri = 's3://bucket/never-listed.jpg' WHERE id = $1";
