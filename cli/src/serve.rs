@@ -109,7 +109,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
     let finished = FinishedJobs::new();
     let options = EngineOptions::configured(&config.worker);
-    let offer = Offer::of_all(&catalogue, &Assets::configured(&config), options).await;
+    let offer = Offer::of_all(&catalogue, &Assets::configured(&config), &options).await;
     offer.log();
     let engines = Arc::new(Engines::new(Arc::clone(&catalogue), Assets::configured(&config), options));
     let pipeline = config.models.default_pipeline.clone();

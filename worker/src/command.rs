@@ -74,9 +74,9 @@ async fn offer(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Offer> 
     // An empty variable is a list of one empty name.
     let named: Vec<String> = config.worker.pipelines.iter().filter(|name| !name.is_empty()).cloned().collect();
     if named.is_empty() {
-        return Ok(Offer::of_all(catalogue, &assets, options).await);
+        return Ok(Offer::of_all(catalogue, &assets, &options).await);
     }
-    Offer::of_named(&named, catalogue, &assets, options).await
+    Offer::of_named(&named, catalogue, &assets, &options).await
 }
 
 async fn context(

@@ -115,7 +115,7 @@ impl Engines {
     pub async fn get(&self, name: &str) -> Result<Engine, EnginesError> {
         let pipeline = self.catalogue.pipeline(name)?;
         let cell = Arc::clone(self.loaded.lock().await.entry(name.to_owned()).or_default());
-        let engine = cell.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options)).await?;
+        let engine = cell.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options.clone())).await?;
         Ok(engine.clone())
     }
 

@@ -20,7 +20,7 @@ pub struct Offer {
 
 impl Offer {
     /// Tries all of the catalogue's pipelines.
-    pub async fn of_all(catalogue: &Catalogue, assets: &Assets, options: EngineOptions) -> Self {
+    pub async fn of_all(catalogue: &Catalogue, assets: &Assets, options: &EngineOptions) -> Self {
         let mut offer = Self::default();
         for pipeline in catalogue.pipelines() {
             match try_out(pipeline, assets, options).await {
@@ -41,7 +41,7 @@ impl Offer {
         names: &[String],
         catalogue: &Catalogue,
         assets: &Assets,
-        options: EngineOptions,
+        options: &EngineOptions,
     ) -> anyhow::Result<Self> {
         for name in names {
             let pipeline = catalogue.pipeline(name).context("worker.pipelines")?;
@@ -71,7 +71,7 @@ impl Offer {
 ///
 /// # Errors
 /// What keeps it from running.
-pub async fn try_out(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<(), EngineError> {
+pub async fn try_out(pipeline: &Pipeline, assets: &Assets, options: &EngineOptions) -> Result<(), EngineError> {
     Engine::check_terms(pipeline, assets, options)?;
     let mut is_complete = true;
     for file in pipeline.files() {
@@ -82,7 +82,7 @@ pub async fn try_out(pipeline: &Pipeline, assets: &Assets, options: EngineOption
         }
     }
     if is_complete && pipeline.fingerprint.is_some() {
-        Engine::load(pipeline, assets, EngineOptions { sessions: 1, ..options }).await?;
+        Engine::load(pipeline, assets, EngineOptions { sessions: 1, ..options.clone() }).await?;
     }
     Ok(())
 }
@@ -112,10 +112,10 @@ mod tests {
     async fn what_does_not_run_here_is_left_out_with_its_reason() {
         let (_folder, catalogue) = catalogue(|entry| format!("requires = [\"dotprod\"]\n{entry}"));
         let assets = testing::tiny_assets();
-        let able = Offer::of_all(&catalogue, &assets, options(&[CpuFeature::Dotprod])).await;
+        let able = Offer::of_all(&catalogue, &assets, &options(&[CpuFeature::Dotprod])).await;
         assert!(able.pipelines.contains(&"tiny".to_owned()), "{able:?}");
 
-        let offer = Offer::of_all(&catalogue, &assets, options(&[])).await;
+        let offer = Offer::of_all(&catalogue, &assets, &options(&[])).await;
         assert!(!offer.pipelines.contains(&"tiny".to_owned()), "{offer:?}");
         for (pipeline, part) in [
             ("tiny", "needs a processor with dotprod"),
@@ -142,11 +142,11 @@ mod tests {
         let fetching = Assets { allow_download: true, ..here.clone() };
         let int8 = options(&[CpuFeature::AvxVnni]);
         assert_eq!(
-            Offer::of_all(&catalogue, &fetching, int8).await.pipelines,
+            Offer::of_all(&catalogue, &fetching, &int8).await.pipelines,
             ["yunet-mobilefacenet", "yunet-sface"],
             "the others have no address"
         );
-        assert_eq!(Offer::of_all(&catalogue, &here, int8).await.left_out.len(), catalogue.pipelines().count());
+        assert_eq!(Offer::of_all(&catalogue, &here, &int8).await.left_out.len(), catalogue.pipelines().count());
     }
 
     #[tokio::test]
@@ -154,11 +154,11 @@ mod tests {
         let (_folder, catalogue) = catalogue(|entry| format!("requires = [\"avx_vnni\"]\n{entry}"));
         let assets = testing::tiny_assets();
         let names = ["tiny".to_owned()];
-        let able = Offer::of_named(&names, &catalogue, &assets, options(&[CpuFeature::AvxVnni])).await.unwrap();
+        let able = Offer::of_named(&names, &catalogue, &assets, &options(&[CpuFeature::AvxVnni])).await.unwrap();
         assert_eq!(able.pipelines, names);
-        let refused = Offer::of_named(&names, &catalogue, &assets, options(&[])).await.unwrap_err();
+        let refused = Offer::of_named(&names, &catalogue, &assets, &options(&[])).await.unwrap_err();
         let text = format!("{refused:#}");
         assert!(text.contains("worker.pipelines names tiny") && text.contains("avx_vnni"), "{text}");
-        assert!(Offer::of_named(&["vgg".to_owned()], &catalogue, &assets, options(&[])).await.is_err());
+        assert!(Offer::of_named(&["vgg".to_owned()], &catalogue, &assets, &options(&[])).await.is_err());
     }
 }

@@ -14,7 +14,7 @@ use worker::offer::Offer;
 pub(super) async fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()> {
     let assets = Assets::configured(config);
     let options = EngineOptions::configured(&config.worker);
-    let offer = Offer::of_all(catalogue, &assets, options).await;
+    let offer = Offer::of_all(catalogue, &assets, &options).await;
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["pipeline", "runs here", "file", "use", "found"]);

@@ -61,7 +61,7 @@ async fn verify_all(config: &Config, catalogue: &Catalogue) -> anyhow::Result<()
     for pipeline in catalogue.pipelines() {
         let found = pipeline.files().map(|file| assets.find(file));
         let is_there = found.into_iter().collect::<Result<Vec<_>, _>>()?.iter().all(Option::is_some);
-        if is_there && Engine::check_terms(pipeline, &assets, EngineOptions::for_cpu(1)).is_ok() {
+        if is_there && Engine::check_terms(pipeline, &assets, &EngineOptions::for_cpu(1)).is_ok() {
             verify(config, pipeline).await?;
             checked += 1;
         }

@@ -13,6 +13,9 @@ mod secret;
 
 const DEFAULTS: &str = include_str!("default.toml");
 
+/// Of `worker.batch_sizes`: what goes into a batch is held in memory twice.
+const LARGEST_BATCH: usize = 256;
+
 /// Variables that start like a setting but are none: they steer tests and the build.
 const NOT_SETTINGS: [&str; 4] =
     ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_CRASH_AT", "FACE_ID_STAND_STILL_AT"];
@@ -157,6 +160,7 @@ pub struct WorkerConfig {
     pub execution_provider: ExecutionProvider,
     concurrency: usize,
     sessions: usize,
+    pub batch_sizes: Vec<usize>,
     pub lease_s: f64,
     pub heartbeat_s: f64,
     pub poll_s: f64,
@@ -268,6 +272,7 @@ impl Config {
             .with_list_parse_key("models.accepted_licences")
             .with_list_parse_key("objects.allowed_buckets")
             .with_list_parse_key("import.roots")
+            .with_list_parse_key("worker.batch_sizes")
             .with_list_parse_key("worker.pipelines")
             .source(Some(variables));
         let mut builder =
@@ -332,6 +337,12 @@ impl Config {
         }
         if worker.heartbeat_s * 3.0 > worker.lease_s * 1.001 {
             return invalid("worker.heartbeat_s", "must be at most a third of worker.lease_s");
+        }
+        if worker.batch_sizes.first() != Some(&1)
+            || !worker.batch_sizes.is_sorted_by(|smaller, larger| smaller < larger)
+            || worker.batch_sizes.iter().any(|size| *size > LARGEST_BATCH)
+        {
+            return invalid("worker.batch_sizes", "must begin with 1, ascend, and end with at most 256: 1,8,32,64");
         }
         if worker.max_attempts < 1 {
             return invalid("worker.max_attempts", "must be at least 1");
@@ -530,12 +541,14 @@ mod tests {
             ("FACE_ID_WORKER__LEASE_S", "3"),
             ("FACE_ID_WORKER__HEARTBEAT_S", "1"),
             ("FACE_ID_MODELS__ACCEPTED_LICENCES", "a,b"),
+            ("FACE_ID_WORKER__BATCH_SIZES", "1,16"),
         ])
         .unwrap();
         assert_eq!(config.server.bind.port(), 9);
         assert_eq!(config.assets_dir(), Some(Path::new("/srv/assets")));
         assert!((config.worker.lease_s - 3.0).abs() < f64::EPSILON);
         assert_eq!(config.models.accepted_licences, ["a", "b"]);
+        assert_eq!(config.worker.batch_sizes, [1, 16]);
     }
 
     #[test]
@@ -563,6 +576,10 @@ mod tests {
             (("FACE_ID_SERVER__BIND", "0.0.0.0:80"), "server.bind"),
             (("FACE_ID_WORKER__HEARTBEAT_S", "20"), "worker.heartbeat_s"),
             (("FACE_ID_WORKER__MAX_ATTEMPTS", "0"), "worker.max_attempts"),
+            (("FACE_ID_WORKER__BATCH_SIZES", "8,32"), "worker.batch_sizes"),
+            (("FACE_ID_WORKER__BATCH_SIZES", "1,8,8"), "worker.batch_sizes"),
+            (("FACE_ID_WORKER__BATCH_SIZES", "1,257"), "worker.batch_sizes"),
+            (("FACE_ID_WORKER__BATCH_SIZES", ""), "batch_sizes"),
             (("FACE_ID_LOG__FORMAT", "xml"), "xml"),
             (("FACE_ID_DATABASE__URL", "postgres://u:p@h/d"), "queue.url"),
         ];

@@ -92,7 +92,7 @@ fn describe() {
         (
             "face_id_inference_batch_fill",
             Unit::Count,
-            "Share of the largest batch that a run of a model used, by stage.",
+            "Share of a batch's rows that were inputs; the others were padding. By stage and the batch's rows.",
         ),
     ] {
         describe_histogram!(name, unit, text);
@@ -191,9 +191,10 @@ pub fn leads(role: &'static str, leads: bool) {
     gauge!("face_id_leader", "role" => role).set(f64::from(u8::from(leads)));
 }
 
-/// A run of a model took `items` of at most `max` in one batch; `stage` is detector or recognizer.
-pub fn batch_run(stage: &'static str, items: usize, max: usize) {
-    histogram!("face_id_inference_batch_fill", "stage" => stage).record(items as f64 / max.max(1) as f64);
+/// A run of a model took `inputs` in a batch of `rows`, which has few values; `stage` is detector or recognizer.
+pub fn batch_run(stage: &'static str, inputs: usize, rows: usize) {
+    let fill = inputs as f64 / rows.max(1) as f64;
+    histogram!("face_id_inference_batch_fill", "stage" => stage, "rows" => rows.to_string()).record(fill);
 }
 
 /// A request was answered.

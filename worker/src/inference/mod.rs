@@ -2,6 +2,7 @@
 
 mod batcher;
 mod fingerprint;
+mod ladder;
 mod on_core;
 mod pool;
 mod session;
@@ -15,6 +16,7 @@ use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
 
 use self::batcher::Batcher;
+pub use self::ladder::Ladder;
 pub use self::on_core::OnCore;
 use self::pool::Pool;
 pub use self::session::SessionError;
@@ -24,22 +26,19 @@ use crate::cores::{BrokenOff, Cores};
 use crate::vision::tensor::Tensor;
 
 /// How many sessions to open and how to feed them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Sessions a model.
     pub sessions: usize,
     /// Threads inside one run. On CPUs one: several sessions side by side do more than one session with several threads.
     pub intra_threads: usize,
-    /// Inputs that go through a model together. On CPUs one: a batch of eight takes as long as eight runs.
-    pub max_batch: usize,
+    /// How many inputs go through a model together. On CPUs one: a batch of eight takes as long as eight runs.
+    pub batches: Ladder,
     /// What runs the models.
     pub provider: ExecutionProvider,
     /// What this machine's processor can do, of what pipelines ask for.
     pub features: &'static [CpuFeature],
 }
-
-/// Inputs that go through a model together on a GPU.
-const GPU_BATCH: usize = 16;
 
 impl EngineOptions {
     /// The right ones for `sessions` CPU cores.
@@ -47,7 +46,7 @@ impl EngineOptions {
         Self {
             sessions: sessions.max(1),
             intra_threads: 1,
-            max_batch: 1,
+            batches: Ladder::one_by_one(),
             provider: ExecutionProvider::Cpu,
             features: CpuFeature::of_this_machine(),
         }
@@ -58,7 +57,9 @@ impl EngineOptions {
         let cpu = Self::for_cpu(config.sessions());
         match config.execution_provider {
             ExecutionProvider::Cpu => cpu,
-            ExecutionProvider::Cuda => Self { max_batch: GPU_BATCH, provider: ExecutionProvider::Cuda, ..cpu },
+            ExecutionProvider::Cuda => {
+                Self { batches: Ladder::of(&config.batch_sizes), provider: ExecutionProvider::Cuda, ..cpu }
+            }
         }
     }
 }
@@ -146,10 +147,10 @@ pub enum InferenceError {
     #[error("the model failed on this input")]
     Run(#[source] Arc<SessionError>),
     /// An answer has no batch axis.
-    #[error("a batch of {count} gave an output of shape {shape:?}")]
+    #[error("a batch of {rows} gave an output of shape {shape:?}")]
     Batch {
-        /// Inputs that went in.
-        count: usize,
+        /// Rows that went in.
+        rows: usize,
         /// What came out.
         shape: Vec<i64>,
     },
@@ -168,11 +169,11 @@ pub enum InferenceError {
 }
 
 impl Runner {
-    fn start(name: &'static str, models: Vec<Model>, options: EngineOptions) -> Result<Self, EngineError> {
-        if options.max_batch > 1 {
-            Ok(Self::Device(Batcher::start(name, models, options.max_batch)?))
-        } else {
+    fn start(name: &'static str, models: Vec<Model>, batches: &Ladder) -> Result<Self, EngineError> {
+        if *batches == Ladder::one_by_one() {
             Ok(Self::Core(Pool::new(name, models)))
+        } else {
+            Ok(Self::Device(Batcher::start(name, models, batches)?))
         }
     }
 
@@ -189,13 +190,13 @@ impl Engine {
     /// Finds, checks and loads a pipeline's models, runs each once, and compares the recognizer's answers with the
     /// entry's fingerprint.
     pub async fn load(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<Self, EngineError> {
-        Self::check_terms(pipeline, assets, options)?;
+        Self::check_terms(pipeline, assets, &options)?;
         let library = assets.runtime_library()?;
         let detector_file = assets.weights(pipeline, &pipeline.detector.file).await?;
         let recognizer_file = assets.weights(pipeline, &pipeline.recognizer.file).await?;
         let pipeline = pipeline.clone();
         let engine =
-            tokio::task::spawn_blocking(move || load(pipeline, &library, &detector_file, &recognizer_file, options))
+            tokio::task::spawn_blocking(move || load(pipeline, &library, &detector_file, &recognizer_file, &options))
                 .await??;
         engine.probe().await?;
         engine.check_fingerprint().await?;
@@ -203,7 +204,7 @@ impl Engine {
     }
 
     /// Refuses a pipeline whose licence the operator has not accepted, or which this processor may not run.
-    pub fn check_terms(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<(), EngineError> {
+    pub fn check_terms(pipeline: &Pipeline, assets: &Assets, options: &EngineOptions) -> Result<(), EngineError> {
         assets.check_licence(pipeline)?;
         match options.provider {
             ExecutionProvider::Cpu if !pipeline.runs_on(options.features) => {
@@ -262,7 +263,7 @@ fn load(
     library: &std::path::Path,
     detector_file: &PathBuf,
     recognizer_file: &PathBuf,
-    options: EngineOptions,
+    options: &EngineOptions,
 ) -> Result<Engine, EngineError> {
     let outputs = match pipeline.detector.family {
         DetectorFamily::Yunet => 12,
@@ -282,8 +283,8 @@ fn load(
     let detectors = open(detector_file, &Wanted::Detector { outputs })?;
     let recognizers = open(recognizer_file, &recognizer)?;
     let loaded = Arc::new(Loaded {
-        detector: Runner::start("detector", detectors, options)?,
-        recognizer: Runner::start("recognizer", recognizers, options)?,
+        detector: Runner::start("detector", detectors, &options.batches)?,
+        recognizer: Runner::start("recognizer", recognizers, &options.batches)?,
         pipeline,
     });
     Ok(Engine { loaded, cores: Cores::new(options.sessions), lane: Lane::Interactive })

@@ -63,9 +63,9 @@ pub(super) struct Model {
 /// What a catalogue entry needs of a model.
 #[derive(Clone, Debug)]
 pub(super) enum Wanted {
-    /// `[1, 3, any, any]` in; this many tensors out.
+    /// `[n, 3, any, any]` in, `n` free or 1; this many tensors out.
     Detector { outputs: usize },
-    /// `[n, 3, height, width]` in; `[n, dimension]` out.
+    /// `[n, 3, height, width]` in, `n` free or 1; `[n, dimension]` out.
     Recognizer { width: u32, height: u32, dimension: usize },
 }
 
@@ -135,7 +135,8 @@ impl Model {
             Wanted::Detector { outputs } => {
                 let free = input_shape.len() == 4 && input_shape[2] < 0 && input_shape[3] < 0;
                 if !is_f32 || !fits([1, 3, -1, -1]) || !free || self.session.outputs().len() != *outputs {
-                    let text = format!("one f32 input [1, 3, free height, free width] and {outputs} outputs");
+                    let text =
+                        format!("one f32 input [n, 3, free height, free width], n free or 1, and {outputs} outputs");
                     return refuse(text, found);
                 }
             }
@@ -145,8 +146,9 @@ impl Model {
                 let components = output.and_then(|s| s.last().copied()).unwrap_or_default();
                 #[expect(clippy::cast_possible_wrap, reason = "the catalogue bounds it to 4096")]
                 let right = components < 0 || components == *dimension as i64;
-                if !is_f32 || !fits([-1, 3, height, width]) || !right {
-                    let text = format!("one f32 input [n, 3, {height}, {width}] and {dimension} components out");
+                if !is_f32 || !fits([1, 3, height, width]) || !right {
+                    let text =
+                        format!("one f32 input [n, 3, {height}, {width}], n free or 1, and {dimension} components out");
                     return refuse(text, format!("{found}, the first with {components} components"));
                 }
             }

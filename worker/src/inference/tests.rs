@@ -1,5 +1,6 @@
 //! The tiny pipeline through the engine, and the real one where its weights are.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -77,7 +78,7 @@ async fn tells_fifty_people_apart() {
 #[tokio::test]
 async fn batches_and_single_runs_agree() {
     let single = tiny(EngineOptions::for_cpu(2)).await;
-    let batched = tiny(EngineOptions { max_batch: 8, ..EngineOptions::for_cpu(1) }).await;
+    let batched = tiny(EngineOptions { batches: Ladder::of(&[1, 8, 32]), ..EngineOptions::for_cpu(1) }).await;
     let range = Range { channels: Channels::Rgb, mean: [127.5; 3], scale: [1.0 / 128.0; 3] };
     let inputs: Vec<_> = (0..40).map(|seed| range.tensor(&testing::synthetic_picture(&[seed], 112, 112))).collect();
     let alone = try_join_all(inputs.iter().cloned().map(|i| single.embed(i))).await.unwrap();
@@ -87,6 +88,43 @@ async fn batches_and_single_runs_agree() {
         assert!(one.iter().zip(other).all(|(a, b)| (a - b).abs() < 1e-4));
     }
     assert_ne!(alone[0], alone[1]);
+}
+
+/// The tiny recognizer with another batch size, free or fixed, in its inputs and outputs.
+fn with_batch_of(size: u8, folder: &Path) -> (Pipeline, Assets) {
+    let models = folder.join("models");
+    std::fs::create_dir(&models).unwrap();
+    let own = testing::repository().join("models/tiny");
+    std::fs::copy(own.join("tiny_detector.onnx"), models.join("tiny_detector.onnx")).unwrap();
+    let mut file = std::fs::read(own.join("tiny_recognizer.onnx")).unwrap();
+    // A dimension's field 2 is its name, field 1 its value, here a number in as many bytes as the name has.
+    let (named, valued) = (b"\x12\x05batch", [0x08, size | 0x80, 0x80, 0x80, 0x80, 0x80, 0x00]);
+    let places: Vec<usize> = (0..file.len() - named.len()).filter(|at| file[*at..].starts_with(named)).collect();
+    assert_eq!(places.len(), 2);
+    for at in places {
+        file[at..at + valued.len()].copy_from_slice(&valued);
+    }
+    let path = models.join("tiny_recognizer.onnx");
+    std::fs::write(&path, file).unwrap();
+    let mut pipeline = testing::tiny_pipeline();
+    pipeline.recognizer.file.sha256 = crate::assets::sha256_of(&path).unwrap();
+    (pipeline, Assets { assets_dir: Some(folder.to_owned()), ..testing::tiny_assets() })
+}
+
+#[tokio::test]
+async fn a_model_whose_batch_size_is_fixed_runs_one_by_one_or_is_refused() {
+    let options = EngineOptions { batches: Ladder::of(&[1, 8]), ..EngineOptions::for_cpu(1) };
+    let (one, eight) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (pipeline, assets) = with_batch_of(1, one.path());
+    let engine = Engine::load(&pipeline, &assets, options.clone()).await.unwrap();
+    let answers = try_join_all((0..20).map(|_| engine.embed(black(112, 112)))).await.unwrap();
+    assert!(answers.iter().all(|answer| *answer == answers[0] && answer.len() == 64));
+
+    let (pipeline, assets) = with_batch_of(8, eight.path());
+    let refused = Engine::load(&pipeline, &assets, options).await.unwrap_err().to_string();
+    for part in ["tiny_recognizer.onnx", "n free or 1", "[8, 3, 112, 112]"] {
+        assert!(refused.contains(part), "{refused} lacks {part}");
+    }
 }
 
 /// With a library that knows no GPU, or on a machine that has none.
