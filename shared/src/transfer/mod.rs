@@ -134,6 +134,9 @@ pub struct ImageLine {
     /// Where it lies, when not in the installation's own object store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
+    /// Since when none of its places holds it, in microseconds since the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_at: Option<i64>,
     /// Microseconds since the epoch.
     pub created_at: i64,
     /// Which detector revisions have looked at it, and how many faces each found.

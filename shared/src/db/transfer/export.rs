@@ -123,6 +123,7 @@ impl Snapshot {
                 height: row.height,
                 captured_at: row.captured_at,
                 uri: row.uri,
+                gone_at: row.gone_at,
                 created_at: row.created_at,
                 analyses: analyses.remove(&row.id).unwrap_or_default(),
             };

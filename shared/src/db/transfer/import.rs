@@ -105,7 +105,7 @@ async fn write_images(
         json!({
             "id": rows::id(id.0), "sha256": image.sha256, "object_key": uri.is_none().then_some(key), "uri": uri,
             "width": image.width, "height": image.height, "captured_at": image.captured_at,
-            "created_at": image.created_at,
+            "gone_at": image.gone_at, "created_at": image.created_at,
         })
     };
     let mut sorted: Vec<&ImageLine> = lines.iter().map(|(image, ..)| image).collect();
@@ -114,8 +114,9 @@ async fn write_images(
     sorted.dedup_by(|a, b| a.sha256 == b.sha256);
     let rows = Rows::new(&IMAGE, sorted.iter().map(|image| row(image)).collect());
     let sql = format!(
-        "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, captured_at, created_at)
-         SELECT r.id, $2, r.sha256, r.object_key, r.uri, r.width, r.height, r.captured_at, r.created_at FROM {} WHERE TRUE
+        "INSERT INTO images (id, collection_id, sha256, object_key, uri, width, height, captured_at, gone_at, created_at)
+         SELECT r.id, $2, r.sha256, r.object_key, r.uri, r.width, r.height, r.captured_at, r.gone_at, r.created_at
+         FROM {} WHERE TRUE
          ON CONFLICT (collection_id, sha256) DO UPDATE
             SET captured_at = COALESCE(images.captured_at, excluded.captured_at)",
         rows.table(txn)
@@ -134,7 +135,7 @@ async fn write_images(
     Ok(ids)
 }
 
-const IMAGE: [(&str, Column); 8] = [
+const IMAGE: [(&str, Column); 9] = [
     ("id", Column::Id),
     ("sha256", Column::Text),
     ("object_key", Column::Text),
@@ -142,6 +143,7 @@ const IMAGE: [(&str, Column); 8] = [
     ("width", Column::Integer),
     ("height", Column::Integer),
     ("captured_at", Column::Text),
+    ("gone_at", Column::Integer),
     ("created_at", Column::Integer),
 ];
 
