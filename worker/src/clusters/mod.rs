@@ -85,15 +85,14 @@ async fn step(
     };
     let known = held.collections.remove(&id).map(|(collection, _)| collection);
     let known = known.filter(|known| known.pipeline() == row.pipeline);
-    let collection = match known {
-        Some(collection) => Ok(collection),
-        None => {
-            let loaded = Collection::load(ctx, &row, leadership, stop).await;
-            if loaded.is_ok() {
-                queue::unfold(&ctx.db, id).await?;
-            }
-            loaded
+    let collection = if let Some(collection) = known {
+        Ok(collection)
+    } else {
+        let loaded = Collection::load(ctx, &row, leadership, stop).await;
+        if loaded.is_ok() {
+            queue::unfold(&ctx.db, id).await?;
         }
+        loaded
     };
     let passed = match collection {
         Ok(collection) => collection.pass(ctx, calibration).await,
