@@ -92,8 +92,7 @@ async fn work(db: &Db, id: BatchId) {
 
 /// Sweeps with all that is missing gone, `slice` places at once; how many were moved, and how many are gone.
 async fn swept(db: &Db, id: BatchId, slice: u64) -> (i64, i64) {
-    loop {
-        let Some(batch) = sweep::due(db, 100).await.unwrap().into_iter().find(|batch| batch.id == id) else { break };
+    while let Some(batch) = sweep::due(db, 100).await.unwrap().into_iter().find(|batch| batch.id == id) {
         let missing = sweep::missing(db, id, slice).await.unwrap();
         if missing.is_empty() {
             sweep::conclude(db, &batch, "file:///photos/").await.unwrap();
