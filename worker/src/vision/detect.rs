@@ -74,6 +74,10 @@ pub enum DetectError {
 /// Twice the largest input: nearer to it, landmarks move. Embeddings of the 67 faces of six photographs, enlarged, agree
 /// with those of the original scale to a median cosine of 0.955 at 1.0, 0.978 at 1.6, 0.993 at 2.0 and 0.998 at 3.2 times
 /// the input; all of the faces are found from 1.6.
+///
+/// Single faces of 13 to 25 input pixels agree to 0.43 to 0.87 only. That is the detector, not the scale: their landmarks
+/// move by a twentieth to a seventh of the face's width, and as far when the whole picture is shown 5 % larger or smaller
+/// (cosines of 0.44 to 0.98 to the answer at 640). With the landmarks of the whole picture, their vectors agree to 1.000.
 pub fn overview_side(detector: &Detector) -> u32 {
     2 * largest_side(detector)
 }
