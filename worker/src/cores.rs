@@ -79,7 +79,25 @@ impl Cores {
         lane: Lane,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, BrokenOff> {
-        let (line, is_begun) = (Arc::clone(&self.0.line), AtomicBool::new(false));
+        self.spawn(lane, work, false).await
+    }
+
+    /// Runs a part of work that is under way, before what has not begun.
+    pub async fn run_part<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        part: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, BrokenOff> {
+        self.spawn(lane, part, true).await
+    }
+
+    async fn spawn<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        work: impl Future<Output = T> + Send + 'static,
+        is_begun: bool,
+    ) -> Result<T, BrokenOff> {
+        let (line, is_begun) = (Arc::clone(&self.0.line), AtomicBool::new(is_begun));
         let schedule = move |runnable| line.push(lane, runnable, is_begun.swap(true, Ordering::Relaxed));
         let (runnable, task) = async_task::spawn(AssertUnwindSafe(work).catch_unwind().in_current_span(), schedule);
         runnable.schedule();

@@ -54,7 +54,7 @@ impl OnCore {
         match (&self.engine.loaded.recognizer, self.engine.lane) {
             (Runner::Device(_), _) => try_join_all(runs).await,
             (Runner::Core(_), Lane::Interactive) => {
-                let spread = |run| async { self.engine.cores.run(Lane::Interactive, run).await? };
+                let spread = |run| async { self.engine.cores.run_part(Lane::Interactive, run).await? };
                 try_join_all(runs.into_iter().map(spread)).await
             }
             (Runner::Core(_), Lane::Bulk) => {

@@ -1,7 +1,8 @@
-//! The collections that the jobs of one claim belong to: most often one, read once for all of them.
+//! The collections that the jobs of one claim belong to: most often one, read once for many of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sea_orm::DbErr;
 use shared::db::entity::collection::Model;
@@ -9,20 +10,27 @@ use shared::db::{Db, collections};
 use shared::ids::CollectionId;
 use tokio::sync::Mutex;
 
+/// How long what was read serves. Below the time for which a rematch after a change of thresholds waits for those that
+/// still go by the old ones.
+const FRESH_FOR: Duration = Duration::from_millis(500);
+
 /// What was read for a claim; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct ClaimCollections(Arc<Mutex<HashMap<CollectionId, Arc<Model>>>>);
+pub struct ClaimCollections(Arc<Mutex<HashMap<CollectionId, (Arc<Model>, Instant)>>>);
 
 impl ClaimCollections {
-    /// The collection, as the first job of the claim found it; `None` where it is gone.
+    /// The collection, as it was a moment ago at most; `None` where it is gone.
     pub(super) async fn find(&self, db: &Db, id: CollectionId) -> Result<Option<Arc<Model>>, DbErr> {
         // Those that come meanwhile wait for the one row, too.
         let mut known = self.0.lock().await;
-        if let Some(collection) = known.get(&id) {
+        if let Some((collection, when)) = known.get(&id)
+            && when.elapsed() < FRESH_FOR
+        {
             return Ok(Some(Arc::clone(collection)));
         }
+        let now = Instant::now();
         let found = collections::find(&db.read, id).await?.map(Arc::new);
-        known.extend(found.iter().map(|collection| (id, Arc::clone(collection))));
+        known.extend(found.iter().map(|collection| (id, (Arc::clone(collection), now))));
         Ok(found)
     }
 }
