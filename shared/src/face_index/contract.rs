@@ -1,6 +1,7 @@
 //! What every [`FaceIndex`] promises, as a suite that each implementation runs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{FaceIndex, Gallery};
 use crate::db::collections::{self, CollectionSettings};
@@ -110,6 +111,9 @@ async fn follows_changes(db: &Db, index: &dyn FaceIndex, prepare: &impl AsyncFn(
     let query = vector(&[1.0, 0.0, 0.0]);
     let found = async || {
         let found = index.search(&gallery, vec![query.clone()], 10).await.expect("search");
+        let hour = Duration::from_secs(3600);
+        let again = index.search_within(&gallery, vec![query.clone()], 10, hour).await.expect("search");
+        assert_eq!(again, found, "what a search has seen is seen afterwards too");
         found.hits[0].iter().map(|h| h.person).collect::<Vec<_>>()
     };
     let (first, ann) = enroll(db, &gallery, "ann", vector(&[1.0, 0.0, 0.0])).await;

@@ -4,7 +4,8 @@
 //! change, whoever made it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, TransactionTrait, Value};
@@ -20,6 +21,8 @@ use crate::ids::{FaceId, PersonId};
 
 /// Rows read from the database in one step.
 const ROWS_A_STEP: usize = 10_000;
+/// So many comparisons take less time than to have another thread do them.
+const FEW_COMPARISONS: usize = 2_000;
 
 /// See the module.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub struct ExactFaceIndex {
 struct Shelf {
     /// The log row up to which `rows` is true; `None` before the first load.
     as_of: Option<i64>,
+    /// When that was read.
+    read_at: Option<Instant>,
     rows: Arc<RwLock<Rows>>,
 }
 
@@ -52,19 +57,26 @@ impl ExactFaceIndex {
         Self { db, kernel: Kernel::new(), shelves: Mutex::default() }
     }
 
-    /// The gallery's rows, true at the time of the call.
-    async fn rows(&self, gallery: &Gallery) -> Result<Arc<RwLock<Rows>>, FaceIndexError> {
+    /// The gallery's rows, true at the time of the call or `max_age` before.
+    async fn rows(&self, gallery: &Gallery, max_age: Duration) -> Result<Arc<RwLock<Rows>>, FaceIndexError> {
         let shelf = Arc::clone(self.shelves.lock().await.entry(gallery.clone()).or_default());
         let mut shelf = shelf.lock().await;
-        self.catch_up(gallery, &mut shelf).await?;
+        let is_recent = shelf.as_of.is_some() && shelf.read_at.is_some_and(|when| when.elapsed() < max_age);
+        if !is_recent {
+            self.catch_up(gallery, &mut shelf).await?;
+        }
         Ok(Arc::clone(&shelf.rows))
     }
 
     async fn catch_up(&self, gallery: &Gallery, shelf: &mut Shelf) -> Result<(), FaceIndexError> {
+        // What a catching up that breaks off has read is no more than it was.
+        shelf.read_at = None;
+        let now = Instant::now();
         if shelf.as_of.is_none() {
             let (rows, as_of) = self.load(gallery).await?;
             shelf.rows = Arc::new(RwLock::new(rows));
             shelf.as_of = Some(as_of);
+            shelf.read_at = Some(now);
             return Ok(());
         }
         // Read before the changes, so that they hold every row up to it.
@@ -72,13 +84,14 @@ impl ExactFaceIndex {
         while let Some(as_of) = shelf.as_of.filter(|as_of| *as_of < end) {
             let changes = self.changes(gallery, as_of).await?;
             let last = changes.last().map_or(end, |c| c.seq);
-            let mut rows = shelf.rows.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut rows = shelf.rows.write().unwrap_or_else(PoisonError::into_inner);
             for change in changes {
                 change.apply(&mut rows)?;
             }
             drop(rows);
             shelf.as_of = Some(last);
         }
+        shelf.read_at = Some(now);
         Ok(())
     }
 
@@ -125,14 +138,22 @@ impl ExactFaceIndex {
 
 #[async_trait]
 impl FaceIndex for ExactFaceIndex {
-    async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError> {
-        let rows = self.rows(gallery).await?;
+    async fn search_within(
+        &self,
+        gallery: &Gallery,
+        queries: Vec<Embedding>,
+        k: usize,
+        max_age: Duration,
+    ) -> Result<Found, FaceIndexError> {
+        let rows = self.rows(gallery, max_age).await?;
         let kernel = self.kernel;
-        tokio::task::spawn_blocking(move || {
-            let rows = rows.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let faces = rows.read().unwrap_or_else(PoisonError::into_inner).size().faces;
+        let is_short = faces * queries.len() <= FEW_COMPARISONS;
+        let search = move || {
+            let rows = rows.read().unwrap_or_else(PoisonError::into_inner);
             Ok(Found { size: rows.size(), hits: rows.best(kernel, &queries, k)? })
-        })
-        .await?
+        };
+        if is_short { search() } else { tokio::task::spawn_blocking(search).await? }
     }
 
     /// Catches up with the log, forgets empty galleries, and deletes the part of the log that every loaded gallery has
@@ -143,7 +164,7 @@ impl FaceIndex for ExactFaceIndex {
         for (gallery, shelf) in shelves {
             let mut shelf = shelf.lock().await;
             self.catch_up(&gallery, &mut shelf).await?;
-            let size = shelf.rows.read().unwrap_or_else(std::sync::PoisonError::into_inner).size();
+            let size = shelf.rows.read().unwrap_or_else(PoisonError::into_inner).size();
             if size.faces == 0 {
                 // A search that waits for this very shelf has to load it anew.
                 shelf.as_of = None;

@@ -9,6 +9,8 @@ mod neighbours;
 pub mod pgvector;
 mod rows;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use crate::embedding::Embedding;
@@ -75,7 +77,18 @@ pub enum FaceIndexError {
 #[async_trait]
 pub trait FaceIndex: Send + Sync {
     /// The `k` persons nearest to each query.
-    async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError>;
+    async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError> {
+        self.search_within(gallery, queries, k, Duration::ZERO).await
+    }
+
+    /// The same where what changed within `max_age` may be missed, which spares many searches in a row a question each.
+    async fn search_within(
+        &self,
+        gallery: &Gallery,
+        queries: Vec<Embedding>,
+        k: usize,
+        max_age: Duration,
+    ) -> Result<Found, FaceIndexError>;
 
     /// Housekeeping that may take a while; called now and then.
     async fn maintain(&self) -> Result<(), FaceIndexError>;

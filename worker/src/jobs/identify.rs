@@ -1,6 +1,7 @@
 //! Identify: whose faces are these? Stores nothing.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
@@ -10,7 +11,7 @@ use shared::db::entity::{collection, person};
 use shared::db::persons;
 use shared::face_index::{Found, Gallery, GallerySize, Hit};
 use shared::ids::PersonId;
-use shared::job::{Decision, ImageRef};
+use shared::job::{Decision, ImageRef, Lane};
 
 use super::pictures::{analysed, face_json, fetched};
 use super::{Done, JobError, settings};
@@ -18,6 +19,10 @@ use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
 use crate::thresholds::Thresholds;
 use crate::vision::quality::Gate;
+
+/// How old what a bulk job sees of the gallery may be: what it misses for that, the rematch finds that each change of
+/// templates asks for, and which waits longer.
+const BULK_MAX_AGE: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(
     ctx: &WorkerContext,
@@ -51,7 +56,8 @@ pub(super) async fn matched(
     let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
     let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
-    let Found { size, hits } = ctx.face_index.search(&gallery, queries, k).await?;
+    let max_age = if job.lane == Lane::Bulk { BULK_MAX_AGE } else { Duration::ZERO };
+    let Found { size, hits } = ctx.face_index.search_within(&gallery, queries, k, max_age).await?;
     let thresholds = Thresholds::identify(pipeline, settings, size.faces)
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let named = names(ctx, job, &hits).await?;

@@ -116,19 +116,20 @@ impl PgvectorFaceIndex {
         Ok(best_persons(near, k))
     }
 
-    async fn size(&self, gallery: &Gallery) -> Result<GallerySize, DbErr> {
+    async fn size(&self, gallery: &Gallery, max_age: Duration) -> Result<GallerySize, DbErr> {
         #[derive(FromQueryResult)]
         struct Row {
             persons: i64,
             faces: i64,
         }
         let counted = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(gallery).copied();
-        if let Some((size, when)) = counted
-            && size.faces > COUNT_EACH_TIME
-            && when.elapsed() < COUNT_FOR
-        {
-            return Ok(size);
+        if let Some((size, when)) = counted {
+            let max_age = if size.faces > COUNT_EACH_TIME { COUNT_FOR } else { max_age };
+            if when.elapsed() < max_age {
+                return Ok(size);
+            }
         }
+        let now = Instant::now();
         let sql = format!(
             "SELECT count(*) AS persons, COALESCE(sum(n), 0)::bigint AS faces FROM (
                 SELECT count(*) AS n FROM embeddings WHERE {} GROUP BY template_of) AS p",
@@ -140,7 +141,7 @@ impl PgvectorFaceIndex {
         let size = GallerySize { persons: to_usize(row.persons), faces: to_usize(row.faces) };
         let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         sizes.retain(|_, (_, when)| when.elapsed() < COUNT_FOR);
-        sizes.insert(gallery.clone(), (size, Instant::now()));
+        sizes.insert(gallery.clone(), (size, now));
         Ok(size)
     }
 }
@@ -188,8 +189,14 @@ fn best_persons(near: Vec<Near>, k: usize) -> Vec<Hit> {
 
 #[async_trait]
 impl FaceIndex for PgvectorFaceIndex {
-    async fn search(&self, gallery: &Gallery, queries: Vec<Embedding>, k: usize) -> Result<Found, FaceIndexError> {
-        let size = self.size(gallery).await?;
+    async fn search_within(
+        &self,
+        gallery: &Gallery,
+        queries: Vec<Embedding>,
+        k: usize,
+        max_age: Duration,
+    ) -> Result<Found, FaceIndexError> {
+        let size = self.size(gallery, max_age).await?;
         if size.faces == 0 || queries.is_empty() {
             return Ok(Found { size, hits: vec![Vec::new(); queries.len()] });
         }
