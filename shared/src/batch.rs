@@ -88,6 +88,10 @@ pub struct Checkpoint {
     /// The last key or path that was listed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
+    /// How far known places behind `after` are compared with the page that comes next, where they were too many for one
+    /// turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<String>,
     /// The part of a manifest that goes on, and how many bytes of it are read.
     #[serde(default)]
     pub part: u32,

@@ -70,10 +70,10 @@ fn in_clusters(unknown: &Unknown) -> String {
 
 /// What became of pictures that are gone.
 fn gone_note(batch: &Value) -> &'static str {
-    if batch["on_gone"] == "delete" && batch["problem"]["code"] != "gone_kept" {
-        "deleted with their faces"
-    } else {
-        "kept and marked; --delete-gone deletes them"
+    match batch["problem"]["code"].as_str() {
+        Some("gone_named") => "deleted with their faces, but for those with a face that you named or locked",
+        code if batch["on_gone"] == "delete" && code != Some("gone_kept") => "deleted with their faces",
+        _ => "kept and marked; --delete-gone deletes them",
     }
 }
 

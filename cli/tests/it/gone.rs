@@ -6,13 +6,15 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::batches::{Library, ended, pictures, post, post_manifest};
-use crate::server::{Server, Site, command, on_both, photo};
+use crate::library::changed;
+use crate::server::{Server, Site, command, inline, on_both, photo};
 
 on_both!(
     deleted_moved_and_copied_pictures_are_told,
     what_is_gone_is_deleted_where_that_is_wanted,
     a_crash_in_between_changes_no_count,
     an_empty_source_and_a_manifest_tell_nothing,
+    what_was_sent_or_named_by_hand_is_kept,
 );
 
 /// Indexes the library and returns the batch when it has ended.
@@ -100,7 +102,7 @@ async fn what_is_gone_is_deleted_where_that_is_wanted(site: Site) {
 
 async fn a_crash_in_between_changes_no_count(site: Site) {
     for point in ["after_note", "before_sweep_commit", "after_sweep_slice"] {
-        let library = Library::new(&site, &pictures(0..6)).await;
+        let library = Library::new(&site, &pictures(0..7)).await;
         let server = library.serve(&site, &[]).await;
         server.delete("/v1/collections/c").await;
         server.make_collection("c").await;
@@ -119,7 +121,7 @@ async fn a_crash_in_between_changes_no_count(site: Site) {
         let server = library.serve(&site, &[]).await;
         let batch = ended(&server, &batch).await;
         assert_eq!(told(&batch), (1, 2), "{point}: {batch}");
-        assert_eq!(kept_and_marked(&server).await, (4, 0), "{point}");
+        assert_eq!(kept_and_marked(&server).await, (5, 0), "{point}");
         server.stop().await;
     }
 }
@@ -145,6 +147,58 @@ async fn an_empty_source_and_a_manifest_tell_nothing(site: Site) {
         assert_eq!(post(&server, &body).await.0, StatusCode::UNPROCESSABLE_ENTITY, "there is no folder");
         assert_eq!(kept_and_marked(&server).await, (4, 0));
     }
+    server.stop().await;
+}
+
+async fn what_was_sent_or_named_by_hand_is_kept(site: Site) {
+    let library = Library::new(&site, &pictures(0..9)).await;
+    let server = library.serve(&site, &[]).await;
+    server.make_collection("c").await;
+    index(&server, &library, "keep").await;
+    let send = async |seed| {
+        let job = server.run("c", "index", &json!({ "image": inline(&photo(&[seed])) })).await;
+        assert_eq!(job["result"]["already_indexed"], true, "{job}");
+    };
+    send(0).await;
+    library.remove("0/0000.png").await;
+    library.remove("1/0001.png").await;
+    library.remove("2/0002.png").await;
+    assert_eq!(told(&index(&server, &library, "keep").await), (0, 2), "one was sent too");
+    assert_eq!(kept_and_marked(&server).await, (9, 2));
+    send(1).await;
+    assert_eq!(kept_and_marked(&server).await, (9, 1), "what was sent just now is there");
+    let faces = server.get("/v1/collections/c/faces?limit=500").await;
+    let gone = faces["items"].as_array().unwrap().iter().find(|face| !face["gone_at"].is_null()).unwrap();
+    changed(&server, &gone["id"], &json!({ "locked": true })).await;
+    let batch = index(&server, &library, "delete").await;
+    assert_eq!((told(&batch), &batch["problem"]["code"]), ((0, 0), &json!("gone_named")), "{batch}");
+    assert_eq!(kept_and_marked(&server).await, (9, 1));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_may_lie_on_a_disk_that_is_away_is_not_gone() {
+    let site = Site::embedded();
+    let library = Library::new(&site, &pictures(0..9)).await;
+    let server = library.serve(&site, &[]).await;
+    server.make_collection("c").await;
+    index(&server, &library, "keep").await;
+    let (folder, aside) = (library.folder.path(), site.folder().join("aside"));
+    // A disk that is not mounted leaves the folder.
+    std::fs::rename(folder.join("0"), &aside).unwrap();
+    std::fs::create_dir(folder.join("0")).unwrap();
+    library.remove("1/0001.png").await;
+    let batch = index(&server, &library, "delete").await;
+    assert_eq!((told(&batch), &batch["problem"]["code"]), ((0, 1), &json!("gone_kept")), "{batch}");
+    assert_eq!(kept_and_marked(&server).await, (9, 1));
+    // Without it the folder is deleted, for all that can be told.
+    std::fs::remove_dir(folder.join("0")).unwrap();
+    let batch = index(&server, &library, "keep").await;
+    assert_eq!((told(&batch), kept_and_marked(&server).await), ((0, 3), (9, 4)), "{batch}");
+    // The files are back where no listing meets them: they are looked for before anything is deleted.
+    std::os::unix::fs::symlink(&aside, folder.join("0")).unwrap();
+    let batch = index(&server, &library, "delete").await;
+    assert_eq!((told(&batch), kept_and_marked(&server).await), ((0, 1), (8, 0)), "{batch}");
     server.stop().await;
 }
 
@@ -192,7 +246,7 @@ async fn the_command_tells_and_deletes() {
     };
     run(&[]).await;
     library.remove("0/0000.png").await;
-    library.remove("1/0001.png").await;
+    std::fs::remove_dir_all(library.folder.path().join("1")).unwrap();
     library.write("new.png", &photo(&[1])).await;
     let (text, summary) = run(&[]).await;
     assert_eq!((told(&summary), text.contains("kept and marked")), ((1, 1), true), "{text}");

@@ -1,6 +1,6 @@
 //! Queries on images and on which detector revisions have analysed them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sea_orm::prelude::*;
 use sea_orm::{Condition, FromQueryResult, QueryFilter};
@@ -208,15 +208,62 @@ pub async fn remember_sources(
     Ok(())
 }
 
-/// Notes that images which were taken for gone are there.
-pub async fn returned(txn: &impl ConnectionTrait, images: &[ImageId]) -> Result<(), DbErr> {
+/// Remembers where these pictures were found: as [`remember_sources`], and what no listing has named too, so that an image
+/// which a client sent, or named by another place, is not taken for gone when its file is.
+pub async fn remember_found(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    found: &[(&ImageSource, ImageId)],
+) -> Result<(), DbErr> {
+    let place = |(source, image): &(&ImageSource, ImageId)| {
+        let ImageSource { uri, fingerprint, object_key, sha256, .. } = source;
+        match (uri, fingerprint) {
+            (Some(uri), None) => Some((uri.clone(), *image)),
+            (None, _) if object_key.is_some() => Some((format!("{SENT}{sha256}"), *image)),
+            _ => None,
+        }
+    };
+    let unlisted: BTreeMap<String, ImageId> = found.iter().filter_map(place).collect();
+    if !unlisted.is_empty() {
+        let row = |(uri, image): (String, ImageId)| json!({ "uri": uri, "image_id": rows::id(image.0) });
+        let columns = &[("uri", Column::Text), ("image_id", Column::Id)];
+        let rows = Rows::new(columns, unlisted.into_iter().map(row).collect());
+        // One of our own store is never gone, and where an image was found first its own row says.
+        let sql = format!(
+            "INSERT INTO image_sources (collection_id, uri, fingerprint, image_id, seen_at)
+             SELECT $2, r.uri, '{UNLISTED}', i.id, {{now}} FROM {} JOIN images i ON i.id = r.image_id
+             WHERE i.object_key IS NULL AND i.uri IS DISTINCT FROM r.uri
+             ON CONFLICT (collection_id, uri) DO UPDATE
+                SET fingerprint = excluded.fingerprint, image_id = excluded.image_id, seen_at = excluded.seen_at
+                WHERE image_sources.image_id IS DISTINCT FROM excluded.image_id",
+            rows.table(txn)
+        );
+        execute(txn, &sql, [rows.value(), collection.into()]).await?;
+    }
+    let listed = found.iter().map(|(s, image)| (s.uri.as_deref(), s.fingerprint.as_deref(), Some(*image)));
+    remember_sources(txn, collection, listed).await
+}
+
+/// What stands for the bytes at a place that no listing named: none that does ever says so.
+const UNLISTED: &str = "(not listed)";
+/// How the place of a picture begins that a client sent, and that lay somewhere else before; no listing names such a place.
+pub(super) const SENT: &str = "sent:";
+
+/// Notes that images which were taken for gone are there, and locks them until the transaction ends; false when one of them
+/// was deleted.
+pub async fn returned(txn: &impl ConnectionTrait, images: &[ImageId]) -> Result<bool, DbErr> {
+    let images: BTreeSet<ImageId> = images.iter().copied().collect();
     if images.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let list = placeholders(1, images.len());
+    let values = || images.iter().map(|id| Value::from(*id));
+    // A sweep that marks one at this moment is waited for, so that its mark is seen.
+    let lock = format!("SELECT id FROM images WHERE id IN ({list}) ORDER BY id {{for update}}");
+    let locked = txn.query_all_raw(statement(txn, &lock, values())).await?;
     let sql = format!("UPDATE images SET gone_at = NULL WHERE gone_at IS NOT NULL AND id IN ({list})");
-    execute(txn, &sql, images.iter().map(|id| Value::from(*id))).await?;
-    Ok(())
+    execute(txn, &sql, values()).await?;
+    Ok(locked.len() == images.len())
 }
 
 /// Whether a detector revision has analysed the image.

@@ -77,6 +77,7 @@ impl Enrollment {
         let face = faces::place(txn, origin, std::slice::from_ref(&self.face)).await?.swap_remove(0);
         let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);
         faces::enroll(txn, face.id, person.id).await?;
+        images::remember_found(txn, collection, &[(&self.image, image.id)]).await?;
         if !already_enrolled {
             rematches::request(txn, collection, Some(face.id), None).await?;
         }

@@ -13,7 +13,7 @@ use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::ImageRef;
 
 use super::identify::matched;
-use super::pictures::{analysed, fetched, new_face};
+use super::pictures::{analysed, fetched, new_face, upload_source};
 use super::{Done, JobError, Recorded, settings};
 use crate::context::WorkerContext;
 
@@ -38,9 +38,9 @@ pub(super) async fn run(
     let detector_revision = engine.pipeline().detector_revision();
     // What an upload holds is known before it is read.
     if let Some(upload) = image.upload()
-        && let Some(answer) = already_indexed(ctx, job, &upload.sha256, &detector_revision).await?
+        && let Some((image, answer)) = already_indexed(ctx, job, &upload.sha256, &detector_revision).await?
     {
-        return Ok(Done::Answer(answer.1));
+        return Ok(Done::Known(Box::new(Known { source: upload_source(upload), image, answer })));
     }
     let fetched = fetched(ctx, image).await?;
     if image.upload().is_none()
@@ -70,17 +70,17 @@ pub struct Known {
 }
 
 /// Remembers where those pictures were found.
+///
+/// # Errors
+/// The database fails, or an image was deleted since it was found: the job has to look again.
 pub(super) async fn record_known(txn: &DatabaseTransaction, known: &[(&Job, &Known)]) -> Result<(), DbErr> {
     let Some((job, _)) = known.first() else { return Ok(()) };
     let images: Vec<ImageId> = known.iter().map(|(_, known)| known.image).collect();
-    images::returned(txn, &images).await?;
-    let seen = known.iter().map(|(_, known)| place(&known.source, known.image));
-    images::remember_sources(txn, job.collection_id, seen).await
-}
-
-/// What is remembered of where an image was found.
-fn place(source: &ImageSource, image: ImageId) -> (Option<&str>, Option<&str>, Option<ImageId>) {
-    (source.uri.as_deref(), source.fingerprint.as_deref(), Some(image))
+    if !images::returned(txn, &images).await? {
+        return Err(DbErr::RecordNotFound("an image that was known was deleted meanwhile".to_owned()));
+    }
+    let found: Vec<_> = known.iter().map(|(_, known)| (&known.source, known.image)).collect();
+    images::remember_found(txn, job.collection_id, &found).await
 }
 
 /// The answer about a picture, if its bytes were indexed before.
@@ -130,7 +130,7 @@ pub(super) async fn record_all(
     let (mut analysed, mut seen) = (Vec::new(), Vec::new());
     for (at, (_, indexing)) in indexed.iter().enumerate() {
         let (image, is_new) = &mut images[place_of[indexing.image.sha256.as_str()]];
-        seen.push(place(&indexing.image, image.id));
+        seen.push((&indexing.image, image.id));
         if !std::mem::take(is_new) {
             later.push(at);
             continue;
@@ -148,7 +148,7 @@ pub(super) async fn record_all(
         let (job, indexing) = indexed[at];
         recorded[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
     }
-    images::remember_sources(txn, collection, seen).await?;
+    images::remember_found(txn, collection, &seen).await?;
     Ok(recorded)
 }
 

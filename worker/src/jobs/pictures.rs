@@ -57,7 +57,7 @@ fn outside_source(image: &ImageRef, bytes: &[u8]) -> ImageSource {
 }
 
 /// What an upload's row will say.
-fn upload_source(upload: &UploadedImage) -> ImageSource {
+pub(super) fn upload_source(upload: &UploadedImage) -> ImageSource {
     ImageSource { sha256: upload.sha256.clone(), object_key: Some(upload.object_key.clone()), ..ImageSource::default() }
 }
 

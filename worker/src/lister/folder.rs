@@ -18,7 +18,7 @@ use crate::jobs::JobError;
 /// Files of any kind that are looked at for each picture of a page, at most: a folder of other things must not hold up the
 /// listings of others.
 const LOOKED_AT: usize = 20;
-/// Places of one page that could not be read and are kept by name, at most.
+/// Places of one page that could not be read, and folders that are empty, that are kept by name, at most.
 const UNREAD: usize = 1000;
 
 /// A walk through a folder and all below it, in the order of the paths' bytes. A hidden file or folder is passed over, and
@@ -31,6 +31,8 @@ pub(super) struct FolderWalk {
     skipped: (u64, Option<String>),
     /// Which they were; `None`: too many.
     unread: Option<Vec<String>>,
+    /// Folders that were read since the last page and hold nothing.
+    empty: Vec<String>,
 }
 
 struct Entry {
@@ -63,7 +65,9 @@ impl FolderWalk {
         };
         let entries = Self::entries(folder).map_err(unreadable)?;
         let coverage = coverage_of(folder);
-        let mut walk = Self { coverage, levels: vec![entries], skipped: (0, None), unread: Some(Vec::new()) };
+        let unread = Some(Vec::new());
+        let mut walk = Self { coverage, levels: Vec::new(), skipped: (0, None), unread, empty: Vec::new() };
+        walk.enter(folder, entries);
         let Some(after) = after.and_then(|after| Path::new(after).strip_prefix(folder).ok()) else { return Ok(walk) };
         let names: Vec<OsString> = after.iter().map(OsString::from).collect();
         walk.go_to(&names);
@@ -97,7 +101,8 @@ impl FolderWalk {
         checkpoint.skipped += skipped;
         checkpoint.first_skipped = checkpoint.first_skipped.or(first);
         let unread = self.unread.replace(Vec::new());
-        Listed { items, checkpoint, is_last, coverage: Some(Coverage { unread, ..self.coverage.clone() }) }
+        let coverage = Coverage { unread, empty: std::mem::take(&mut self.empty), ..self.coverage.clone() };
+        Listed { items, checkpoint, is_last, coverage: Some(coverage) }
     }
 
     fn skip(&mut self, path: &Path, why: &dyn std::fmt::Display) {
@@ -125,9 +130,17 @@ impl FolderWalk {
 
     fn descend(&mut self, folder: &Path) {
         match Self::entries(folder) {
-            Ok(entries) => self.levels.push(entries),
+            Ok(entries) => self.enter(folder, entries),
             Err(error) => self.skip(folder, &error),
         }
+    }
+
+    fn enter(&mut self, folder: &Path, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            self.unread = self.unread.take().filter(|_| self.empty.len() < UNREAD);
+            self.empty.extend(folder.to_str().filter(|_| self.unread.is_some()).map(|path| format!("file://{path}")));
+        }
+        self.levels.push(entries);
     }
 
     /// Drops what comes before the file of these names, and that file.
@@ -248,6 +261,23 @@ mod tests {
         assert_eq!((coverage.unread, listed.checkpoint.skipped), (Some(unread.to_vec()), 2));
         assert_eq!(coverage.prefix, format!("file://{}/", folder.path().display()));
         assert_eq!(walk.page(10, Checkpoint::default()).coverage.unwrap().unread, Some(Vec::new()), "of each page");
+    }
+
+    #[test]
+    fn what_is_empty_is_named() {
+        let folder = library();
+        fs::create_dir_all(folder.path().join("a/empty/too")).unwrap();
+        fs::create_dir(folder.path().join("hides")).unwrap();
+        fs::write(folder.path().join("hides/.keep"), "").unwrap();
+        let listed = FolderWalk::open(folder.path(), None).unwrap().page(10, Checkpoint::default());
+        let empty = ["a/empty/too", "hides"].map(|name| format!("file://{}", folder.path().join(name).display()));
+        let coverage = listed.coverage.unwrap();
+        assert_eq!((coverage.empty, coverage.unread), (empty.to_vec(), Some(Vec::new())));
+
+        fs::remove_dir_all(folder.path()).unwrap();
+        fs::create_dir(folder.path()).unwrap();
+        let listed = FolderWalk::open(folder.path(), None).unwrap().page(10, Checkpoint::default());
+        assert_eq!(listed.coverage.unwrap().empty, [format!("file://{}", folder.path().display())]);
     }
 
     #[test]

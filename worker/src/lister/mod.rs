@@ -12,7 +12,7 @@ use std::time::Duration;
 use shared::batch::{BatchSource, Checkpoint, is_picture_name};
 use shared::db::batches::listing::{self, Listed};
 use shared::db::batches::missing::Coverage;
-use shared::db::batches::sweep::{self as sweeps, Left};
+use shared::db::batches::sweep as sweeps;
 use shared::db::entity::batch::Model as Batch;
 use shared::ids::BatchId;
 use shared::job::{ImageRef, Problem};
@@ -107,7 +107,7 @@ impl Lister {
         let mut more = false;
         for batch in sweeps::due(&self.ctx.db, BATCHES).await? {
             match sweep::step(&self.ctx, &batch).await {
-                Ok(left) => more |= left == Left::More,
+                Ok(is_left) => more |= is_left,
                 Err(error) => self.sweep_failed(&batch, error).await?,
             }
         }

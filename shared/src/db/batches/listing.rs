@@ -1,5 +1,6 @@
 //! From a batch's source to its jobs: page by page, each in one transaction with how far the listing has come.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -58,15 +59,17 @@ pub async fn due(db: &Db, after: Option<BatchId>, limit: u64) -> Result<Vec<Mode
 }
 
 /// Makes a job of each picture that the collection does not know yet, and notes how far the listing has come. False, and
-/// no job made, when the batch is no longer as it was read: it is held, or somebody else listed the page.
+/// no job made, when the page is to be listed again: the batch is no longer as it was read, as it is held or somebody else
+/// listed the page, or too many known places are to be compared with the page for one turn.
 pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Listed) -> Result<bool, DbErr> {
-    let (sweep, problem) = after_page(db, batch, listed).await?;
+    let Some(listed) = compared(db, batch, listed).await? else { return Ok(false) };
+    let (sweep, problem) = after_page(db, batch, &listed).await?;
     failpoint("after_note");
     let txn = db.begin().await?;
     let known = known(&txn, batch, detector_revision, &listed.items).await?;
     let is_new = |image: &&ImageRef| place(image).is_none_or(|place| !known.places.contains(&place));
     let new: Vec<&ImageRef> = listed.items.iter().filter(is_new).collect();
-    let checkpoint = serde_json::to_string(&listed.checkpoint).map_err(|e| DbErr::Json(e.to_string()))?;
+    let checkpoint = checkpoint_text(&Checkpoint { compared: None, ..listed.checkpoint.clone() })?;
     let sql = "UPDATE batches SET checkpoint = $1, items = items + $2, unchanged = unchanged + $3, listing_tries = 0,
             listed_at = CASE WHEN $4 THEN {now} END, problem = $5, version = version + 1, sweep = $9
         WHERE id = $6 AND state = 'running' AND listed_at IS NULL AND items = $7
@@ -86,7 +89,9 @@ pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Liste
     if execute(&txn, sql, values).await? == 0 {
         return Ok(false);
     }
-    images::returned(&txn, &known.gone).await?;
+    if !images::returned(&txn, &known.gone).await? {
+        return Ok(false);
+    }
     if !new.is_empty() {
         // What is known keeps no number: the jobs of a batch are numbered without gaps from page to page only.
         insert(&txn, batch, &new).await?;
@@ -97,12 +102,37 @@ pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Liste
     Ok(true)
 }
 
-/// Notes what the page did not meet; whether the batch is to be swept after it, and what a client is told.
+/// Notes what the page did not meet. The page with what is known of its empty folders, or none when the comparison goes on
+/// in another turn.
+async fn compared<'a>(db: &Db, batch: &Model, listed: &'a Listed) -> Result<Option<Cow<'a, Listed>>, DbErr> {
+    if is_nothing(batch, listed) {
+        return Ok(Some(Cow::Borrowed(listed)));
+    }
+    let listed = missing::with_emptied(db, batch, listed).await?;
+    let Some(compared) = missing::note(db, batch, &listed).await? else { return Ok(Some(listed)) };
+    let checkpoint = Checkpoint { compared: Some(compared), ..batch.checkpoint()? };
+    let sql = "UPDATE batches SET checkpoint = $1, listing_tries = 0, version = version + 1
+        WHERE id = $2 AND listed_at IS NULL AND items = $3 AND checkpoint IS NOT DISTINCT FROM $4";
+    let values =
+        [checkpoint_text(&checkpoint)?.into(), batch.id.into(), batch.items.into(), batch.checkpoint.clone().into()];
+    execute(&db.write, sql, values).await?;
+    Ok(None)
+}
+
+/// Whether nothing at all was listed.
+fn is_nothing(batch: &Model, listed: &Listed) -> bool {
+    listed.is_last && batch.items == 0 && listed.items.is_empty()
+}
+
+fn checkpoint_text(checkpoint: &Checkpoint) -> Result<String, DbErr> {
+    serde_json::to_string(checkpoint).map_err(|e| DbErr::Json(e.to_string()))
+}
+
+/// Whether the batch is to be swept after the page, and what a client is told.
 async fn after_page(db: &Db, batch: &Model, listed: &Listed) -> Result<(Option<Sweep>, Option<Problem>), DbErr> {
     let skipped = skipped(&listed.checkpoint);
     let Some(coverage) = &listed.coverage else { return Ok((None, skipped)) };
-    if !listed.is_last || batch.items > 0 || !listed.items.is_empty() {
-        missing::note(db, batch, listed).await?;
+    if !is_nothing(batch, listed) {
         return Ok((listed.is_last.then_some(Sweep::Waits), skipped));
     }
     // An empty folder is more often a disk that is not mounted than a library whose pictures were all deleted.

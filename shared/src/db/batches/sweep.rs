@@ -1,5 +1,8 @@
 //! What a batch does, as the last of it, with the places that its complete listing did not meet: a place that is gone is
-//! forgotten, an image without any is marked or deleted. In slices, each one transaction.
+//! forgotten, an image without any is marked. What is marked is deleted where that is wanted, nothing is in doubt, and a
+//! last look at every place of it finds nothing. In slices, each one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
@@ -7,10 +10,11 @@ use serde_json::json;
 
 use super::listing::{json_text, skipped};
 use crate::db::entity::batch::{Model, OnGone};
+use crate::db::images::SENT;
 use crate::db::rows::{Column, Rows};
-use crate::db::{Db, count, execute, placeholders, rematches, statement, through_deadlocks};
+use crate::db::{Db, count, execute, images, placeholders, statement, through_deadlocks};
 use crate::failpoints::failpoint;
-use crate::ids::{BatchId, ImageId, PersonId};
+use crate::ids::{BatchId, ImageId};
 use crate::job::Problem;
 
 /// Images that are deleted in one transaction, with all their faces.
@@ -148,19 +152,20 @@ async fn forget(txn: &impl ConnectionTrait, batch: &Model, gone: &[String]) -> R
     if left.is_empty() {
         return Ok(0);
     }
+    let is_named = format!("s.uri NOT LIKE '{SENT}%'");
     let columns = &[("uri", Column::Text), ("image_id", Column::Id)];
     let rows = Rows::new(columns, left.clone());
     let sql = format!(
-        "UPDATE images SET uri = (SELECT min(s.uri) FROM image_sources s WHERE s.image_id = images.id)
+        "UPDATE images SET uri = (SELECT min(s.uri) FROM image_sources s WHERE s.image_id = images.id AND {is_named})
          WHERE EXISTS (SELECT 1 FROM {} WHERE r.image_id = images.id AND r.uri = images.uri)
-            AND EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = images.id)",
+            AND EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = images.id AND {is_named})",
         rows.table(txn)
     );
     execute(txn, &sql, [rows.value()]).await?;
     let rows = Rows::new(columns, left);
     let sql = format!(
         "SELECT count(*) AS n FROM {} WHERE EXISTS
-            (SELECT 1 FROM image_sources s WHERE s.image_id = r.image_id AND s.seen_at >= $2)",
+            (SELECT 1 FROM image_sources s WHERE s.image_id = r.image_id AND s.seen_at >= $2 AND {is_named})",
         rows.table(txn)
     );
     count(txn, &sql, [rows.value(), batch.created_at.into()]).await
@@ -170,38 +175,39 @@ fn places_rows(places: &[String]) -> Rows {
     Rows::new(&[("uri", Column::Text)], places.iter().map(|uri| json!({ "uri": uri })).collect())
 }
 
-/// What is left to do once every place is judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    /// Images may be left to delete.
-    More,
-    /// Nothing: the batch may end.
-    Nothing,
+/// An image that a batch is to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doomed {
+    /// The image.
+    pub id: ImageId,
+    /// Every place that is known of it.
+    pub places: Vec<String>,
 }
 
-/// Takes a batch with no place left to judge further: deletes some images that are gone from below `prefix`, where that is
-/// wanted, or ends the sweep.
-pub async fn conclude(db: &Db, batch: &Model, prefix: &str) -> Result<Left, DbErr> {
+/// Takes a batch with no place left to judge further: the next images below `prefix` that it is to delete, once each of
+/// their places was looked at again. The sweep has ended when there are none.
+pub async fn conclude(db: &Db, batch: &Model, prefix: &str) -> Result<Vec<Doomed>, DbErr> {
+    let mut problem = skipped(&batch.checkpoint()?);
     if batch.on_gone == OnGone::Delete {
-        let gone = gone_below(db, batch, prefix).await?;
-        let doubt = if gone.is_empty() { None } else { doubt(db, batch).await? };
+        let doomed = doomed(db, batch, prefix).await?;
+        let doubt = if doomed.is_empty() { None } else { doubt(batch)? };
         if let Some(doubt) = doubt {
             let detail =
                 format!("pictures that are gone are kept, as {doubt}: they may be there; mend it and index again");
-            return end(db, batch.id, Some(&Problem::new("gone_kept", detail))).await;
-        }
-        if !gone.is_empty() {
-            through_deadlocks(|| delete_once(db, batch, &gone)).await?;
-            return Ok(Left::More);
+            problem = Some(Problem::new("gone_kept", detail));
+        } else if !doomed.is_empty() {
+            return Ok(doomed);
+        } else if problem.is_none() {
+            problem = kept_by_hand(db, batch, prefix).await?;
         }
     }
-    let problem = skipped(&batch.checkpoint()?);
-    end(db, batch.id, problem.as_ref()).await
+    end(db, batch.id, problem.as_ref()).await?;
+    Ok(Vec::new())
 }
 
 /// Gives the sweep up: what is not judged stays as it is.
 pub async fn give_up(db: &Db, batch: BatchId, problem: &Problem) -> Result<(), DbErr> {
-    end(db, batch, Some(problem)).await.map(|_| ())
+    end(db, batch, Some(problem)).await
 }
 
 /// Puts the sweep off after it failed in a way that may pass.
@@ -212,72 +218,114 @@ pub async fn put_off(db: &Db, batch: BatchId, delay: std::time::Duration) -> Res
     Ok(())
 }
 
-async fn end(db: &Db, batch: BatchId, problem: Option<&Problem>) -> Result<Left, DbErr> {
+async fn end(db: &Db, batch: BatchId, problem: Option<&Problem>) -> Result<(), DbErr> {
     let sql = "UPDATE batches SET sweep = 'done', problem = $1, version = version + 1
         WHERE id = $2 AND sweep = 'waits' AND finished_at IS NULL";
     execute(&db.write, sql, [problem.map(json_text).transpose()?.into(), batch.into()]).await?;
-    Ok(Left::Nothing)
+    Ok(())
 }
 
 /// Why a picture that seems to be gone may lie where nobody could look.
-async fn doubt(db: &Db, batch: &Model) -> Result<Option<String>, DbErr> {
+fn doubt(batch: &Model) -> Result<Option<String>, DbErr> {
     let checkpoint = batch.checkpoint()?;
     if checkpoint.skipped > 0 {
         let first = checkpoint.first_skipped.unwrap_or_default();
         return Ok(Some(format!("{} files or folders could not be read, the first {first}", checkpoint.skipped)));
     }
-    let sql = "SELECT COALESCE(CAST(sum(jobs) AS bigint), 0) AS n FROM batch_problems
-        WHERE batch_id = $1 AND state = 'rejected' AND code = 'source_gone'";
-    let unseen = batch.failed + batch.cancelled + count(&db.read, sql, [batch.id.into()]).await?;
+    // One that was rejected may be a copy that is not complete yet.
+    let unseen = batch.failed + batch.cancelled + batch.rejected;
     Ok((unseen > 0).then(|| format!("{unseen} pictures were listed and not read")))
 }
 
-/// Some images of the collection that are gone and lay below `prefix`.
-async fn gone_below(db: &Db, batch: &Model, prefix: &str) -> Result<Vec<ImageId>, DbErr> {
+/// Whether the image `i` shows somebody by a user's word, which no file brings back.
+const IS_BY_HAND: &str =
+    "EXISTS (SELECT 1 FROM faces f WHERE f.image_id = i.id AND (f.locked OR f.assigned_by IN ('enrolled', 'user')))";
+
+/// Whether the image `i` of the collection `$1` is gone, and lay below `$2` and nowhere else.
+const IS_GONE_BELOW: &str = "i.collection_id = $1 AND i.gone_at IS NOT NULL AND i.object_key IS NULL
+    AND substr(i.uri, 1, length($2)) = $2
+    AND NOT EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = i.id AND substr(s.uri, 1, length($2)) <> $2)";
+
+async fn doomed(db: &Db, batch: &Model, prefix: &str) -> Result<Vec<Doomed>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: ImageId,
+        uri: String,
+    }
     let sql = format!(
-        "SELECT id FROM images WHERE collection_id = $1 AND gone_at IS NOT NULL
-            AND substr(uri, 1, length($2)) = $2 ORDER BY id LIMIT {DELETED}"
+        "SELECT i.id, i.uri FROM images i WHERE {IS_GONE_BELOW} AND NOT {IS_BY_HAND} ORDER BY i.id LIMIT {DELETED}"
     );
     let values = [batch.collection_id.into(), prefix.into()];
-    let rows = Image::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+    let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut places: BTreeMap<ImageId, BTreeSet<String>> = BTreeMap::new();
+    for row in rows {
+        places.entry(row.id).or_default().insert(row.uri);
+    }
+    let list = placeholders(1, places.len());
+    let sql = format!("SELECT image_id AS id, uri FROM image_sources WHERE image_id IN ({list})");
+    let values: Vec<Value> = places.keys().map(|id| Value::from(*id)).collect();
+    for row in Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await? {
+        places.entry(row.id).or_default().insert(row.uri);
+    }
+    Ok(places.into_iter().map(|(id, places)| Doomed { id, places: places.into_iter().collect() }).collect())
 }
 
-async fn delete_once(db: &Db, batch: &Model, images: &[ImageId]) -> Result<(), DbErr> {
-    #[derive(FromQueryResult)]
-    struct Person {
-        person_id: PersonId,
-    }
+/// What a client is told of images that are gone and no batch deletes.
+async fn kept_by_hand(db: &Db, batch: &Model, prefix: &str) -> Result<Option<Problem>, DbErr> {
+    let sql = format!("SELECT count(*) AS n FROM images i WHERE {IS_GONE_BELOW} AND {IS_BY_HAND}");
+    let kept = count(&db.read, &sql, [batch.collection_id.into(), prefix.into()]).await?;
+    let detail = format!(
+        "{kept} pictures that are gone are kept, as a face of theirs was enrolled, assigned by hand or locked; delete \
+         those faces and index again to be rid of them"
+    );
+    Ok((kept > 0).then(|| Problem::new("gone_named", detail)))
+}
+
+/// Deletes images that are gone, with their faces, and takes the mark off those in `there`, of which a place may hold them
+/// after all. Returns false, with nothing written, when the batch is no longer to be swept.
+pub async fn delete(db: &Db, batch: &Model, gone: &[ImageId], there: &[ImageId]) -> Result<bool, DbErr> {
+    through_deadlocks(|| delete_once(db, batch, gone, there)).await
+}
+
+async fn delete_once(db: &Db, batch: &Model, gone: &[ImageId], there: &[ImageId]) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     if !hold(&txn, batch.id).await? {
-        return Ok(());
+        return Ok(false);
     }
-    // One may have come back meanwhile.
-    let lock = format!(
-        "SELECT id FROM images WHERE gone_at IS NOT NULL AND id IN ({}) ORDER BY id {{for update}}",
-        placeholders(1, images.len())
-    );
-    let locked = statement(&txn, &lock, images.iter().map(|id| Value::from(*id)));
-    let images: Vec<ImageId> = Image::find_by_statement(locked).all(&txn).await?.into_iter().map(|i| i.id).collect();
+    images::returned(&txn, there).await?;
+    let gone = still_gone(&txn, gone).await?;
+    if !gone.is_empty() {
+        let list = placeholders(1, gone.len());
+        let named = || gone.iter().map(|id| Value::from(*id));
+        execute(&txn, &format!("DELETE FROM faces WHERE image_id IN ({list})"), named()).await?;
+        // Those that this batch marked are counted already.
+        let earlier =
+            format!("SELECT count(*) AS n FROM images WHERE id IN ({list}) AND gone_at < ${}", gone.len() + 1);
+        let earlier = count(&txn, &earlier, named().chain([batch.created_at.into()])).await?;
+        execute(&txn, &format!("DELETE FROM images WHERE id IN ({list})"), named()).await?;
+        let sql = "UPDATE batches SET gone = gone + $1 WHERE id = $2";
+        execute(&txn, sql, [earlier.into(), batch.id.into()]).await?;
+    }
+    txn.commit().await?;
+    Ok(true)
+}
+
+/// Locks the images with their faces; those that did not come back, and whose faces nobody named, since they were read.
+async fn still_gone(txn: &impl ConnectionTrait, images: &[ImageId]) -> Result<Vec<ImageId>, DbErr> {
     if images.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let list = placeholders(1, images.len());
     let named = || images.iter().map(|id| Value::from(*id));
-    let templates = format!(
-        "SELECT DISTINCT person_id FROM faces WHERE person_id IS NOT NULL AND NOT hidden
-            AND assigned_by IN ('enrolled', 'user') AND image_id IN ({list})"
-    );
-    let persons = Person::find_by_statement(statement(&txn, &templates, named())).all(&txn).await?;
-    execute(&txn, &format!("DELETE FROM faces WHERE image_id IN ({list})"), named()).await?;
-    // Those that this batch marked are counted already.
-    let earlier = format!("SELECT count(*) AS n FROM images WHERE id IN ({list}) AND gone_at < ${}", images.len() + 1);
-    let earlier = count(&txn, &earlier, named().chain([batch.created_at.into()])).await?;
-    execute(&txn, &format!("DELETE FROM images WHERE id IN ({list})"), named()).await?;
-    for person in persons {
-        rematches::request(&txn, batch.collection_id, None, Some(person.person_id)).await?;
-    }
-    let sql = "UPDATE batches SET gone = gone + $1 WHERE id = $2";
-    execute(&txn, sql, [earlier.into(), batch.id.into()]).await?;
-    txn.commit().await
+    let lock = format!("SELECT id FROM images WHERE id IN ({list}) ORDER BY id {{for update}}");
+    txn.query_all_raw(statement(txn, &lock, named())).await?;
+    let lock = format!("SELECT id FROM faces WHERE image_id IN ({list}) ORDER BY id {{for update}}");
+    txn.query_all_raw(statement(txn, &lock, named())).await?;
+    let sql =
+        format!("SELECT i.id FROM images i WHERE i.id IN ({list}) AND i.gone_at IS NOT NULL AND NOT {IS_BY_HAND}");
+    let rows = Image::find_by_statement(statement(txn, &sql, named())).all(txn).await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
 }

@@ -74,7 +74,11 @@ async fn list(db: &Db, id: BatchId, names: &[&str], a_page: usize) {
         let batch = found(db, id).await.batch;
         // As a lister does that was cut off before it wrote the page's jobs.
         missing::note(db, &batch, &listed).await.unwrap();
-        assert!(listing::add(db, &batch, REVISION, &listed).await.unwrap());
+        let mut turns = 0;
+        while !listing::add(db, &found(db, id).await.batch, REVISION, &listed).await.unwrap() {
+            turns += 1;
+            assert!(turns < 10, "the page is never added");
+        }
     }
 }
 
@@ -95,7 +99,9 @@ async fn swept(db: &Db, id: BatchId, slice: u64) -> (i64, i64) {
     while let Some(batch) = sweep::due(db, 100).await.unwrap().into_iter().find(|batch| batch.id == id) {
         let missing = sweep::missing(db, id, slice).await.unwrap();
         if missing.is_empty() {
-            sweep::conclude(db, &batch, "file:///photos/").await.unwrap();
+            let doomed = sweep::conclude(db, &batch, "file:///photos/").await.unwrap();
+            let images: Vec<ImageId> = doomed.iter().map(|image| image.id).collect();
+            sweep::delete(db, &batch, &images, &[]).await.unwrap();
             continue;
         }
         assert!(sweep::judge(db, &batch, &missing, &[]).await.unwrap());
@@ -282,6 +288,174 @@ async fn nothing_is_judged_unless_the_listing_is_complete() {
         assert!(batch.problem.unwrap().contains("source_empty"));
         assert_eq!(sweep::missing(db, id, 10).await.unwrap(), Vec::<String>::new());
         assert_eq!(is_gone(db, collection, image).await, Some(false));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_page_goes_on_where_its_turn_ended() {
+    on_both(async |db, collection| {
+        let sql = if crate::db::is_postgres(&db.write) {
+            "INSERT INTO image_sources (collection_id, uri, fingerprint, seen_at)
+             SELECT $1, 'file:///photos/' || lpad(n::text, 5, '0') || '.jpg', 'f', 0 FROM generate_series(1, 17500) n"
+        } else {
+            "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 17500)
+             INSERT INTO image_sources (collection_id, uri, fingerprint, seen_at)
+             SELECT $1, 'file:///photos/' || printf('%05d', n) || '.jpg', 'f', 0 FROM t"
+        };
+        execute(&db.write, sql, [collection.into()]).await.unwrap();
+        let id = new_batch_that(db, collection, OnGone::Keep).await;
+        let last = page(&["17400.jpg"], true);
+        let add = async || listing::add(db, &found(db, id).await.batch, REVISION, &last).await.unwrap();
+        assert!(!add().await, "too many to compare in one turn");
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.items, batch.listed_at), (0, None));
+        assert_eq!(batch.checkpoint().unwrap().compared, Some(uri("16000.jpg")));
+        assert!(add().await);
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.unchanged, batch.checkpoint().unwrap().compared), (1, None));
+        assert_eq!(sweep::missing(db, id, 20_000).await.unwrap().len(), 17_499);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_what_lay_below_an_empty_folder() {
+    on_both(async |db, collection| {
+        for name in ["a.jpg", "away/1.jpg", "away/b/2.jpg", "away0.jpg", "gone/3.jpg"] {
+            image_at(db, collection, &[name]).await;
+        }
+        age(db).await;
+        let id = new_batch_that(db, collection, OnGone::Delete).await;
+        let mut listed = page(&["a.jpg"], true);
+        listed.coverage.as_mut().unwrap().empty =
+            ["always", "away"].map(|name| format!("file:///photos/{name}")).to_vec();
+        let batch = found(db, id).await.batch;
+        assert!(listing::add(db, &batch, REVISION, &listed).await.unwrap());
+        assert_eq!(sweep::missing(db, id, 10).await.unwrap(), ["away0.jpg", "gone/3.jpg"].map(uri));
+        let checkpoint = found(db, id).await.batch.checkpoint().unwrap();
+        assert_eq!(checkpoint.skipped, 1, "the other one never held anything");
+        assert!(checkpoint.first_skipped.unwrap().starts_with("/photos/away: it is empty"));
+        work(db, id).await;
+        assert_eq!(swept(db, id, 10).await, (0, 2));
+        assert!(found(db, id).await.batch.problem.unwrap().contains("gone_kept"));
+        assert_eq!(places(db, collection).await, 5);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_what_nobody_named_and_no_place_holds_is_deleted() {
+    on_both(async |db, collection| {
+        let deleted = image_at(db, collection, &["deleted.jpg"]).await;
+        let there = image_at(db, collection, &["there.jpg", "z.jpg"]).await;
+        let elsewhere = image_at(db, collection, &["elsewhere.jpg", "other/elsewhere.jpg"]).await;
+        let sql = "UPDATE image_sources SET uri = 'file:///other/elsewhere.jpg' WHERE uri = $1 AND collection_id = $2";
+        execute(&db.write, sql, [uri("other/elsewhere.jpg").into(), collection.into()]).await.unwrap();
+        let by_hand = image_at(db, collection, &["by-hand.jpg"]).await;
+        execute(&db.write, "UPDATE images SET gone_at = 1 WHERE collection_id = $1", [collection.into()])
+            .await
+            .unwrap();
+        image_at(db, collection, &["a.jpg"]).await;
+        age(db).await;
+        let txn = db.begin().await.unwrap();
+        let origin = Origin { collection, image: by_hand, detector_revision: REVISION, pipeline: "tiny" };
+        let placed = faces::place(&txn, origin, &[face()]).await.unwrap().swap_remove(0);
+        txn.commit().await.unwrap();
+        let id = new_batch_that(db, collection, OnGone::Delete).await;
+        list(db, id, &["a.jpg"], 1).await;
+        let batch = sweep::due(db, 100).await.unwrap().into_iter().find(|batch| batch.id == id).unwrap();
+        let doomed = async || sweep::conclude(db, &batch, "file:///photos/").await.unwrap();
+        let ids: Vec<ImageId> = doomed().await.iter().map(|image| image.id).collect();
+        assert_eq!(ids, [deleted, there, by_hand]);
+        assert_eq!(doomed().await[1].places, ["there.jpg", "z.jpg"].map(uri), "each of them is looked at");
+
+        // Between the look and the deletion.
+        execute(&db.write, "UPDATE faces SET locked = TRUE WHERE id = $1", [placed.id.into()]).await.unwrap();
+        assert!(sweep::delete(db, &batch, &[deleted, by_hand], &[there]).await.unwrap());
+        let mut marks = Vec::new();
+        for image in [deleted, there, elsewhere, by_hand] {
+            marks.push(is_gone(db, collection, image).await);
+        }
+        assert_eq!(marks, [None, Some(false), Some(true), Some(true)]);
+        assert_eq!(doomed().await, []);
+        let batch = found(db, id).await.batch;
+        assert_eq!((batch.sweep, batch.gone), (Some(Sweep::Done), 1));
+        assert!(batch.problem.unwrap().contains("gone_named"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_picture_that_was_rejected_may_be_the_one_that_is_gone() {
+    on_both(async |db, collection| {
+        let image = image_at(db, collection, &["gone.jpg"]).await;
+        age(db).await;
+        let id = new_batch_that(db, collection, OnGone::Delete).await;
+        list(db, id, &["half-copied.jpg"], 1).await;
+        let claim = begin(db, &jobs_of(db, id).await).await.unwrap();
+        let why = Problem::new("image_truncated", "a test");
+        end(db, claim.id, claim.jobs[0].job.id, &Outcome::Rejected(why)).await;
+        while fold(db).await.unwrap() != Folded::Nothing {}
+        assert_eq!(swept(db, id, 10).await, (0, 1));
+        assert!(found(db, id).await.batch.problem.unwrap().contains("gone_kept"));
+        assert_eq!(is_gone(db, collection, image).await, Some(true));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_sent_or_named_elsewhere_is_not_gone() {
+    on_both(async |db, collection| {
+        let sent = image_at(db, collection, &["sent.jpg"]).await;
+        let named = image_at(db, collection, &["named.jpg"]).await;
+        let again = image_at(db, collection, &["again.jpg"]).await;
+        image_at(db, collection, &["a.jpg"]).await;
+        age(db).await;
+        let sources = [
+            ImageSource { object_key: Some("k".to_owned()), sha256: "s".to_owned(), ..ImageSource::default() },
+            ImageSource { uri: Some("s3://bucket/named.jpg".to_owned()), ..ImageSource::default() },
+            ImageSource { uri: Some(uri("again.jpg")), ..ImageSource::default() },
+        ];
+        let found_at: Vec<_> = sources.iter().zip([sent, named, again]).collect();
+        let txn = db.begin().await.unwrap();
+        images::remember_found(&txn, collection, &found_at).await.unwrap();
+        txn.commit().await.unwrap();
+        age(db).await;
+        let id = new_batch_that(db, collection, OnGone::Delete).await;
+        list(db, id, &["a.jpg"], 1).await;
+        assert_eq!(swept(db, id, 10).await, (0, 1), "one was only named where it lay");
+        let mut kept = Vec::new();
+        for image in [sent, named] {
+            let row = images::find(&db.read, collection, image).await.unwrap().unwrap();
+            kept.push((row.uri.unwrap(), row.gone_at));
+        }
+        assert_eq!(kept, [(uri("sent.jpg"), None), ("s3://bucket/named.jpg".to_owned(), None)]);
+        assert_eq!(is_gone(db, collection, again).await, None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_returns_while_it_is_marked_is_not_gone() {
+    on_both(async |db, collection| {
+        let image = image_at(db, collection, &["a.jpg"]).await;
+        let txn = db.begin().await.unwrap();
+        execute(&txn, "UPDATE images SET gone_at = 1 WHERE id = $1", [image.into()]).await.unwrap();
+        let returns = async {
+            let txn = db.begin().await.unwrap();
+            assert!(images::returned(&txn, &[image, image]).await.unwrap());
+            txn.commit().await.unwrap();
+        };
+        let marks = async {
+            // Time for the other to come to the mark, which it does not see.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            txn.commit().await.unwrap();
+        };
+        tokio::join!(returns, marks);
+        assert_eq!(is_gone(db, collection, image).await, Some(false));
+        let txn = db.begin().await.unwrap();
+        assert!(!images::returned(&txn, &[image, ImageId::new()]).await.unwrap(), "one was deleted");
     })
     .await;
 }
