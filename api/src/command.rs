@@ -12,6 +12,7 @@ use shared::process;
 use shared::queue::JobQueue as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::serve::serve_within;
 use crate::state::AppState;
@@ -51,6 +52,8 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         unrunnable: Arc::default(),
         checks: backends.checks(),
         exports: AppState::places_for_exports(),
+        imports: AppState::places_for_imports(),
+        tasks: TaskTracker::new(),
         stop: stop.clone(),
     };
     let listener =

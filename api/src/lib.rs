@@ -2,7 +2,7 @@
 //!
 //! - [`serve_within()`] takes connections until it is told to stop; [`state`] is what every handler may touch
 //! - [`router`] is the one table of routes; [`routes`] holds a file a noun
-//! - [`extract`] reads requests, [`pictures`] takes in pictures, `manifest` lists of them, `lines` reads them, [`error`] is the only place of statuses and problems
+//! - [`extract`] reads requests, [`pictures`] takes in pictures, `manifest` lists of them, `lines` reads them, `portion` holds what of an import is written together, [`error`] is the only place of statuses and problems
 //! - [`cursor`] pages through lists
 
 pub mod command;
@@ -12,6 +12,7 @@ pub mod extract;
 mod lines;
 mod manifest;
 pub mod pictures;
+mod portion;
 mod requests;
 pub mod router;
 pub mod routes;

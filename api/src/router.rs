@@ -8,7 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::requests::observe;
-use crate::routes::{batches, clusters, collections, faces, health, jobs, persons, submit, transfer, uploads};
+use crate::routes::{batches, clusters, collections, export, faces, health, import, jobs, persons, submit, uploads};
 use crate::state::AppState;
 
 /// Where the document's own facts come from.
@@ -45,8 +45,8 @@ fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(collections::create, collections::list))
         .routes(routes!(collections::get, collections::update, collections::delete))
-        .routes(routes!(transfer::export))
-        .routes(routes!(transfer::import))
+        .routes(routes!(export::export))
+        .routes(routes!(import::import))
         .routes(routes!(uploads::create))
         .routes(routes!(uploads::get))
         .routes(routes!(submit::enroll))

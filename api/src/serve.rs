@@ -9,9 +9,9 @@ use crate::router::router;
 use crate::state::AppState;
 
 /// Answers requests on `listener` until the state's `stop`, then finishes those that are under way, as far as they end
-/// within `grace`.
+/// within `grace`, and so what goes on for their answers.
 pub async fn serve_within(listener: TcpListener, state: AppState, grace: Duration) -> std::io::Result<()> {
-    let stop = state.stop.clone();
+    let (stop, tasks) = (state.stop.clone(), state.tasks.clone());
     let too_long = {
         let stop = stop.clone();
         async move {
@@ -26,11 +26,16 @@ pub async fn serve_within(listener: TcpListener, state: AppState, grace: Duratio
         }
     });
     let serving = axum::serve(listener, router(state)).with_graceful_shutdown(async move { stop.cancelled().await });
-    tokio::select! {
+    let served = tokio::select! {
         served = serving => served,
         () = too_long => {
             tracing::warn!("requests were still under way after the grace period");
             Ok(())
         }
+    };
+    tasks.close();
+    if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
+        tracing::warn!("an export was still under way after the grace period");
     }
+    served
 }

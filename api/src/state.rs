@@ -12,9 +12,12 @@ use shared::objects::ObjectStore;
 use shared::queue::JobQueue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Exports at once.
 const EXPORTS: usize = 2;
+/// Imports at once: each holds up to a portion of its file.
+const IMPORTS: usize = 2;
 
 /// See the module; cheap to clone.
 #[derive(Clone)]
@@ -32,6 +35,10 @@ pub struct AppState {
     pub checks: Vec<Check>,
     /// Places for exports: each holds a connection as long as it takes.
     pub exports: Arc<Semaphore>,
+    /// Places for imports.
+    pub imports: Arc<Semaphore>,
+    /// What goes on while an answer is sent; waited for when the process stops.
+    pub tasks: TaskTracker,
     /// Ends waits when the process stops.
     pub stop: CancellationToken,
 }
@@ -40,5 +47,10 @@ impl AppState {
     /// As many places for exports as there are.
     pub fn places_for_exports() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(EXPORTS))
+    }
+
+    /// As many places for imports as there are.
+    pub fn places_for_imports() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(IMPORTS))
     }
 }

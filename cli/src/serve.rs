@@ -22,6 +22,7 @@ use shared::queue::EmbeddedQueue;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use worker::assets::Assets;
 use worker::context::{Engines, Pulse, WorkerContext};
 use worker::inference::EngineOptions;
@@ -146,6 +147,8 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         unrunnable: Arc::new(offer.left_out.into_keys().collect()),
         checks,
         exports: AppState::places_for_exports(),
+        imports: AppState::places_for_imports(),
+        tasks: TaskTracker::new(),
         stop: stop.clone(),
     };
     Ok((state, context))

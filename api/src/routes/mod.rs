@@ -3,12 +3,13 @@
 pub mod batches;
 pub mod clusters;
 pub mod collections;
+pub mod export;
 pub mod faces;
 pub mod health;
+pub mod import;
 pub mod jobs;
 pub mod persons;
 pub mod submit;
-pub mod transfer;
 pub mod uploads;
 
 use std::time::{Duration, UNIX_EPOCH};

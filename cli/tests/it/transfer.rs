@@ -1,15 +1,27 @@
 //! A collection's people and faces leave a server as a file, and come into another.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Output;
+use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
+use futures_util::stream::{once, pending};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::library::{changed, index};
 use crate::server::{Server, Site, command, inline, on_both, photo, read};
 
-on_both!(an_interrupted_import_goes_on, bad_files_are_refused, a_broken_connection_leaves_no_half_face);
+on_both!(
+    an_interrupted_import_goes_on,
+    bad_files_are_refused,
+    a_broken_connection_leaves_no_half_face,
+    imports_at_once_are_bounded
+);
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -31,6 +43,8 @@ async fn fill(server: &Server) {
     let ann = server.enroll("c", 1).await["person_id"].clone();
     let bob = server.enroll("c", 2).await["person_id"].clone();
     let other = server.enroll("c", 3).await["person_id"].clone();
+    let nameless = server.request(Method::POST, "/v1/collections/c/persons").json(&json!({ "name": "" }));
+    assert_eq!(read(nameless).await.0, StatusCode::CREATED);
     let path = format!("/v1/collections/c/persons/{}/merge", other.as_str().unwrap());
     let (status, body) = read(server.request(Method::POST, &path).json(&json!({ "into": bob }))).await;
     assert_eq!(status, StatusCode::OK, "{body}");
@@ -114,8 +128,9 @@ async fn a_server_is_started_where_there_is_none() {
     server.stop().await;
 }
 
-async fn exported(server: &Server) -> String {
-    let answer = server.request(Method::GET, "/v1/collections/c/export").send().await.unwrap();
+async fn exported(server: &Server, collection: &str) -> String {
+    let path = format!("/v1/collections/{collection}/export");
+    let answer = server.request(Method::GET, &path).send().await.unwrap();
     assert_eq!(answer.headers()["content-type"], NDJSON);
     answer.text().await.unwrap()
 }
@@ -132,45 +147,164 @@ fn cut(file: &str) -> String {
     lines[..last_face].join("\n") + "\n"
 }
 
+/// Faces of one picture: more than are written at once.
+const CROWD: usize = 2600;
+/// Pictures of one face: they too are more than that.
+const SINGLES: usize = 600;
+
+/// The file with many more faces, which are nobody's and like nobody.
+fn enlarged(file: &str) -> String {
+    let mut lines: Vec<Value> = file.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let revision = lines[0]["pipelines"][0]["detector_revision"].as_str().unwrap().to_owned();
+    let mut end = lines.pop().unwrap();
+    for (image, faces) in std::iter::once(CROWD).chain([1; SINGLES]).enumerate() {
+        // Behind all others.
+        let sha256 = format!("{}{image:016x}", "f".repeat(48));
+        let id = Uuid::now_v7();
+        lines.push(json!({
+            "type": "image", "id": id, "sha256": sha256, "width": 1000, "height": 1000, "created_at": 1,
+            "analyses": { &revision: faces },
+        }));
+        lines.extend((0..faces).map(|face| stranger(&revision, face)));
+    }
+    let many = [("images", 1 + SINGLES), ("faces", CROWD + SINGLES), ("vectors", CROWD + SINGLES)];
+    for (kind, more) in many {
+        end[kind] = json!(end[kind].as_u64().unwrap() + more as u64);
+    }
+    lines.push(end);
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// The nth face of a picture.
+fn stranger(revision: &str, n: usize) -> Value {
+    let mut vector = [0f32; 64];
+    vector[n % 64] = 1.0;
+    let vector = STANDARD.encode(vector.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+    let face_box = json!({ "x": (n % 60) as f32 + 0.5, "y": (n / 60) as f32 + 0.5, "width": 0.75, "height": 0.75 });
+    let seen = json!({ "box": face_box, "landmarks": [], "score": 0.5, "quality": { "usable": false } });
+    json!({
+        "type": "face", "id": Uuid::now_v7(), "created_at": 1, "geometry": { revision: seen },
+        "vectors": { "tiny": vector },
+    })
+}
+
+/// The faces of a file by their ids.
+fn faces_of(file: &str) -> HashMap<String, Value> {
+    let lines = file.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let face = |line: Value| Some((line["id"].as_str()?.to_owned(), line));
+    lines.filter(|line| line["type"] == "face").filter_map(face).collect()
+}
+
+async fn face_count(server: &Server, collection: &str) -> u64 {
+    server.get(&format!("/v1/collections/{collection}")).await["faces"].as_u64().unwrap()
+}
+
+/// Without how many faces and pictures there are.
+fn without_counts(mut answers: Vec<Value>) -> Vec<Value> {
+    answers.pop();
+    answers
+}
+
 async fn an_interrupted_import_goes_on(site: Site) {
     let server = Server::start(&site).await;
     fill(&server).await;
-    let wanted = answers(&server, "c").await;
-    let file = exported(&server).await;
+    let wanted = without_counts(answers(&server, "c").await);
+    let file = enlarged(&exported(&server, "c").await);
     server.make_collection("d").await;
     let (status, refused) = import(&server, "d", cut(&file)).await;
     assert_eq!((status, &refused["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("export_cut")), "{refused}");
+    let there = face_count(&server, "d").await;
+    assert!(there > CROWD as u64, "what was written before the cut stays: {there}");
     let (status, all) = import(&server, "d", file.clone()).await;
     assert_eq!(status, StatusCode::OK, "{all}");
-    assert_eq!(answers(&server, "d").await, wanted);
+    let read = all["read"]["faces"].as_u64().unwrap();
+    assert_eq!(all["added"]["faces"], read - there, "{all}");
+    assert!(read > there && face_count(&server, "d").await == read, "{all}");
+    assert_eq!(without_counts(answers(&server, "d").await), wanted);
     let (_, again) = import(&server, "d", file).await;
     assert_eq!(again["read"], all["read"]);
     assert!(again["added"].as_object().unwrap().values().all(|added| added == 0), "{again}");
-    assert_eq!(answers(&server, "d").await, wanted);
+    assert_eq!(without_counts(answers(&server, "d").await), wanted);
     server.stop().await;
+}
+
+/// Waits until the collection has faces.
+async fn faces_came(address: String) {
+    loop {
+        let row = reqwest::get(format!("{address}/v1/collections/d")).await.unwrap().text().await.unwrap();
+        if serde_json::from_str::<Value>(&row).unwrap()["faces"] != 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn a_broken_connection_leaves_no_half_face(site: Site) {
     let server = Server::start(&site).await;
     fill(&server).await;
-    let file = exported(&server).await;
+    let file = enlarged(&exported(&server, "c").await);
     server.make_collection("d").await;
-    let half = file.as_bytes()[..file.len() / 2].to_vec();
-    let pieces = [Ok(half), Err(std::io::Error::other("the client dies"))];
-    let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+    let analysed = format!(":{CROWD}}}");
+    assert!(file.contains(&analysed));
+    // Within the crowd, of which a part is written by then.
+    let part = file.as_bytes()[..file.len() * 2 / 3].to_vec();
+    let address = server.address.clone();
+    let breaks = async move {
+        tokio::time::timeout(Duration::from_secs(60), faces_came(address)).await.unwrap();
+        Err(std::io::Error::other("the client dies"))
+    };
+    let body = reqwest::Body::wrap_stream(once(std::future::ready(Ok(part))).chain(once(breaks)));
     let path = format!("{}/v1/collections/d/import", server.address);
     let sent = reqwest::Client::new().post(path).header("content-type", NDJSON).body(body).send().await;
     assert!(sent.is_err(), "{sent:?}");
+    let strangers = faces_of(&file);
+    let broken_off = exported(&server, "d").await;
+    assert!(!broken_off.contains(&analysed), "{CROWD} faces are not there yet");
+    let there = faces_of(&broken_off);
+    let whole = there.iter().filter(|(id, face)| strangers.get(*id) == Some(face)).count();
+    assert!(there.len() < CROWD && whole > CROWD / 2, "{whole} of {}", there.len());
+    assert!(there.values().all(|face| face["vectors"]["tiny"].is_string()));
     let (status, all) = import(&server, "d", file).await;
     assert_eq!(status, StatusCode::OK, "{all}");
-    assert_eq!(answers(&server, "d").await, answers(&server, "c").await);
+    assert_eq!(face_count(&server, "d").await, all["read"]["faces"].as_u64().unwrap());
+    assert!(exported(&server, "d").await.contains(&analysed));
+    assert_eq!(without_counts(answers(&server, "d").await), without_counts(answers(&server, "c").await));
+    server.stop().await;
+}
+
+/// Begins an import that does not end; again where it is refused.
+async fn begin(address: String, file: String) {
+    loop {
+        let body = once(std::future::ready(Ok::<_, std::io::Error>(file.clone()))).chain(pending());
+        let request = reqwest::Client::new().post(format!("{address}/v1/collections/c/import"));
+        let request = request.header("content-type", NDJSON).body(reqwest::Body::wrap_stream(body));
+        request.send().await.unwrap();
+    }
+}
+
+async fn imports_at_once_are_bounded(site: Site) {
+    let server = Server::start(&site).await;
+    server.make_collection("c").await;
+    let file = exported(&server, "c").await;
+    let begun = |_| tokio::spawn(begin(server.address.clone(), file.clone()));
+    let begun: Vec<_> = (0..2).map(begun).collect();
+    let until = async |wanted: StatusCode| {
+        let status = async || import(&server, "c", file.clone()).await.0;
+        while status().await != wanted {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let soon = Duration::from_secs(20);
+    tokio::time::timeout(soon, until(StatusCode::SERVICE_UNAVAILABLE)).await.unwrap();
+    begun.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::timeout(soon, until(StatusCode::OK)).await.unwrap();
     server.stop().await;
 }
 
 async fn bad_files_are_refused(site: Site) {
     let server = Server::start(&site).await;
     fill(&server).await;
-    let file = exported(&server).await;
+    let file = exported(&server, "c").await;
     server.make_collection("d").await;
     let lines: Vec<&str> = file.lines().collect();
     let changed = |line: usize, from: &str, to: &str| {

@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 
-use super::{Counts, FaceLine, Header, ImageLine, Line, VERSION};
+use super::{Counts, FaceLine, Header, ImageLine, Line, VERSION, measured};
 
-/// Longest text of a name, an external id or a place in bytes; it is the API's own limit with room for escapes.
-const MAX_TEXT: usize = 4096;
+/// Longest text of a name, an external id or a place in bytes; a path may have 4096.
+const MAX_TEXT: usize = 8192;
 
 /// Why a file is refused. Nothing of the line that is named was used, nor of any after it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -171,10 +171,14 @@ impl Checker {
     fn check_content(&self, line: &Line) -> Result<(), String> {
         match line {
             Line::FaceIdExport(_) | Line::End(_) => Ok(()),
-            Line::Person(person) => check_texts([&person.external_id, &person.name]),
+            Line::Person(person) => {
+                // An empty name is one, an empty id is none.
+                check_texts([&person.external_id, &None])?;
+                person.name.as_deref().map_or(Ok(()), check_length)
+            }
             Line::Merge(merge) => check_texts([&merge.external_id, &merge.into.external_id]),
             Line::Image(image) => check_image(image),
-            Line::Place(place) => check_text(&place.uri).and_then(|()| check_text(&place.fingerprint)),
+            Line::Place(place) => check_text(&place.uri).and_then(|()| check_length(&place.fingerprint)),
             Line::Face(face) => self.check_face(face),
         }
     }
@@ -185,10 +189,7 @@ impl Checker {
         }
         for (revision, geometry) in &face.geometry {
             check_text(revision)?;
-            // One of the databases takes no text with it.
-            if [&geometry.landmarks, &geometry.quality].iter().any(|value| value.to_string().contains("\\u0000")) {
-                return Err("has a NUL in what was measured of a face".to_owned());
-            }
+            measured::check(&geometry.landmarks, &geometry.quality)?;
             let b = &geometry.face_box;
             let finite = [b.x, b.y, b.width, b.height, geometry.score].iter().all(|v| v.is_finite());
             if !finite || b.width <= 0.0 || b.height <= 0.0 {
@@ -229,8 +230,16 @@ fn check_texts(texts: [&Option<String>; 2]) -> Result<(), String> {
 }
 
 fn check_text(text: &str) -> Result<(), String> {
-    if text.is_empty() || text.len() > MAX_TEXT || text.contains('\0') {
-        return Err(format!("has a text that is not 1 to {MAX_TEXT} bytes without NUL"));
+    if text.is_empty() {
+        return Err("has an empty text that has to say something".to_owned());
+    }
+    check_length(text)
+}
+
+/// Of a text that may be empty. One of the databases takes no NUL.
+fn check_length(text: &str) -> Result<(), String> {
+    if text.len() > MAX_TEXT || text.contains('\0') {
+        return Err(format!("has a text that is not up to {MAX_TEXT} bytes without NUL"));
     }
     Ok(())
 }
@@ -285,9 +294,20 @@ mod tests {
     }
 
     #[test]
+    fn what_the_api_takes_is_taken() {
+        let mut lines = lines();
+        lines[1]["name"] = json!("");
+        // A figure that is not finite is stored as null.
+        lines[3]["geometry"]["d"]["quality"] =
+            json!({ "sharpness": null, "score": 0.5, "usable": false, "reasons": ["small"] });
+        lines[3]["geometry"]["d"]["landmarks"] = json!([[1.5, 2], [3, 4], [5, 6], [7, 8], [9, 10]]);
+        assert!(check(&lines).is_ok(), "{:?}", check(&lines));
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         type Change = fn(&mut Vec<serde_json::Value>);
-        let cases: [(Change, &str, u64); 17] = [
+        let cases: [(Change, &str, u64); 22] = [
             (|l| l.clear(), "not_an_export", 0),
             (|l| drop(l.remove(0)), "not_an_export", 0),
             (|l| l[0] = json!({ "type": "face_id_export", "version": 2, "news": true }), "newer_format", 0),
@@ -302,7 +322,12 @@ mod tests {
             (|l| l[3]["vectors"]["p"] = json!(vector(&[1.0, 0.0, 0.0])), "corrupt_line", 4),
             (|l| l[3]["vectors"] = json!({ "q": vector(&[0.6, 0.8]) }), "corrupt_line", 4),
             (|l| l[3]["geometry"]["d"]["box"]["width"] = json!(0), "corrupt_line", 4),
-            (|l| l[3]["geometry"]["d"]["quality"] = json!("\0"), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["quality"] = json!("x"), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["quality"] = json!({ "x": "\0" }), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["quality"] = json!({ "x": { "y": 1 } }), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["landmarks"] = json!([[1, 2], [3]]), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["landmarks"] = json!(vec![[1, 2]; 1000]), "corrupt_line", 4),
+            (|l| l[1]["external_id"] = json!(""), "corrupt_line", 2),
             (|l| l.insert(3, l[2].clone()), "corrupt_line", 4),
             (|l| l.push(l[1].clone()), "corrupt_line", 6),
         ];

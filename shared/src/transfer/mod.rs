@@ -6,6 +6,7 @@
 //! the file a later version's.
 
 mod check;
+mod measured;
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::db::embeddings::StoredVector;
 use crate::db::entity::face::AssignedBy;
+use crate::db::entity::image;
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{Db, count, execute, is_postgres, statement};
 use crate::ids::{ClusterId, CollectionId, FaceId, ImageId, PersonId};
@@ -21,6 +22,15 @@ use crate::transfer::{
 pub struct Snapshot {
     txn: DatabaseTransaction,
     collection: CollectionId,
+}
+
+/// How much is read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// Most pictures.
+    pub images: u64,
+    /// Most faces on them, but for a single picture that has more.
+    pub faces: i64,
 }
 
 /// A picture with what belongs to it.
@@ -103,14 +113,10 @@ impl Snapshot {
         Ok(rows.into_iter().map(line).collect())
     }
 
-    /// Up to `limit` pictures in the order of their digests, those after `after`, with their places and faces. Vectors are
-    /// those of `pipelines`.
-    pub async fn images(&self, after: &str, limit: u64, pipelines: &[String]) -> Result<Vec<ExportedImage>, DbErr> {
-        use crate::db::entity::image;
-        let sql =
-            format!("SELECT * FROM images WHERE collection_id = $1 AND sha256 > $2 ORDER BY sha256 LIMIT {limit}");
-        let values = [self.collection.into(), after.into()];
-        let images = image::Model::find_by_statement(statement(&self.txn, &sql, values)).all(&self.txn).await?;
+    /// A page of pictures in the order of their digests, those after `after`, with their places and faces. Vectors are those
+    /// of `pipelines`.
+    pub async fn images(&self, after: &str, page: Page, pipelines: &[String]) -> Result<Vec<ExportedImage>, DbErr> {
+        let images = self.page(after, page).await?;
         let ids: Vec<Uuid> = images.iter().map(|image| image.id.0).collect();
         let mut analyses = self.analyses(&ids).await?;
         let mut places = self.places(&ids).await?;
@@ -131,6 +137,33 @@ impl Snapshot {
             (image, of_image.0, of_image.1)
         };
         Ok(images.into_iter().map(exported).collect())
+    }
+
+    async fn page(&self, after: &str, page: Page) -> Result<Vec<image::Model>, DbErr> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            image_id: ImageId,
+            faces: i64,
+        }
+        let sql = format!(
+            "SELECT * FROM images WHERE collection_id = $1 AND sha256 > $2 ORDER BY sha256 LIMIT {}",
+            page.images
+        );
+        let values = [self.collection.into(), after.into()];
+        let mut images = image::Model::find_by_statement(statement(&self.txn, &sql, values)).all(&self.txn).await?;
+        let ids: Vec<Uuid> = images.iter().map(|image| image.id.0).collect();
+        let sql =
+            "SELECT f.image_id, count(*) AS faces FROM {ids} JOIN faces f ON f.image_id = r.id GROUP BY f.image_id";
+        let faces: HashMap<ImageId, i64> =
+            self.of_ids::<Row>(sql, &ids).await?.into_iter().map(|row| (row.image_id, row.faces)).collect();
+        let mut read = 0;
+        let fits = |image: &&image::Model| {
+            read += faces.get(&image.id).unwrap_or(&0);
+            read <= page.faces
+        };
+        let fitting = images.iter().take_while(fits).count();
+        images.truncate(fitting.max(1));
+        Ok(images)
     }
 
     /// Ends it.

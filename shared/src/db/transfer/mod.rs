@@ -1,6 +1,9 @@
 //! What a collection's export reads, and what an import writes.
 
+mod clusters;
 pub mod export;
+mod faces;
+mod images;
 pub mod import;
 mod persons;
 

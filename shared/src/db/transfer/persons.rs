@@ -27,6 +27,14 @@ pub(super) fn substitute(collection: CollectionId, id: Uuid) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(seconds * 1000 + u64::from(millis), &random).into_uuid()
 }
 
+/// Persons of the file, and who they are here.
+pub(super) type Persons = HashMap<PersonId, PersonId>;
+
+/// Who is meant here.
+pub(super) fn person_of(key: Option<&PersonKey>, persons: &Persons) -> Option<PersonId> {
+    key.and_then(|key| persons.get(&key.id)).copied()
+}
+
 /// Those of the ids that rows of `table` have.
 pub(super) async fn taken(
     txn: &impl ConnectionTrait,
@@ -53,7 +61,7 @@ pub(super) async fn resolve(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
     keys: impl IntoIterator<Item = &PersonKey>,
-) -> Result<HashMap<PersonId, PersonId>, DbErr> {
+) -> Result<Persons, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         key: PersonId,
@@ -99,7 +107,7 @@ pub(super) async fn resolve_and_hold(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
     keys: impl IntoIterator<Item = &PersonKey>,
-) -> Result<HashMap<PersonId, PersonId>, DbErr> {
+) -> Result<Persons, DbErr> {
     let mut found = resolve(txn, collection, keys).await?;
     let ids: BTreeSet<PersonId> = found.values().copied().collect();
     let held = persons::hold(txn, collection, &ids).await?;

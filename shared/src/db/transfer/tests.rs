@@ -1,6 +1,8 @@
 //! What is exported is what an import makes, on both databases.
 
-use super::export::{ExportedImage, Snapshot};
+use sea_orm::DatabaseTransaction;
+
+use super::export::{ExportedImage, Page, Snapshot};
 use super::import;
 use crate::db::clusters::{edits, pass};
 use crate::db::collections::{self, CollectionSettings};
@@ -50,7 +52,7 @@ async fn export(db: &Db, collection: CollectionId) -> Whole {
     let pipelines = [PIPELINES[0].0.to_owned()];
     loop {
         let after = images.last().map_or(String::new(), |(image, ..): &ExportedImage| image.sha256.clone());
-        let page = snapshot.images(&after, 1, &pipelines).await.unwrap();
+        let page = snapshot.images(&after, Page { images: 1, faces: 100 }, &pipelines).await.unwrap();
         if page.is_empty() {
             break;
         }
@@ -64,18 +66,32 @@ async fn add(db: &Db, collection: CollectionId, whole: &Whole) -> Counts {
     let persons = import::add_persons(db, collection, &whole.persons).await.unwrap();
     let merges = import::add_merges(db, collection, &whole.merges).await.unwrap();
     let images = import::add_images(db, collection, &whole.images).await.unwrap();
-    import::finish(db, collection).await.unwrap();
     Counts { persons: persons.persons, merges: merges.merges, ..images }
 }
 
 async fn face(db: &Db, collection: CollectionId, n: u8, person: Option<(PersonId, AssignedBy)>) -> FaceId {
     let txn = db.begin().await.unwrap();
-    let sha256 = format!("{n:02x}").repeat(32);
-    let source = ImageSource { object_key: Some(format!("{collection}/{sha256}")), sha256, ..ImageSource::default() };
-    let image = images::find_or_create(&txn, collection, &source, [10, 20]).await.unwrap().id;
-    images::record_analyses(&txn, "r", &[(image, 1)]).await.unwrap();
-    let place = format!("file:///photos/{n}.jpg");
-    images::remember_sources(&txn, collection, [(Some(place.as_str()), Some("f"), Some(image))]).await.unwrap();
+    let face = face_within(&txn, collection, n).await;
+    if let Some((person, by)) = person {
+        faces::assign(&txn, face, person, by).await.unwrap();
+    }
+    txn.commit().await.unwrap();
+    face
+}
+
+/// A face on the nth picture, which lies in the store where n is odd, and else where it was listed.
+async fn face_within(txn: &DatabaseTransaction, collection: CollectionId, n: u8) -> FaceId {
+    let (sha256, place) = (format!("{n:02x}").repeat(32), format!("file:///photos/{n}.jpg"));
+    let is_stored = n % 2 == 1;
+    let source = ImageSource {
+        object_key: is_stored.then(|| format!("{collection}/{sha256}")),
+        uri: (!is_stored).then(|| place.clone()),
+        sha256,
+        ..ImageSource::default()
+    };
+    let image = images::find_or_create(txn, collection, &source, [10, 20]).await.unwrap().id;
+    images::record_analyses(txn, "r", &[(image, 1)]).await.unwrap();
+    images::remember_sources(txn, collection, [(Some(place.as_str()), Some("f"), Some(image))]).await.unwrap();
     let mut vector = vec![0.1; PIPELINES[0].1];
     vector[0] = f32::from(n);
     let new = NewFace {
@@ -86,12 +102,7 @@ async fn face(db: &Db, collection: CollectionId, n: u8, person: Option<(PersonId
         embedding: Some(Embedding::normalised(vector).unwrap()),
     };
     let origin = Origin { collection, image, detector_revision: "r", pipeline: PIPELINES[0].0 };
-    let face = faces::place(&txn, origin, &[new]).await.unwrap()[0].id;
-    if let Some((person, by)) = person {
-        faces::assign(&txn, face, person, by).await.unwrap();
-    }
-    txn.commit().await.unwrap();
-    face
+    faces::place(txn, origin, &[new]).await.unwrap()[0].id
 }
 
 async fn person(db: &Db, collection: CollectionId, external_id: &str) -> PersonId {
@@ -166,7 +177,9 @@ async fn an_import_makes_what_was_exported() {
         assert_eq!(add(to, empty, &exported).await, ALL);
         let imported = export(to, empty).await;
         assert_eq!(without_separations(imported), without_separations(export(from, c).await), "ids that are free stay");
+        assert_eq!(waiting(to, empty).await, 1, "faces are matched again");
         assert_eq!(add(to, empty, &exported).await, Counts::default(), "a second time it adds nothing");
+        assert_eq!(waiting(to, empty).await, 1);
         let beside = collection(from, "beside").await;
         assert_eq!(add(from, beside, &exported).await, ALL, "where the ids are taken others are made");
         assert_eq!(without_ids(export(from, beside).await), without_ids(export(from, c).await));
@@ -175,11 +188,78 @@ async fn an_import_makes_what_was_exported() {
         let sizes = "SELECT count(*) AS n FROM clusters k WHERE k.collection_id = $1
             AND k.faces = (SELECT count(*) FROM cluster_faces c WHERE c.cluster_id = k.id) AND k.faces > 0";
         assert_eq!(count(&to.read, sizes, [empty.into()]).await.unwrap(), 2);
-        let waiting = "SELECT count(*) AS n FROM rematch_requests WHERE collection_id = $1 AND face_id IS NULL";
-        assert!(count(&to.read, waiting, [empty.into()]).await.unwrap() > 0, "faces are matched again");
         for (db, name) in [(to, empty), (from, c), (from, beside)] {
             assert!(collections::delete(db, name).await.unwrap());
         }
+    }
+}
+
+/// Requests that all faces be matched again.
+async fn waiting(db: &Db, collection: CollectionId) -> i64 {
+    let sql = "SELECT count(*) AS n FROM rematch_requests
+        WHERE collection_id = $1 AND face_id IS NULL AND person_id IS NULL";
+    count(&db.read, sql, [collection.into()]).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_lies_elsewhere_stays_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let databases = databases(folder.path()).await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&databases[from], &databases[to]);
+        let c = scene(from).await;
+        let other = collection(to, "to").await;
+        add(to, other, &export(from, c).await).await;
+        for n in 1..=6u8 {
+            let sha256 = format!("{n:02x}").repeat(32);
+            let image = images::find_by_sha256(&to.read, other, &sha256).await.unwrap().unwrap();
+            let elsewhere = (n % 2 == 0).then(|| format!("file:///photos/{n}.jpg"));
+            assert_eq!((image.object_key.is_some(), image.uri), (elsewhere.is_none(), elsewhere));
+        }
+        for (db, name) in [(to, other), (from, c)] {
+            assert!(collections::delete(db, name).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_imports_and_indexes_at_once_makes_no_face_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let databases = databases(folder.path()).await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (&databases[from], &databases[to]);
+        let c = scene(from).await;
+        let exported = export(from, c).await;
+        let other = collection(to, "to").await;
+        let job = to.begin().await.unwrap();
+        face_within(&job, other, 3).await;
+        let commit = async {
+            // By then the imports have looked for the picture and wait for it.
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            job.commit().await.unwrap();
+        };
+        let (one, another, ()) = tokio::join!(add(to, other, &exported), add(to, other, &exported), commit);
+        assert_eq!((one.faces + another.faces, one.vectors + another.vectors), (5, 5));
+        let imported = export(to, other).await;
+        assert_eq!(imported.images.iter().map(|(_, _, faces)| faces.len()).collect::<Vec<_>>(), [1; 6]);
+        for (db, name) in [(to, other), (from, c)] {
+            assert!(collections::delete(db, name).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_ends_with_its_faces() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in databases(folder.path()).await {
+        let c = scene(&db).await;
+        let snapshot = Snapshot::begin(&db, c, PAUSE_S).await.unwrap();
+        for (images, faces, wanted) in [(10, 100, 6), (10, 2, 2), (1, 2, 1), (10, 0, 1)] {
+            let page = snapshot.images("", Page { images, faces }, &[]).await.unwrap();
+            assert_eq!(page.len(), wanted, "{images} pictures, {faces} faces");
+        }
+        snapshot.end().await.unwrap();
+        assert!(collections::delete(&db, c).await.unwrap());
     }
 }
 

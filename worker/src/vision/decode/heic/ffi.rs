@@ -61,6 +61,8 @@ unsafe extern "C" {
     pub(super) fn heif_image_handle_release(handle: *const heif_image_handle);
     pub(super) fn heif_image_handle_get_width(handle: *const heif_image_handle) -> c_int;
     pub(super) fn heif_image_handle_get_height(handle: *const heif_image_handle) -> c_int;
+    pub(super) fn heif_image_handle_get_ispe_width(handle: *const heif_image_handle) -> c_int;
+    pub(super) fn heif_image_handle_get_ispe_height(handle: *const heif_image_handle) -> c_int;
     pub(super) fn heif_image_handle_has_alpha_channel(handle: *const heif_image_handle) -> c_int;
     pub(super) fn heif_image_handle_get_list_of_metadata_block_IDs(
         handle: *const heif_image_handle,

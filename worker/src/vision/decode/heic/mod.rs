@@ -29,8 +29,11 @@ pub(super) fn decode(file: &[u8], limits: &DecodeLimits) -> Result<Photo, Decode
     let primary = context.primary()?;
     let (width, height) = primary.size()?;
     limits.check(width, height)?;
+    // A part of it may be all that is shown. Not every build of the library knows this size.
+    let stored = primary.stored_size().unwrap_or((width, height));
+    limits.check(stored.0, stored.1)?;
     let captured_at = primary.exif().and_then(|block| exif::capture_time(&block));
-    context.limit_sides(limits.max_side);
+    context.limit_sides(stored);
     let rgb = primary.pixels(width, height)?;
     let mut photo = Photo::from(Picture { width, height, rgb });
     photo.captured_at = captured_at;
@@ -103,11 +106,12 @@ impl<'a> Context<'a> {
         Ok(Image { handle, _context: std::marker::PhantomData })
     }
 
-    /// The parts of which a large picture is made have a size of their own.
-    fn limit_sides(&self, max_side: u32) {
-        let max_side = c_int::try_from(max_side).unwrap_or(c_int::MAX);
+    /// Has the library put nothing together that is larger than this. Some versions compare each side with the limit, where
+    /// it has to be larger, others the pixels with its square.
+    fn limit_sides(&self, (width, height): (u32, u32)) {
+        let limit = c_int::try_from(width.max(height)).map_or(c_int::MAX, |side| side.saturating_add(1));
         // SAFETY: the context is open.
-        unsafe { ffi::heif_context_set_maximum_image_size_limit(self.handle.as_ptr(), max_side) }
+        unsafe { ffi::heif_context_set_maximum_image_size_limit(self.handle.as_ptr(), limit) }
     }
 }
 
@@ -115,16 +119,23 @@ impl Image<'_> {
     /// Width and height once it is upright.
     fn size(&self) -> Result<(u32, u32), DecodeError> {
         // SAFETY: the handle is open.
-        let size = unsafe {
+        size(unsafe {
             (
                 ffi::heif_image_handle_get_width(self.handle.as_ptr()),
                 ffi::heif_image_handle_get_height(self.handle.as_ptr()),
             )
-        };
-        match (u32::try_from(size.0), u32::try_from(size.1)) {
-            (Ok(width @ 1..), Ok(height @ 1..)) => Ok((width, height)),
-            _ => Err(unreadable("the picture has no size".to_owned())),
-        }
+        })
+    }
+
+    /// The same before it is cropped and turned.
+    fn stored_size(&self) -> Result<(u32, u32), DecodeError> {
+        // SAFETY: the handle is open.
+        size(unsafe {
+            (
+                ffi::heif_image_handle_get_ispe_width(self.handle.as_ptr()),
+                ffi::heif_image_handle_get_ispe_height(self.handle.as_ptr()),
+            )
+        })
     }
 
     /// The TIFF structure of its EXIF block.
@@ -211,6 +222,13 @@ impl Pixels {
             pixels.extend_from_slice(unsafe { std::slice::from_raw_parts(plane.add(y * stride), row) });
         }
         Ok(pixels)
+    }
+}
+
+fn size(size: (c_int, c_int)) -> Result<(u32, u32), DecodeError> {
+    match (u32::try_from(size.0), u32::try_from(size.1)) {
+        (Ok(width @ 1..), Ok(height @ 1..)) => Ok((width, height)),
+        _ => Err(unreadable("the picture has no size".to_owned())),
     }
 }
 

@@ -1,0 +1,96 @@
+//! What an export wrote, taken in while it comes.
+
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use serde::Serialize;
+use shared::db::entity::collection;
+use shared::transfer::{Checker, Counts, Header, Line, MAX_LINE_BYTES, TransferError};
+use utoipa::ToSchema;
+
+use super::batches::NDJSON;
+use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::extract::{self, Path, media_type};
+use crate::lines::Lines;
+use crate::portion::{self, Portion};
+use crate::state::AppState;
+
+/// What an import did.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ImportView {
+    /// What the file has.
+    read: Counts,
+    /// What of that was new to the collection.
+    added: Counts,
+}
+
+/// Takes in what an export wrote, while it comes. What is there stays and what it lacks is added: the same file a second time,
+/// or after it broke off, adds what is missing. It needs the pipeline of the collection.
+#[utoipa::path(post, path = "/v1/collections/{collection}/import", tag = "collections",
+    request_body(content((String = "application/x-ndjson"))),
+    params(("collection" = String, Path, description = "Its id or name")), responses(
+    (status = 200, body = ImportView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn import(
+    State(state): State<AppState>,
+    Path(collection): Path<String>,
+    request: Request,
+) -> ApiResult<axum::Json<ImportView>> {
+    if !media_type(request.headers()).eq_ignore_ascii_case(NDJSON) {
+        let detail = format!("send the header Content-Type: {NDJSON}");
+        return Err(ApiError::unsupported_media_type("unsupported_media_type", detail));
+    }
+    let row = extract::collection(&state, &collection).await?;
+    let _place = state.imports.clone().try_acquire_owned().map_err(|_| {
+        ApiError::unavailable("as many imports as this server allows are under way; try again when one has ended")
+    })?;
+    let idle = Duration::from_secs(state.config.server.body_timeout_s);
+    let mut lines = Lines::new(request.into_body(), idle, MAX_LINE_BYTES);
+    let stop = state.stop.clone();
+    let imported = tokio::select! {
+        imported = take_in(&state, &row, &mut lines) => imported,
+        () = stop.cancelled() => {
+            Err(ApiError::unavailable("the server stops; send the file again to go on with the import"))
+        }
+    };
+    let view = imported?;
+    tracing::info!(collection.id = %row.id, faces = view.added.faces, "a file was imported");
+    Ok(axum::Json(view))
+}
+
+async fn take_in(state: &AppState, collection: &collection::Model, lines: &mut Lines) -> ApiResult<ImportView> {
+    let mut checker = Checker::default();
+    let mut portion = Portion::default();
+    let mut added = Counts::default();
+    let mut line = Vec::new();
+    while lines.next(&mut line).await? {
+        let read = checker.read(&line).map_err(|error| refused(&error))?;
+        if let Line::FaceIdExport(header) = &read {
+            check_header(state, collection, header)?;
+        }
+        if portion.is_full_before(&read) {
+            portion::add(&mut added, portion.write(&state.db, collection.id).await?);
+        }
+        portion.add(read, line.len());
+    }
+    let read = checker.finish().map_err(|error| refused(&error))?;
+    portion::add(&mut added, portion.write_all(&state.db, collection.id).await?);
+    Ok(ImportView { read, added })
+}
+
+fn refused(error: &TransferError) -> ApiError {
+    ApiError::unprocessable(error.code(), error.to_string())
+}
+
+fn check_header(state: &AppState, collection: &collection::Model, header: &Header) -> ApiResult<()> {
+    header.check_pipelines(&state.catalogue).map_err(|error| refused(&error))?;
+    let theirs = &header.collection.pipeline;
+    if *theirs == collection.pipeline {
+        return Ok(());
+    }
+    let detail = format!(
+        "the file is of a collection with the pipeline {theirs}, and this one has {}; import it into one with {theirs}",
+        collection.pipeline
+    );
+    Err(ApiError::unprocessable("pipeline_mismatch", detail))
+}
