@@ -181,7 +181,7 @@ mod tests {
         let (mut sent, mut lines) = (Vec::new(), 0);
         while let Some(piece) = receiver.recv().await {
             sent.push(piece.len());
-            lines += piece.iter().filter(|byte| **byte == b'\n').count();
+            lines += piece.split(|byte| *byte == b'\n').count() - 1;
         }
         assert_eq!((sent.len(), lines), (4, 35));
         assert!(sent.iter().all(|bytes| *bytes < PIECE_BYTES * 6 / 5), "{sent:?}");

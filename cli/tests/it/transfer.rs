@@ -172,7 +172,7 @@ fn enlarged(file: &str) -> String {
         end[kind] = json!(end[kind].as_u64().unwrap() + more as u64);
     }
     lines.push(end);
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
 }
 
 /// The nth face of a picture.

@@ -16,7 +16,10 @@ const FRESH_FOR: Duration = Duration::from_millis(500);
 
 /// What was read for a claim; cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct ClaimCollections(Arc<Mutex<HashMap<CollectionId, (Arc<Model>, Instant)>>>);
+pub struct ClaimCollections(Arc<Mutex<HashMap<CollectionId, Read>>>);
+
+/// A row, and when it was read.
+type Read = (Arc<Model>, Instant);
 
 impl ClaimCollections {
     /// The collection, as it was a moment ago at most; `None` where it is gone.
