@@ -1,7 +1,7 @@
 //! Identify: whose faces are these? Stores nothing.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
@@ -11,7 +11,7 @@ use shared::db::entity::{collection, person};
 use shared::db::persons;
 use shared::face_index::{Found, Gallery, GallerySize, Hit};
 use shared::ids::PersonId;
-use shared::job::{Decision, ImageRef, Lane};
+use shared::job::{Decision, ImageRef};
 
 use super::pictures::{analysed, face_json, fetched};
 use super::{Done, JobError, settings};
@@ -20,9 +20,9 @@ use crate::context::WorkerContext;
 use crate::thresholds::Thresholds;
 use crate::vision::quality::Gate;
 
-/// How old what a bulk job sees of the gallery may be: what it misses for that, the rematch finds that each change of
-/// templates asks for, and which waits longer.
-const BULK_MAX_AGE: Duration = Duration::from_millis(250);
+/// A job sees the gallery at least as it was when it began, and no older than this: what it misses for that, the rematch finds
+/// that each change of templates asks for, and which waits longer.
+const MAX_AGE: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(
     ctx: &WorkerContext,
@@ -31,11 +31,12 @@ pub(super) async fn run(
     image: &ImageRef,
     max_matches: Option<usize>,
 ) -> Result<Done, JobError> {
+    let began = Instant::now();
     let engine = ctx.engine(job).await?;
     let settings = settings(collection)?;
     let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?).await?;
     let k = max_matches.unwrap_or(settings.max_matches);
-    let (faces, size) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, k).await?;
+    let (faces, size) = matched(ctx, job, (engine.pipeline(), &settings), &analysis.faces, k, began).await?;
     Ok(Done::Answer(json!({
         "faces": faces,
         "gallery": { "persons": size.persons, "faces": size.faces },
@@ -46,17 +47,17 @@ pub(super) async fn run(
 pub(super) async fn matched(
     ctx: &WorkerContext,
     job: &Job,
-    pipeline: &Pipeline,
-    settings: &CollectionSettings,
+    (pipeline, settings): (&Pipeline, &CollectionSettings),
     faces: &[AnalysedFace],
     k: usize,
+    began: Instant,
 ) -> Result<(Vec<Value>, GallerySize), JobError> {
     let gate = Gate::identify(pipeline.detector.match_score);
     let usable = |f: &&AnalysedFace| f.quality.reasons(&gate).is_empty();
     let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
     let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
-    let max_age = if job.lane == Lane::Bulk { BULK_MAX_AGE } else { Duration::ZERO };
+    let max_age = began.elapsed().min(MAX_AGE);
     let Found { size, hits } = ctx.face_index.search_within(&gallery, queries, k, max_age).await?;
     let thresholds = Thresholds::identify(pipeline, settings, size.faces)
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;

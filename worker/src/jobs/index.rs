@@ -1,6 +1,7 @@
 //! Index: every good face of a picture is stored, each with the persons it looks like.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
@@ -34,6 +35,7 @@ pub(super) async fn run(
     collection: &collection::Model,
     image: &ImageRef,
 ) -> Result<Done, JobError> {
+    let began = Instant::now();
     let engine = ctx.engine(job).await?;
     let detector_revision = engine.pipeline().detector_revision();
     // What an upload holds is known before it is read.
@@ -50,7 +52,8 @@ pub(super) async fn run(
     }
     let settings = settings(collection)?;
     let (analysis, source) = analysed(ctx, job, &engine, fetched).await?;
-    let (answers, _) = matched(ctx, job, engine.pipeline(), &settings, &analysis.faces, settings.max_matches).await?;
+    let by = (engine.pipeline(), &settings);
+    let (answers, _) = matched(ctx, job, by, &analysis.faces, settings.max_matches, began).await?;
     Ok(Done::Index(Box::new(Indexing {
         image: source,
         size: analysis.size,

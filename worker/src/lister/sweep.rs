@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use shared::batch::BatchSource;
@@ -96,6 +96,9 @@ pub(super) fn coverage_of(folder: &Path) -> Coverage {
 /// the library, has to hold something else. One that is empty may be where a disk is to be mounted.
 fn is_gone(library: &Path, place: &str) -> bool {
     let Some(path) = place.strip_prefix("file://").map(Path::new) else { return false };
+    if path.components().any(|part| part == Component::ParentDir) {
+        return false;
+    }
     match fs::metadata(path) {
         Ok(found) => !found.is_file(),
         Err(error) if is_absence(path, &error) => {
