@@ -228,11 +228,12 @@ pub async fn remember_found(
         let row = |(uri, image): (String, ImageId)| json!({ "uri": uri, "image_id": rows::id(image.0) });
         let columns = &[("uri", Column::Text), ("image_id", Column::Id)];
         let rows = Rows::new(columns, unlisted.into_iter().map(row).collect());
-        // One of our own store is never gone, and where an image was found first its own row says.
+        // One of our own store is never gone, and where an image was found first its own row says. `CROSS` has SQLite begin with
+        // the few rows.
         let sql = format!(
             "INSERT INTO image_sources (collection_id, uri, fingerprint, image_id, seen_at)
-             SELECT $2, r.uri, '{UNLISTED}', i.id, {{now}} FROM {} JOIN images i ON i.id = r.image_id
-             WHERE i.object_key IS NULL AND i.uri IS DISTINCT FROM r.uri
+             SELECT $2, r.uri, '{UNLISTED}', i.id, {{now}} FROM {} CROSS JOIN images i
+             WHERE i.id = r.image_id AND i.object_key IS NULL AND i.uri IS DISTINCT FROM r.uri
              ON CONFLICT (collection_id, uri) DO UPDATE
                 SET fingerprint = excluded.fingerprint, image_id = excluded.image_id, seen_at = excluded.seen_at
                 WHERE image_sources.image_id IS DISTINCT FROM excluded.image_id",
