@@ -82,7 +82,7 @@ pub(super) async fn having(
     let ids = faces.iter().map(|face| json!({ "face_id": rows::id(face.0) })).collect();
     let wanted = Rows::new(&[("face_id", Column::Id)], ids);
     let sql = format!(
-        "SELECT e.face_id FROM {} JOIN embeddings e ON e.pipeline = $2 AND e.face_id = r.face_id",
+        "SELECT e.face_id FROM {} CROSS JOIN embeddings e WHERE e.pipeline = $2 AND e.face_id = r.face_id",
         wanted.table(txn)
     );
     let found = Row::find_by_statement(statement(txn, &sql, [wanted.value(), pipeline.into()])).all(txn).await?;

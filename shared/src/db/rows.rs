@@ -32,6 +32,10 @@ impl Rows {
     }
 
     /// What stands after `FROM`: the rows under the name `r`, in their order, out of the parameter `$1`.
+    ///
+    /// Where a table is joined that a constant narrows too (`collection_id = $2`), write `CROSS JOIN` and all conditions after
+    /// `WHERE`: `SQLite` then begins with these rows. Left to itself it takes what the constant leaves for the smaller part, and
+    /// reads all of these rows for each row of the collection.
     pub(crate) fn table(&self, conn: &impl ConnectionTrait) -> String {
         let list = |column: fn(&str, Column) -> String| {
             self.columns.iter().map(|(name, kind)| column(name, *kind)).collect::<Vec<_>>().join(", ")

@@ -200,11 +200,11 @@ async fn known(
     }
     let rows = Rows::new(&[("uri", rows::Column::Text), ("fingerprint", rows::Column::Text)], places);
     let sql = format!(
-        "SELECT r.uri, r.fingerprint, i.id AS gone FROM {} JOIN image_sources s ON s.collection_id = $2 AND s.uri = r.uri
-            AND s.fingerprint = r.fingerprint
+        "SELECT r.uri, r.fingerprint, i.id AS gone FROM {} CROSS JOIN image_sources s
          LEFT JOIN image_analyses a ON a.image_id = s.image_id AND a.detector_revision = $3
          LEFT JOIN images i ON i.id = s.image_id AND i.gone_at IS NOT NULL
-         WHERE s.image_id IS NULL OR a.image_id IS NOT NULL",
+         WHERE s.collection_id = $2 AND s.uri = r.uri AND s.fingerprint = r.fingerprint
+            AND (s.image_id IS NULL OR a.image_id IS NOT NULL)",
         rows.table(txn)
     );
     let values = [rows.value(), batch.collection_id.into(), detector_revision.into()];

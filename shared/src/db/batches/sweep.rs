@@ -101,8 +101,8 @@ async fn take(txn: &impl ConnectionTrait, batch: BatchId, places: &[String]) -> 
 async fn lock_images(txn: &impl ConnectionTrait, batch: &Model, gone: &[String]) -> Result<(), DbErr> {
     let rows = places_rows(gone);
     let sql = format!(
-        "SELECT i.id FROM images i WHERE i.id IN (SELECT s.image_id FROM {} JOIN image_sources s
-            ON s.collection_id = $2 AND s.uri = r.uri) ORDER BY i.id {{for update}}",
+        "SELECT i.id FROM images i WHERE i.id IN (SELECT s.image_id FROM {} CROSS JOIN image_sources s
+            WHERE s.collection_id = $2 AND s.uri = r.uri) ORDER BY i.id {{for update}}",
         rows.table(txn)
     );
     txn.query_all_raw(statement(txn, &sql, [rows.value(), batch.collection_id.into()])).await?;
@@ -116,9 +116,9 @@ async fn mark(txn: &impl ConnectionTrait, batch: &Model, gone: &[String]) -> Res
     let table = rows.table(txn);
     let sql = format!(
         "UPDATE images SET gone_at = {{now}}
-         WHERE gone_at IS NULL AND object_key IS NULL
-            AND id IN (SELECT s.image_id FROM {table} JOIN image_sources s
-                ON s.collection_id = $2 AND s.uri = r.uri AND s.seen_at < $3)
+         WHERE gone_at IS NULL AND {IS_ELSEWHERE}
+            AND id IN (SELECT s.image_id FROM {table} CROSS JOIN image_sources s
+                WHERE s.collection_id = $2 AND s.uri = r.uri AND s.seen_at < $3)
             AND NOT EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = images.id
                 AND (s.seen_at >= $3 OR s.uri NOT IN (SELECT r.uri FROM {table})))
             AND (uri IS NULL OR EXISTS (SELECT 1 FROM image_sources s
@@ -237,12 +237,16 @@ fn doubt(batch: &Model) -> Result<Option<String>, DbErr> {
     Ok((unseen > 0).then(|| format!("{unseen} pictures were listed and not read")))
 }
 
+/// Whether an image does not lie in our own store. Without the double negation `SQLite` would begin with the index of object
+/// keys, and look through every image that has none.
+const IS_ELSEWHERE: &str = "NOT (object_key IS NOT NULL)";
+
 /// Whether the image `i` shows somebody by a user's word, which no file brings back.
 const IS_BY_HAND: &str =
     "EXISTS (SELECT 1 FROM faces f WHERE f.image_id = i.id AND (f.locked OR f.assigned_by IN ('enrolled', 'user')))";
 
 /// Whether the image `i` of the collection `$1` is gone, and lay below `$2` and nowhere else.
-const IS_GONE_BELOW: &str = "i.collection_id = $1 AND i.gone_at IS NOT NULL AND i.object_key IS NULL
+const IS_GONE_BELOW: &str = "i.collection_id = $1 AND i.gone_at IS NOT NULL AND NOT (i.object_key IS NOT NULL)
     AND substr(i.uri, 1, length($2)) = $2
     AND NOT EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = i.id AND substr(s.uri, 1, length($2)) <> $2)";
 

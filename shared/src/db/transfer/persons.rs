@@ -81,15 +81,15 @@ pub(super) async fn resolve(
     let wanted = || Rows::new(columns, keys.iter().map(row).collect());
     // The surest last: it replaces what was found before.
     let sources = [
-        "SELECT r.id AS key, m.into_id AS person FROM {r} JOIN person_merges m
-            ON m.collection_id = $2 AND m.person_id IN (r.id, r.substitute)",
-        "SELECT r.id AS key, m.into_id AS person FROM {r} JOIN person_merges m
-            ON m.collection_id = $2 AND m.external_id = r.external_id",
-        "SELECT r.id AS key, p.id AS person FROM {r} JOIN persons p
-            ON p.collection_id = $2 AND p.id = r.substitute",
-        "SELECT r.id AS key, p.id AS person FROM {r} JOIN persons p ON p.collection_id = $2 AND p.id = r.id",
-        "SELECT r.id AS key, p.id AS person FROM {r} JOIN persons p
-            ON p.collection_id = $2 AND p.external_id = r.external_id",
+        "SELECT r.id AS key, m.into_id AS person FROM {r} CROSS JOIN person_merges m
+            WHERE m.collection_id = $2 AND m.person_id IN (r.id, r.substitute)",
+        "SELECT r.id AS key, m.into_id AS person FROM {r} CROSS JOIN person_merges m
+            WHERE m.collection_id = $2 AND m.external_id = r.external_id",
+        "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p
+            WHERE p.collection_id = $2 AND p.id = r.substitute",
+        "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p WHERE p.collection_id = $2 AND p.id = r.id",
+        "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p
+            WHERE p.collection_id = $2 AND p.external_id = r.external_id",
     ];
     let mut found = HashMap::new();
     for sql in sources {
