@@ -1,8 +1,12 @@
 //! What a client is told when a request fails: RFC 9457 problems with stable codes. The only place of error statuses.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use shared::access::Scope;
+use shared::db::api_keys::usage::OverLimit;
 use utoipa::ToSchema;
 
 /// A failed request. A handler returns it; the outermost layer writes the body, since only that knows the request's id.
@@ -56,6 +60,30 @@ impl ApiError {
     /// 400: the request cannot be read.
     pub fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 401, whatever is wrong with the key: who has none learns nothing of those that there are.
+    pub fn unauthenticated() -> Self {
+        let detail = "send an API key that is valid: Authorization: Bearer fid_...";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// 403: the key is good, and not for this.
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 403: the key has none of these scopes.
+    pub fn lacks(any_of: &[Scope]) -> Self {
+        let names: Vec<_> = any_of.iter().map(|scope| scope.as_str()).collect();
+        Self::forbidden(format!("the key does not have the scope {}, which this needs", names.join(" or ")))
+    }
+
+    /// 429: not now.
+    pub fn too_many(code: &'static str, detail: impl Into<String>, wait: Duration) -> Self {
+        // Up to the next second: who comes a moment too early would be refused again.
+        let retry_after_s = Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+        Self { retry_after_s, ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail) }
     }
 
     /// 404: what the path or body names is not there.
@@ -152,6 +180,9 @@ impl ApiError {
         let mut response = (self.status, axum::Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -180,6 +211,26 @@ impl From<sea_orm::DbErr> for ApiError {
             );
         }
         Self::internal(&error)
+    }
+}
+
+/// When a client with too many jobs may try again: an interactive one takes less.
+const ENDED_SOON: Duration = Duration::from_secs(1);
+
+impl From<OverLimit> for ApiError {
+    fn from(over: OverLimit) -> Self {
+        match over {
+            OverLimit::JobsInFlight(limit) => {
+                let detail =
+                    format!("{limit} jobs of this key have not ended, and more it may not have; wait for one of them");
+                Self::too_many("too_many_jobs", detail, ENDED_SOON)
+            }
+            OverLimit::ImagesOfDay(limit, rest) => {
+                let detail =
+                    format!("this key may have {limit} pictures looked at in a day (UTC), and these are spent");
+                Self::too_many("daily_images_spent", detail, rest)
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
+use shared::access::Grant;
 use shared::db::collections;
 use shared::db::entity::collection;
 use shared::telemetry::trace::TraceContext;
@@ -156,11 +157,11 @@ impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for Path<T> {
     }
 }
 
-/// The collection that a path names by its id or its name.
-pub async fn collection(state: &AppState, named: &str) -> ApiResult<collection::Model> {
+/// The collection that a path names by its id or its name, if the caller's grant holds for it.
+pub async fn collection(state: &AppState, grant: &Grant, named: &str) -> ApiResult<collection::Model> {
     let found = match named.parse::<Uuid>() {
-        Ok(id) => collections::find(&state.db.read, shared::ids::CollectionId(id)).await?,
-        Err(_) => collections::find_by_name(&state.db.read, named).await?,
+        Ok(id) => collections::find(&state.db.read, grant, shared::ids::CollectionId(id)).await?,
+        Err(_) => collections::find_by_name(&state.db.read, grant, named).await?,
     };
     found.ok_or_else(|| {
         ApiError::not_found("collection_not_found", "there is no such collection; make one with POST /v1/collections")

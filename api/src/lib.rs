@@ -2,9 +2,11 @@
 //!
 //! - [`serve_within()`] takes connections until it is told to stop; [`state`] is what every handler may touch
 //! - [`router`] is the one table of routes; [`routes`] holds a file a noun
+//! - [`auth`] finds out who calls, and what that caller may do
 //! - [`extract`] reads requests, [`pictures`] takes in pictures, `manifest` lists of them, `lines` reads them, `portion` holds what of an import is written together, [`error`] is the only place of statuses and problems
 //! - [`cursor`] pages through lists
 
+pub mod auth;
 pub mod command;
 pub mod cursor;
 pub mod error;

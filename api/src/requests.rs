@@ -13,6 +13,7 @@ use shared::telemetry::trace::TraceContext;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::auth::RATE_LIMIT;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -81,7 +82,13 @@ fn request_id(request: &Request) -> String {
 fn with_problem(mut response: Response, id: &str) -> Response {
     let status = response.status();
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        return error.render(id);
+        let mut problem = error.render(id);
+        for name in RATE_LIMIT {
+            if let Some(value) = response.headers_mut().remove(&name) {
+                problem.headers_mut().insert(name, value);
+            }
+        }
+        return problem;
     }
     let is_ours = response.headers().get("content-type").is_some_and(|t| t.as_bytes().starts_with(b"application/"));
     if (status.is_client_error() || status.is_server_error()) && !is_ours {

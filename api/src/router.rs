@@ -3,30 +3,52 @@
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use axum::{Router, middleware};
-use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::auth::authenticate;
 use crate::requests::observe;
-use crate::routes::{batches, clusters, collections, export, faces, health, import, jobs, persons, submit, uploads};
+use crate::routes::{
+    batches, clusters, collections, export, faces, health, import, jobs, keys, persons, submit, uploads,
+};
 use crate::state::AppState;
 
 /// Where the document's own facts come from.
 #[derive(OpenApi)]
-#[openapi(info(
+#[openapi(modifiers(&ApiKey), info(
     title = "face-id",
     description = "Asynchronous face recognition: enroll, index, identify and verify faces as jobs.",
     license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
 ))]
 struct Document;
 
+/// How callers say who they are; each operation names the scope that it needs.
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("fid_PREFIX_SECRET")
+            .description(Some("An API key; `face-id keys create` makes one."));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("api_key", SecurityScheme::Http(scheme.build()));
+    }
+}
+
 /// All routes and layers.
 pub fn router(state: AppState) -> Router {
     let body_limit = DefaultBodyLimit::max(state.config.server.max_body_bytes);
-    let (router, document) = documented().split_for_parts();
-    let document = document.to_json().expect("the document is plain data; this is a bug");
+    let (keyed, _) = keyed().split_for_parts();
+    let (open, _) = open().split_for_parts();
+    let document = documented().into_openapi().to_json().expect("the document is plain data; this is a bug");
     let json = [("content-type", "application/json")];
-    router
+    // Whatever a handler of it takes or forgets: without a good key nothing gets there.
+    let keyed = keyed.route_layer(middleware::from_fn_with_state(state.clone(), authenticate));
+    keyed
+        .merge(open)
         .route("/openapi.json", get(move || async move { (json, document) }))
         .layer(body_limit)
         .layer(middleware::from_fn(observe))
@@ -42,7 +64,20 @@ pub fn openapi() -> String {
 }
 
 fn documented() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(Document::openapi()).merge(keyed()).merge(open())
+}
+
+/// For monitoring: they tell nothing of what is stored.
+fn open() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics_text))
+}
+
+/// For callers with a key.
+fn keyed() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
         .routes(routes!(collections::create, collections::list))
         .routes(routes!(collections::get, collections::update, collections::delete))
         .routes(routes!(export::export))
@@ -78,7 +113,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(clusters::name))
         .routes(routes!(clusters::changes))
         .routes(routes!(clusters::undo))
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::metrics_text))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::get, keys::revoke))
+        .routes(routes!(keys::rotate))
 }

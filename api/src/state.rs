@@ -14,6 +14,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::Gate;
+
 /// Exports at once.
 const EXPORTS: usize = 2;
 /// Imports at once: each holds up to a portion of its file.
@@ -29,6 +31,8 @@ pub struct AppState {
     pub queue: Arc<dyn JobQueue>,
     pub objects: Arc<dyn ObjectStore>,
     pub finished: FinishedJobs,
+    /// Who is let in.
+    pub gate: Arc<Gate>,
     /// Pipelines that the worker in this process cannot run; none where workers are other processes.
     pub unrunnable: Arc<BTreeSet<String>>,
     /// What `/readyz` tries.

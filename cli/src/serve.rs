@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use api::auth::{Door, Gate};
+use api::command::require_key;
 use api::state::AppState;
 use migrations::{Migrator, MigratorTrait};
 use shared::catalogue::Catalogue;
@@ -65,7 +67,8 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
 
     let mut lock = Lock::take(&config.data_dir)?;
     let db = open_database(&config).await?;
-    let (state, context) = assemble(Arc::clone(&config), &db, &stop).await?;
+    let door = door(&config, &db).await?;
+    let (state, context) = assemble(Arc::clone(&config), &db, door, &stop).await?;
     let listener =
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
     lock.tell(&format!("http://{}", listener.local_addr()?))?;
@@ -78,6 +81,16 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
     let served = served.0.and(served.1);
     db.close().await.context("close the database")?;
     served
+}
+
+/// Whoever reaches a loopback address may read the data folder as well, or is let in by somebody who does. Anywhere else
+/// there has to be a key.
+async fn door(config: &Config, db: &Db) -> anyhow::Result<Door> {
+    if config.server.bind.ip().is_loopback() {
+        return Ok(Door::OpenWithoutKeys);
+    }
+    require_key(db).await.with_context(|| format!("{} is not a loopback address", config.server.bind))?;
+    Ok(Door::NeedsKey)
 }
 
 /// Runs both halves; when one ends, the other is stopped too.
@@ -104,7 +117,12 @@ async fn serve_both(
 }
 
 /// Builds everything that both halves share, and loads the default pipeline so that a missing file shows at once.
-async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> anyhow::Result<(AppState, WorkerContext)> {
+async fn assemble(
+    config: Arc<Config>,
+    db: &Db,
+    door: Door,
+    stop: &CancellationToken,
+) -> anyhow::Result<(AppState, WorkerContext)> {
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
     let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
@@ -137,7 +155,9 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         engines.check(pipeline),
         offer.check(),
     ];
+    let tasks = TaskTracker::new();
     let state = AppState {
+        gate: Arc::new(Gate::new(db.clone(), config.limits, door, tasks.clone())),
         config,
         catalogue,
         db: db.clone(),
@@ -148,7 +168,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
         checks,
         exports: AppState::places_for_exports(),
         imports: AppState::places_for_imports(),
-        tasks: TaskTracker::new(),
+        tasks,
         stop: stop.clone(),
     };
     Ok((state, context))
@@ -156,24 +176,32 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
 
 /// The data folder's lock: whoever holds it knows that every earlier server on it is gone. Its file says where the server
 /// listens, for commands that find it taken.
-struct Lock(File);
+pub(crate) struct Lock(File);
 
 impl Lock {
     fn take(data_dir: &Path) -> anyhow::Result<Self> {
+        Self::take_if_free(data_dir)?.with_context(|| {
+            format!(
+                "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
+                data_dir.display()
+            )
+        })
+    }
+
+    /// `None` while somebody else holds it.
+    pub(crate) fn take_if_free(data_dir: &Path) -> anyhow::Result<Option<Self>> {
         std::fs::create_dir_all(data_dir).with_context(|| format!("make the data folder {}", data_dir.display()))?;
         let path = data_dir.join("lock");
         let open = File::options().create(true).truncate(false).write(true).open(&path);
         let file = open.with_context(|| format!("open {}", path.display()))?;
-        file.try_lock().map_err(|e| match e {
-            std::fs::TryLockError::WouldBlock => anyhow::anyhow!(
-                "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
-                data_dir.display()
-            ),
-            std::fs::TryLockError::Error(e) => anyhow::Error::new(e).context(format!("lock {}", path.display())),
-        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(e)) => return Err(e).context(format!("lock {}", path.display())),
+        }
         let mut lock = Self(file);
         lock.tell("")?;
-        Ok(lock)
+        Ok(Some(lock))
     }
 
     /// Says where the server listens; nowhere, while it starts or stops.

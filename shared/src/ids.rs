@@ -81,6 +81,10 @@ id!(
     BatchId
 );
 id!(
+    /// An API key.
+    ApiKeyId
+);
+id!(
     /// One worker's hold on a delivery of jobs; every write of an attempt is fenced on it.
     ClaimId
 );

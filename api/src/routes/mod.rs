@@ -8,6 +8,7 @@ pub mod faces;
 pub mod health;
 pub mod import;
 pub mod jobs;
+pub mod keys;
 pub mod persons;
 pub mod submit;
 pub mod uploads;

@@ -19,6 +19,7 @@ use super::faces::{FaceQuery, FaceView};
 use super::instant;
 use super::jobs::ImageView;
 use super::submit::{check_external_id, check_text};
+use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, Query};
@@ -94,16 +95,17 @@ pub struct NewPerson {
 }
 
 /// Makes a person without faces.
-#[utoipa::path(post, path = "/v1/collections/{collection}/persons", tag = "persons", request_body = NewPerson,
+#[utoipa::path(post, path = "/v1/collections/{collection}/persons", tag = "persons", security(("api_key" = ["write"])), request_body = NewPerson,
     params(("collection" = String, Path, description = "Its id or name")), responses(
     (status = 201, body = PersonView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path(collection): Path<String>,
     Json(new): Json<NewPerson>,
 ) -> ApiResult<impl IntoResponse> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     if new.external_id.is_none() && new.name.is_none() {
         return Err(ApiError::invalid("#", "needs an external_id, a name, or both"));
     }
@@ -121,16 +123,17 @@ pub async fn create(
 }
 
 /// Lists persons.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), PersonQuery), responses(
     (status = 200, body = Page<PersonView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(collection): Path<String>,
     Query(query): Query<PersonQuery>,
 ) -> ApiResult<axum::Json<Page<PersonView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let page = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     let rows = match &query.external_id {
@@ -148,45 +151,48 @@ pub async fn list(
 }
 
 /// Shows a person.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
     (status = 200, body = PersonView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
 ) -> ApiResult<axum::Json<PersonView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let row = find(&state, collection.id, person).await?;
     Ok(axum::Json(view(&state, row).await?))
 }
 
 /// Deletes a person with all faces and vectors.
-#[utoipa::path(delete, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
+#[utoipa::path(delete, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
     (status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn delete(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, person)): Path<(String, PersonId)>,
 ) -> ApiResult<StatusCode> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
     persons::delete(&state.db, collection.id, person).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Lists a person's faces.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/faces", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/faces", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), FaceQuery),
     responses((status = 200, body = Page<FaceView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn faces(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
     Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
     let asked = query.page();
     let limit = asked.limit()?;
@@ -215,16 +221,17 @@ pub struct PersonImageView {
 }
 
 /// Lists the pictures that show a person, in the order in which they were taken, those of unknown date last.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/images", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/images", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), PageQuery),
     responses((status = 200, body = Page<PersonImageView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn images(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<PersonImageView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
     let limit = page.limit()?;
     let after = page.token()?.map(place_of).transpose()?;
@@ -281,17 +288,18 @@ pub struct MergeRequest {
 
 /// Gives a person's faces to another one and deletes it. Faces keep their ids; the person's own ids are answered with
 /// 410 `person_merged` from then on.
-#[utoipa::path(post, path = "/v1/collections/{collection}/persons/{person}/merge", tag = "persons",
+#[utoipa::path(post, path = "/v1/collections/{collection}/persons/{person}/merge", tag = "persons", security(("api_key" = ["write"])),
     request_body = MergeRequest,
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)),
     responses((status = 200, body = PersonView, description = "The person who is left"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn merge(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, person)): Path<(String, PersonId)>,
     Json(request): Json<MergeRequest>,
 ) -> ApiResult<axum::Json<PersonView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     if request.into == person {
         return Err(ApiError::invalid("#/into", "must be another person"));
     }

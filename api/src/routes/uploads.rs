@@ -11,6 +11,7 @@ use shared::ids::UploadId;
 use utoipa::ToSchema;
 
 use super::instant;
+use crate::auth::{Caller, Identify};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Body, Path};
 use crate::pictures::InlinePicture;
@@ -44,17 +45,18 @@ impl From<upload::Model> for UploadView {
 }
 
 /// Takes in a picture: its bytes as the body, or a `multipart/form-data` part named `file` or `image`.
-#[utoipa::path(post, path = "/v1/collections/{collection}/uploads", tag = "uploads",
+#[utoipa::path(post, path = "/v1/collections/{collection}/uploads", tag = "uploads", security(("api_key" = ["identify"])),
     params(("collection" = String, Path, description = "Its id or name")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
     (status = 201, body = UploadView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller<Identify>,
     Path(collection): Path<String>,
     request: Request,
 ) -> ApiResult<impl IntoResponse> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let bytes = if media_type.to_ascii_lowercase().starts_with("multipart/form-data") {
         part(&state, request).await?
@@ -95,16 +97,17 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
 }
 
 /// Shows an upload.
-#[utoipa::path(get, path = "/v1/collections/{collection}/uploads/{upload}", tag = "uploads",
+#[utoipa::path(get, path = "/v1/collections/{collection}/uploads/{upload}", tag = "uploads", security(("api_key" = ["identify"])),
     params(("collection" = String, Path, description = "Its id or name"), ("upload" = UploadId, Path)), responses(
     (status = 200, body = UploadView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Identify>,
     Path((collection, upload)): Path<(String, UploadId)>,
 ) -> ApiResult<axum::Json<UploadView>> {
-    let collection = extract::collection(&state, &collection).await?;
-    let row = uploads::find(&state.db.read, collection.id, upload).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
+    let row = uploads::find(&state.db.read, &caller, collection.id, upload).await?;
     let row = row.ok_or_else(|| ApiError::not_found("upload_not_found", "there is no such upload (uploads expire)"))?;
     Ok(axum::Json(row.into()))
 }

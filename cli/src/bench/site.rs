@@ -53,7 +53,7 @@ impl Site {
     ) -> anyhow::Result<Self> {
         let settings = [&library.settings()?, settings].concat();
         let server = Server::for_a_while(config, &settings).await?;
-        let client = Client::new(&server.address)?;
+        let client = server.client()?;
         Ok(Self { client, library, config: config.clone(), server, servers: Servers::of(config) })
     }
 

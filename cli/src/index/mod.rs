@@ -60,7 +60,7 @@ pub(crate) async fn run(mut config: Config, args: IndexArgs) -> anyhow::Result<(
     let source = source(&args.source)?;
     let mut report = args.report.as_deref().map(Report::begin).transpose()?;
     let place = Place::find(&config, args.server.as_deref(), source["folder"].as_str().map(Path::new)).await?;
-    let client = Client::new(place.address())?;
+    let client = place.client()?;
     let stop = CancellationToken::new();
     let listening = tokio::spawn({
         let stop = stop.clone();

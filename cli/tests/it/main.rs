@@ -11,6 +11,7 @@ mod eval;
 mod faults;
 mod gone;
 mod jobs;
+mod keys;
 mod library;
 mod main_path;
 mod offer;

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 pub use secret::{Secret, SecretUrl};
 
+use crate::access::Limits;
+
 mod secret;
 
 const DEFAULTS: &str = include_str!("default.toml");
@@ -16,9 +18,9 @@ const DEFAULTS: &str = include_str!("default.toml");
 /// Of `worker.batch_sizes`: what goes into a batch is held in memory twice.
 const LARGEST_BATCH: usize = 256;
 
-/// Variables that start like a setting but are none: they steer tests and the build.
-const NOT_SETTINGS: [&str; 4] =
-    ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_CRASH_AT", "FACE_ID_STAND_STILL_AT"];
+/// Variables that start like a setting but are none: arguments of commands, and what steers tests and the build.
+const NOT_SETTINGS: [&str; 5] =
+    ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_API_KEY", "FACE_ID_CRASH_AT", "FACE_ID_STAND_STILL_AT"];
 
 /// Every setting; `default.toml` explains each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,11 +35,16 @@ pub struct Config {
     /// The file that the settings were read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
+    /// The key that commands send to servers; an argument and no setting.
+    #[serde(skip)]
+    pub api_key: Option<Secret>,
     /// `ORT_DYLIB_PATH`, the name under which ONNX Runtime's users know it.
     #[serde(skip)]
     runtime_library: Option<PathBuf>,
     /// The HTTP API.
     pub server: ServerConfig,
+    /// How much each API key may take, where it has no limits of its own.
+    pub limits: Limits,
     /// The database.
     pub database: DatabaseConfig,
     /// The queue.
@@ -71,7 +78,6 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     pub max_wait_s: u64,
     pub body_timeout_s: u64,
-    pub allow_unauthenticated: bool,
 }
 
 /// `[database]`
@@ -309,13 +315,6 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
         let worker = &self.worker;
-        if !self.server.bind.ip().is_loopback() && !self.server.allow_unauthenticated {
-            return invalid(
-                "server.bind",
-                "is not a loopback address, and there are no API keys yet: use 127.0.0.1, or set \
-                 server.allow_unauthenticated where a proxy or a closed network checks who calls",
-            );
-        }
         self.check_services()?;
         let times = [
             ("worker.lease_s", worker.lease_s),
@@ -573,7 +572,8 @@ mod tests {
     fn mistakes_are_named() {
         let cases = [
             (("FACE_ID_SERVER__BINDD", "1"), "bindd"),
-            (("FACE_ID_SERVER__BIND", "0.0.0.0:80"), "server.bind"),
+            (("FACE_ID_SERVER__BIND", "everywhere"), "bind"),
+            (("FACE_ID_LIMITS__JOBS_IN_FLIGHT", "-1"), "jobs_in_flight"),
             (("FACE_ID_WORKER__HEARTBEAT_S", "20"), "worker.heartbeat_s"),
             (("FACE_ID_WORKER__MAX_ATTEMPTS", "0"), "worker.max_attempts"),
             (("FACE_ID_WORKER__BATCH_SIZES", "8,32"), "worker.batch_sizes"),

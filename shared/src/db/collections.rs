@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, execute, now, rematches, through_deadlocks};
+use super::{Db, count, execute, now, rematches, scoped, through_deadlocks};
+use crate::access::Grant;
 use crate::ids::CollectionId;
 
 /// How a collection decides; stored as JSON.
@@ -95,19 +96,19 @@ pub async fn create(
     }
 }
 
-/// The collection of that id.
-pub async fn find(conn: &impl ConnectionTrait, id: CollectionId) -> Result<Option<Model>, DbErr> {
-    Entity::find_by_id(id).one(conn).await
+/// The collection of that id, if the grant holds for it.
+pub async fn find(conn: &impl ConnectionTrait, grant: &Grant, id: CollectionId) -> Result<Option<Model>, DbErr> {
+    Entity::find_by_id(id).filter(scoped::filter(grant, Column::Id)).one(conn).await
 }
 
-/// The collection of that name.
-pub async fn find_by_name(conn: &impl ConnectionTrait, name: &str) -> Result<Option<Model>, DbErr> {
-    Entity::find().filter(Column::Name.eq(name)).one(conn).await
+/// The collection of that name, if the grant holds for it.
+pub async fn find_by_name(conn: &impl ConnectionTrait, grant: &Grant, name: &str) -> Result<Option<Model>, DbErr> {
+    Entity::find().filter(Column::Name.eq(name)).filter(scoped::filter(grant, Column::Id)).one(conn).await
 }
 
-/// Up to `limit` collections whose id comes after `after`, in the order of their ids.
-pub async fn list(db: &Db, after: Option<CollectionId>, limit: u64) -> Result<Vec<Model>, DbErr> {
-    let mut query = Entity::find().order_by_asc(Column::Id).limit(limit);
+/// Up to `limit` collections of the grant whose id comes after `after`, in the order of their ids.
+pub async fn list(db: &Db, grant: &Grant, after: Option<CollectionId>, limit: u64) -> Result<Vec<Model>, DbErr> {
+    let mut query = Entity::find().filter(scoped::filter(grant, Column::Id)).order_by_asc(Column::Id).limit(limit);
     if let Some(after) = after {
         query = query.filter(Column::Id.gt(after));
     }
@@ -117,7 +118,7 @@ pub async fn list(db: &Db, after: Option<CollectionId>, limit: u64) -> Result<Ve
 /// Replaces the settings. Where others decide from then on who matches, faces are matched again.
 pub async fn update_settings(db: &Db, id: CollectionId, settings: &CollectionSettings) -> Result<(), DbErr> {
     let txn = db.begin().await?;
-    let Some(before) = find(&txn, id).await? else { return Ok(()) };
+    let Some(before) = find(&txn, &Grant::everything(), id).await? else { return Ok(()) };
     let sql = "UPDATE collections SET settings = $1 WHERE id = $2";
     execute(&txn, sql, [to_json(settings)?.into(), id.into()]).await?;
     let before = before.settings()?;

@@ -6,11 +6,13 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::{Db, execute, micros, statement};
+use crate::access::Grant;
+use crate::ids::CollectionId;
 
 /// A client's promise that requests with the same key are the same request.
 #[derive(Clone, Debug)]
 pub struct Idempotency {
-    /// The method and path the key was sent to.
+    /// What the key was sent to, see [`route`].
     pub route: String,
     /// The client's key.
     pub key: String,
@@ -18,6 +20,11 @@ pub struct Idempotency {
     pub fingerprint: String,
     /// How long the key is remembered.
     pub keep: Duration,
+}
+
+/// What a caller sends a key to: the keys of one caller are not another's.
+pub fn route(grant: &Grant, collection: CollectionId, to: &str) -> String {
+    grant.owner().map_or_else(|| format!("{collection}/{to}"), |owner| format!("{owner}/{collection}/{to}"))
 }
 
 /// Which rows keys stand for: their table, and its column that names the row.

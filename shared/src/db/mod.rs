@@ -1,5 +1,6 @@
 //! The database: connections, and every query by name. Nothing outside this folder and the face indexes writes SQL.
 
+pub mod api_keys;
 pub mod batches;
 pub mod clusters;
 pub mod collections;
@@ -17,6 +18,7 @@ pub mod rejections;
 pub mod rematches;
 pub(crate) mod rows;
 pub mod schema;
+pub(crate) mod scoped;
 pub mod transfer;
 pub mod uploads;
 
