@@ -31,9 +31,18 @@ pub enum Door {
     OpenWithoutKeys,
 }
 
+/// What was read of a key.
+struct Known {
+    key: KnownKey,
+    grant: Arc<Grant>,
+    when: Instant,
+}
+
 /// See the module.
 pub struct Gate {
     db: Db,
+    /// What callers of an open server have.
+    everything: Arc<Grant>,
     /// For keys without limits of their own.
     configured: Limits,
     door: Door,
@@ -41,7 +50,7 @@ pub struct Gate {
     has_keys: AtomicBool,
     /// When it was last seen that there is none.
     seen_none: Mutex<Option<Instant>>,
-    known: Mutex<HashMap<String, (Arc<KnownKey>, Instant)>>,
+    known: Mutex<HashMap<String, Arc<Known>>>,
     /// When each was noted to be used.
     used: Mutex<HashMap<ApiKeyId, Instant>>,
     allowances: Allowances,
@@ -55,6 +64,7 @@ impl Gate {
         Self {
             allowances: Allowances::new(db.clone()),
             db,
+            everything: Arc::new(Grant::everything()),
             configured,
             door,
             has_keys: AtomicBool::new(false),
@@ -68,13 +78,13 @@ impl Gate {
     /// What the token's key gives; everything where the server is open.
     pub(super) async fn grant_of(&self, token: Option<&Presented>) -> ApiResult<Arc<Grant>> {
         if self.is_open().await? {
-            return Ok(Arc::new(Grant::everything()));
+            return Ok(Arc::clone(&self.everything));
         }
         let token = token.ok_or_else(ApiError::unauthenticated)?;
-        let known = self.look_up(&token.prefix).await?.filter(|known| known.opens_with(token));
+        let known = self.look_up(&token.prefix).await?.filter(|known| known.key.opens_with(token));
         let known = known.ok_or_else(ApiError::unauthenticated)?;
-        self.note_use(known.key.id);
-        Ok(Arc::new(known.key.grant(self.configured)))
+        self.note_use(known.key.key.id);
+        Ok(Arc::clone(&known.grant))
     }
 
     pub(super) fn allowances(&self) -> &Allowances {
@@ -103,17 +113,18 @@ impl Gate {
         Ok(true)
     }
 
-    async fn look_up(&self, prefix: &str) -> ApiResult<Option<Arc<KnownKey>>> {
+    async fn look_up(&self, prefix: &str) -> ApiResult<Option<Arc<Known>>> {
         let known = lock(&self.known).get(prefix).cloned();
-        if let Some((known, when)) = known
-            && when.elapsed() < FRESH_FOR
+        if let Some(known) = known
+            && known.when.elapsed() < FRESH_FOR
         {
             return Ok(Some(known));
         }
-        let now = Instant::now();
-        let Some(found) = lookup::look_up(&self.db, prefix).await?.map(Arc::new) else { return Ok(None) };
-        remember(&self.known, FRESH_FOR, prefix.to_owned(), (Arc::clone(&found), now), |(_, when)| *when);
-        Ok(Some(found))
+        let when = Instant::now();
+        let Some(key) = lookup::look_up(&self.db, prefix).await? else { return Ok(None) };
+        let known = Arc::new(Known { grant: Arc::new(key.key.grant(self.configured)), key, when });
+        remember(&self.known, FRESH_FOR, prefix.to_owned(), Arc::clone(&known), |known| known.when);
+        Ok(Some(known))
     }
 
     /// Beside the request, and seldom.
