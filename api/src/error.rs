@@ -9,6 +9,9 @@ use shared::access::Scope;
 use shared::db::api_keys::usage::OverLimit;
 use utoipa::ToSchema;
 
+/// When a client with too many jobs may try again: an interactive one takes less.
+const ENDED_SOON: Duration = Duration::from_secs(1);
+
 /// A failed request. A handler returns it; the outermost layer writes the body, since only that knows the request's id.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -213,9 +216,6 @@ impl From<sea_orm::DbErr> for ApiError {
         Self::internal(&error)
     }
 }
-
-/// When a client with too many jobs may try again: an interactive one takes less.
-const ENDED_SOON: Duration = Duration::from_secs(1);
 
 impl From<OverLimit> for ApiError {
     fn from(over: OverLimit) -> Self {

@@ -262,7 +262,7 @@ pub async fn get(
     Ok(axum::Json(found.ok_or_else(|| not_found(id))?.into()))
 }
 
-/// Makes a key like this one, with a token of its own; the old one stays good for a while. Without a body, for a day.
+/// Makes a key like this one, with a token of its own; the old one stays good for a while.
 #[utoipa::path(post, path = "/v1/api-keys/{key}/rotate", tag = "api-keys", security(("api_key" = ["admin"])),
     request_body(content = RotateRequest), params(("key" = ApiKeyId, Path)),
     responses((status = 201, body = MadeKeyView),

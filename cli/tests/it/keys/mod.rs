@@ -290,3 +290,36 @@ async fn commands_bring_a_key_along() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     server.stop().await;
 }
+
+#[tokio::test]
+async fn the_command_lists_and_rotates() {
+    let site = Site::embedded();
+    let keys = async |arguments: &[&str]| {
+        let mut keys = command();
+        keys.arg("keys").args(arguments).arg("--data-dir").arg(site.folder());
+        let output = keys.output().await.unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (found, _, why) = keys(&["list"]).await;
+    assert!(!found && why.contains("there is no database"), "{why}");
+    let (_, made, why) = keys(&["create", "--name", "door 7", "--scope", "read", "--scope", "identify"]).await;
+    assert!(made.contains("door 7") && made.contains("read, identify"), "{made}{why}");
+    let token = made.lines().find(|line| line.starts_with("fid_")).unwrap();
+    let prefix = &token[4..16];
+    let (_, next, why) = keys(&["rotate", prefix, "--grace", "0s", "--token"]).await;
+    assert!(next.starts_with("fid_") && next.lines().count() == 1 && !next.contains(token), "{next}{why}");
+    let (_, listed, _) = keys(&["list"]).await;
+    let row = |prefix: &str| listed.lines().find(|line| line.contains(prefix)).unwrap().to_owned();
+    assert!(row(prefix).contains("expired") && row(&next[4..16]).contains("active"), "{listed}");
+    assert!(!listed.contains(&token[17..]), "secrets are not shown again");
+    let refused = [
+        (&["rotate", prefix][..], "was rotated into"),
+        (&["revoke", "door 7"], "there is no key door 7"),
+        (&["create", "--name", "x", "--scope", "root"], "read, identify, write and admin"),
+        (&["create", "--name", "x", "--scope", "read", "--collection", "c"], "there is no collection c"),
+    ];
+    for (arguments, wanted) in refused {
+        let (done, _, why) = keys(arguments).await;
+        assert!(!done && why.contains(wanted), "{arguments:?}: {why}");
+    }
+}
