@@ -1,6 +1,6 @@
 //! Who calls, and what may that caller do?
 //!
-//! [`authenticate`] stands before every route that is not open: without a good key nothing gets past it. Handlers take a
+//! `authenticate` stands before every route that is not open: without a good key nothing gets past it. Handlers take a
 //! [`Caller`] whose type names the scope that they need; what they then look up goes through the caller's grant.
 
 mod allowance;
