@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{Door, Gate};
 use crate::serve::serve_within;
-use crate::state::AppState;
+use crate::state::{AppState, Places};
 
 /// How long requests that are under way at the stop may take.
 const REQUESTS_GRACE: Duration = Duration::from_secs(10);
@@ -57,8 +57,7 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         gate: Arc::new(Gate::new(backends.db.clone(), config.limits, Door::NeedsKey, tasks.clone())),
         unrunnable: Arc::default(),
         checks: backends.checks(),
-        exports: AppState::places_for_exports(),
-        imports: AppState::places_for_imports(),
+        places: Places::configured(&config.server),
         tasks,
         stop: stop.clone(),
     };
@@ -66,13 +65,12 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
     announce(&listener)?;
     let hearing = tokio::spawn(backends.hear_ends(stop.clone()));
-    let served = serve_within(listener, state, REQUESTS_GRACE).await;
+    serve_within(listener, state, REQUESTS_GRACE).await;
     stop.cancel();
     let _ = hearing.await;
     backends.queue.close().await;
     watching.abort();
-    backends.db.close().await.context("close the database")?;
-    served.context("serve HTTP")
+    backends.db.close().await.context("close the database")
 }
 
 /// Refuses to serve where nobody could call.

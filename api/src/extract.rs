@@ -13,6 +13,7 @@ use shared::db::entity::collection;
 use shared::telemetry::trace::TraceContext;
 use uuid::Uuid;
 
+use crate::buffered::NoRoom;
 use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
 
@@ -81,11 +82,13 @@ impl FromRequest<AppState> for Body {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let server = &state.config.server;
-        let read = axum::body::to_bytes(request.into_body(), server.max_body_bytes);
+        let body = state.places.bodies.admit(request).into_body();
+        let read = axum::body::to_bytes(body, server.max_body_bytes);
         match tokio::time::timeout(Duration::from_secs(server.body_timeout_s), read).await {
             Err(_) => Err(ApiError::body_timeout(server.body_timeout_s)),
             Ok(Ok(bytes)) => Ok(Self(bytes)),
             Ok(Err(error)) if is_too_long(&error) => Err(ApiError::body_too_large(server.max_body_bytes)),
+            Ok(Err(error)) if is_without_room(&error) => Err(ApiError::unavailable(NoRoom.to_string())),
             Ok(Err(_)) => Err(ApiError::bad_request("body_broken_off", "the body broke off; send it again")),
         }
     }
@@ -99,9 +102,18 @@ pub(crate) fn media_type(headers: &HeaderMap) -> &str {
 
 /// Whether reading ended at the limit: that error has a type of its own, somewhere among the causes.
 fn is_too_long(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    has_cause(error, |cause| cause.to_string().contains("length limit exceeded"))
+}
+
+/// Whether reading ended because other bodies fill the memory.
+pub(crate) fn is_without_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    has_cause(error, |cause| cause.to_string() == NoRoom.to_string())
+}
+
+fn has_cause(error: &(dyn std::error::Error + 'static), is_it: impl Fn(&dyn std::error::Error) -> bool) -> bool {
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.to_string().contains("length limit exceeded") {
+        if is_it(error) {
             return true;
         }
         cause = error.source();

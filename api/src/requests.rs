@@ -14,6 +14,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::auth::RATE_LIMIT;
+use crate::buffered::HeldRoom;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,6 +27,8 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let trace = trace_of(&request);
     request.extensions_mut().insert(trace.clone());
+    let room = HeldRoom::default();
+    request.extensions_mut().insert(room.clone());
     let span = tracing::info_span!("request", request.id = %id, trace.id = trace.trace_id(), http.method = %method, http.route = path.as_str());
     async move {
         let began = Instant::now();
@@ -34,6 +37,7 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
             return ApiError::bad_request("bad_request", "the path or query holds a NUL character").render(&id);
         }
         let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+        drop(room);
         let mut response = match answer {
             Ok(response) => with_problem(response, &id),
             Err(_) => ApiError::internal(&std::io::Error::other("a handler panicked")).render(&id),

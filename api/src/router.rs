@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use crate::auth::authenticate;
 use crate::requests::observe;
 use crate::routes::{
-    batches, clusters, collections, export, faces, health, import, jobs, keys, persons, submit, uploads,
+    batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, submit, uploads,
 };
 use crate::state::AppState;
 
@@ -60,7 +60,8 @@ pub fn router(state: AppState) -> Router {
 /// # Panics
 /// The document cannot be written, which is a bug.
 pub fn openapi() -> String {
-    documented().into_openapi().to_pretty_json().expect("the document is plain data; this is a bug")
+    let document = documented().into_openapi().to_pretty_json().expect("the document is plain data; this is a bug");
+    document + "\n"
 }
 
 fn documented() -> OpenApiRouter<AppState> {
@@ -91,9 +92,11 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(submit::rematch))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::get, jobs::cancel))
+        .routes(routes!(events::of_job))
         .routes(routes!(batches::create, batches::list))
         .routes(routes!(batches::get))
         .routes(routes!(batches::jobs))
+        .routes(routes!(events::of_batch))
         .routes(routes!(batches::pause))
         .routes(routes!(batches::resume))
         .routes(routes!(batches::cancel))
@@ -116,4 +119,14 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::get, keys::revoke))
         .routes(routes!(keys::rotate))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_committed_document_is_that_of_the_routes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+        let committed = std::fs::read_to_string(path).unwrap();
+        assert!(committed == super::openapi(), "docs/openapi.json is stale: run `make openapi`, and look at what changed");
+    }
 }

@@ -70,6 +70,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Bring the PostgreSQL database to this version's schema; run it before the new api and workers start.
     Migrate,
+    /// Print the HTTP API's OpenAPI 3.1 document, as a server's /openapi.json has it.
+    Openapi,
     /// Print every setting with its default and what it does.
     Config {
         /// Print the settings as they are in force here instead, secrets hidden.
@@ -84,16 +86,16 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    if matches!(cli.command, Command::Config { effective: false }) {
-        print_config(Config::documented_defaults());
-        return Ok(());
+    match cli.command {
+        Command::Config { effective: false } => return print(Config::documented_defaults()),
+        Command::Openapi => return print(&api::router::openapi()),
+        _ => {}
     }
     let mut config = Config::load(cli.config.as_deref())?;
     config.models.accepted_licences.extend(cli.accept_license);
     config.api_key = cli.api_key.filter(|key| !key.is_empty()).map(Secret::from);
     if matches!(cli.command, Command::Config { .. }) {
-        print_config(&config.redacted()?);
-        return Ok(());
+        return print(&config.redacted()?);
     }
     match cli.command {
         Command::Serve(args) => serve::run(config, args).await,
@@ -108,11 +110,15 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,
         Command::Bench(command) => bench::run(&config, command).await,
-        Command::Config { .. } => Ok(()),
+        Command::Config { .. } | Command::Openapi => Ok(()),
     }
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn print_config(text: &str) {
-    print!("{text}");
+/// Writes the command's output; whoever reads it may have read enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use api::auth::{Door, Gate};
 use api::command::require_key;
-use api::state::AppState;
+use api::state::{AppState, Places};
 use migrations::{Migrator, MigratorTrait};
 use shared::catalogue::Catalogue;
 use shared::config::Config;
@@ -104,16 +104,15 @@ async fn serve_both(
     let api = tokio::spawn({
         let stop = stop.clone();
         async move {
-            let served = api::serve_within(listener, state, REQUESTS_GRACE).await.context("serve HTTP");
+            api::serve_within(listener, state, REQUESTS_GRACE).await;
             stop.cancel();
-            served
         }
     });
     let worked = worker::run(context, stop.clone()).await;
     stop.cancel();
     queue.close().await;
-    let served = api.await.context("the HTTP server panicked")?;
-    worked.and(served)
+    api.await.context("the HTTP server panicked")?;
+    worked
 }
 
 /// Builds everything that both halves share, and loads the default pipeline so that a missing file shows at once.
@@ -158,6 +157,7 @@ async fn assemble(
     let tasks = TaskTracker::new();
     let state = AppState {
         gate: Arc::new(Gate::new(db.clone(), config.limits, door, tasks.clone())),
+        places: Places::configured(&config.server),
         config,
         catalogue,
         db: db.clone(),
@@ -166,8 +166,6 @@ async fn assemble(
         finished,
         unrunnable: Arc::new(offer.left_out.into_keys().collect()),
         checks,
-        exports: AppState::places_for_exports(),
-        imports: AppState::places_for_imports(),
         tasks,
         stop: stop.clone(),
     };

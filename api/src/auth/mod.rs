@@ -74,6 +74,13 @@ pub struct Caller<N> {
     needs: PhantomData<N>,
 }
 
+impl<N> Caller<N> {
+    /// What the caller may do, for what goes on after the request was answered.
+    pub(crate) fn into_grant(self) -> Arc<Grant> {
+        self.grant
+    }
+}
+
 impl<N> Deref for Caller<N> {
     type Target = Grant;
 

@@ -4,7 +4,7 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use axum::extract::{FromRequest as _, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use shared::access::Grant;
@@ -28,6 +28,7 @@ use super::submit::{check_text, key_reused};
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query, SubmitHeaders, media_type};
 use crate::manifest;
 use crate::state::AppState;
@@ -128,10 +129,24 @@ pub struct BatchView {
     /// Why the listing does not go on, was given up, or passed places over.
     problem: Option<Problem>,
     tag: Option<String>,
+    /// Grows as it is worked on; with the jobs' counts the `ETag`, and the id of an event.
+    version: i64,
     created_at: String,
     /// When every picture was listed.
     listed_at: Option<String>,
     finished_at: Option<String>,
+}
+
+impl BatchView {
+    pub(super) fn version(&self) -> Version {
+        let jobs = &self.jobs;
+        // What has ended is counted before it is added to the batch's own row.
+        Version::of(&[self.version, jobs.running, jobs.succeeded, jobs.rejected, jobs.failed, jobs.cancelled])
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.finished_at.is_some()
+    }
 }
 
 /// Jobs by state.
@@ -329,15 +344,24 @@ pub async fn list(
 }
 
 /// Shows a batch.
-#[utoipa::path(get, path = "/v1/batches/{batch}", tag = "batches", security(("api_key" = ["read"])), params(("batch" = BatchId, Path)), responses(
-    (status = 200, body = BatchView),
+#[utoipa::path(get, path = "/v1/batches/{batch}", tag = "batches", security(("api_key" = ["read"])), params(
+        ("batch" = BatchId, Path),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of the version that is known")), responses(
+    (status = 200, body = BatchView, headers(("ETag" = String, description = "The version"))),
+    (status = 304, description = "It is that version still"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
     Path(id): Path<BatchId>,
-) -> ApiResult<axum::Json<BatchView>> {
-    Ok(axum::Json(load(&state, &caller, id).await?))
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let view = load(&state, &caller, id).await?;
+    let etag = [view.version().header()];
+    if view.version().is_known(&headers) {
+        return Ok((StatusCode::NOT_MODIFIED, etag).into_response());
+    }
+    Ok((etag, axum::Json(view)).into_response())
 }
 
 /// Lists a batch's jobs in the order of its pictures.
@@ -428,7 +452,7 @@ async fn wish(
     Ok(axum::Json(load(state, grant, id).await?))
 }
 
-async fn load(state: &AppState, grant: &Grant, id: BatchId) -> ApiResult<BatchView> {
+pub(super) async fn load(state: &AppState, grant: &Grant, id: BatchId) -> ApiResult<BatchView> {
     let found = read::find(&state.db, grant, id).await?;
     view(found.ok_or_else(|| ApiError::not_found("batch_not_found", format!("there is no batch {id}")))?)
 }
@@ -474,6 +498,7 @@ fn view(BatchWithCounts { batch, problems }: BatchWithCounts) -> ApiResult<Batch
         problems,
         problem: batch.problem.as_deref().map(serde_json::from_str).transpose().map_err(stored)?,
         tag: batch.tag,
+        version: batch.version,
         created_at: instant(batch.created_at),
         listed_at: batch.listed_at.map(instant),
         finished_at: batch.finished_at.map(instant),

@@ -41,7 +41,7 @@ pub async fn export(
     Path(collection): Path<String>,
 ) -> ApiResult<Response> {
     let row = extract::collection(&state, &caller, &collection).await?;
-    let place = state.exports.clone().try_acquire_owned().map_err(|_| {
+    let place = state.places.exports.clone().try_acquire_owned().map_err(|_| {
         ApiError::unavailable("as many exports as this server allows are under way; try again when one has ended")
     })?;
     let snapshot = Snapshot::begin(&state.db, row.id, PAUSE_S * 2).await?;

@@ -43,7 +43,7 @@ pub async fn import(
         return Err(ApiError::unsupported_media_type("unsupported_media_type", detail));
     }
     let row = extract::collection(&state, &caller, &collection).await?;
-    let _place = state.imports.clone().try_acquire_owned().map_err(|_| {
+    let _place = state.places.imports.clone().try_acquire_owned().map_err(|_| {
         ApiError::unavailable("as many imports as this server allows are under way; try again when one has ended")
     })?;
     let idle = Duration::from_secs(state.config.server.body_timeout_s);

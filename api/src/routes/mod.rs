@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod clusters;
 pub mod collections;
+pub mod events;
 pub mod export;
 pub mod faces;
 pub mod health;

@@ -12,8 +12,9 @@ use utoipa::ToSchema;
 
 use super::instant;
 use crate::auth::{Caller, Identify};
+use crate::buffered::NoRoom;
 use crate::error::{ApiError, ApiResult, ProblemBody};
-use crate::extract::{self, Body, Path};
+use crate::extract::{self, Body, Path, is_without_room};
 use crate::pictures::InlinePicture;
 use crate::state::AppState;
 
@@ -74,6 +75,8 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
     let broken = |e: axum::extract::multipart::MultipartError| {
         if e.status() == StatusCode::PAYLOAD_TOO_LARGE {
             ApiError::body_too_large(server.max_body_bytes)
+        } else if is_without_room(&e) {
+            ApiError::unavailable(NoRoom.to_string())
         } else {
             ApiError::bad_request(
                 "malformed_multipart",
@@ -82,7 +85,7 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
         }
     };
     let read = async {
-        let mut multipart = Multipart::from_request(request, state)
+        let mut multipart = Multipart::from_request(state.places.bodies.admit(request), state)
             .await
             .map_err(|e| ApiError::bad_request("malformed_multipart", e.body_text()))?;
         while let Some(field) = multipart.next_field().await.map_err(broken)? {

@@ -17,6 +17,8 @@ mod main_path;
 mod offer;
 mod rematch;
 mod server;
+mod slow_clients;
+mod streams;
 mod traces;
 mod transfer;
 mod workers;

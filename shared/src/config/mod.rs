@@ -78,6 +78,11 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     pub max_wait_s: u64,
     pub body_timeout_s: u64,
+    pub header_timeout_s: u64,
+    pub write_timeout_s: u64,
+    pub max_connections: usize,
+    pub max_buffered_bytes: usize,
+    pub max_event_streams: usize,
 }
 
 /// `[database]`
@@ -315,6 +320,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
         let worker = &self.worker;
+        self.server.check()?;
         self.check_services()?;
         let times = [
             ("worker.lease_s", worker.lease_s),
@@ -433,6 +439,27 @@ impl Config {
             || !self.queue.namespace.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
         {
             return invalid("queue.namespace", "must be one or more of letters, digits, - and _");
+        }
+        Ok(())
+    }
+}
+
+impl ServerConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
+        let times = [
+            ("server.body_timeout_s", self.body_timeout_s),
+            ("server.header_timeout_s", self.header_timeout_s),
+            ("server.write_timeout_s", self.write_timeout_s),
+        ];
+        if let Some((setting, _)) = times.into_iter().find(|(_, seconds)| !(1..=3600).contains(seconds)) {
+            return invalid(setting, "must lie between 1 and 3600 seconds");
+        }
+        if self.max_connections < 16 {
+            return invalid("server.max_connections", "must be at least 16");
+        }
+        if self.max_buffered_bytes < self.max_body_bytes {
+            return invalid("server.max_buffered_bytes", "must not be less than server.max_body_bytes");
         }
         Ok(())
     }
