@@ -1,4 +1,4 @@
-//! Bodies that are held in memory: how many bytes of them there may be at once, over all requests.
+//! Bodies that are held in memory: how many bytes of them there may be at once.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,14 +9,17 @@ use axum::extract::Request;
 use futures_util::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a permit stands for, in bytes: a semaphore counts no further than some hundred millions on small machines.
+/// What a permit stands for, in bytes.
 const UNIT: usize = 1024;
 /// How long a body waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The room for bodies; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct BodyRoom(Arc<Semaphore>);
+pub struct BodyRoom {
+    units: Arc<Semaphore>,
+    patience: Duration,
+}
 
 /// What a request holds of the room, until it is answered.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +33,8 @@ pub(crate) struct NoRoom;
 impl BodyRoom {
     /// Room for so many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new((bytes / UNIT).min(Semaphore::MAX_PERMITS))))
+        let units = Arc::new(Semaphore::new((bytes / UNIT).min(Semaphore::MAX_PERMITS)));
+        Self { units, patience: PATIENCE }
     }
 
     /// The request's body such that what has come of it is held in the room. It takes room as it comes, so that one that
@@ -48,7 +52,7 @@ impl BodyRoom {
 
     async fn hold(&self, chunk: Bytes, held: &HeldRoom) -> io::Result<Bytes> {
         let units = u32::try_from(chunk.len().div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let room = tokio::time::timeout(PATIENCE, Arc::clone(&self.0).acquire_many_owned(units)).await;
+        let room = tokio::time::timeout(self.patience, Arc::clone(&self.units).acquire_many_owned(units)).await;
         let Ok(Ok(room)) = room else { return Err(io::Error::other(NoRoom)) };
         let mut held = held.0.lock().unwrap_or_else(PoisonError::into_inner);
         match held.as_mut() {
@@ -69,9 +73,10 @@ mod tests {
         axum::body::to_bytes(room.admit(request).into_body(), usize::MAX).await
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_body_that_finds_no_room_is_refused_and_what_is_answered_makes_room() {
-        let (room, first, second) = (BodyRoom::new(10 * UNIT), HeldRoom::default(), HeldRoom::default());
+        let room = BodyRoom { patience: Duration::from_millis(50), ..BodyRoom::new(10 * UNIT) };
+        let (first, second) = (HeldRoom::default(), HeldRoom::default());
         assert_eq!(read(&room, &first, 8 * UNIT).await.unwrap().len(), 8 * UNIT);
         let error = format!("{:?}", read(&room, &second, 3 * UNIT).await.unwrap_err());
         assert!(error.contains("NoRoom"), "{error}");

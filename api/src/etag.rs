@@ -1,8 +1,6 @@
-//! Entity tags (RFC 9110, section 8.8.3): what a client says it has seen, and may change.
+//! Entity tags (RFC 9110, section 8.8.3): what a client says it has seen.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-
-use crate::error::{ApiError, ApiResult};
 
 /// A version of a resource; it never holds a quote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,19 +25,7 @@ impl Version {
 
     /// Whether the client has this version, by its `If-None-Match`.
     pub(crate) fn is_known(&self, headers: &HeaderMap) -> bool {
-        self.is_among(headers, &header::IF_NONE_MATCH)
-    }
-
-    /// Refuses a change of another version than the client's `If-Match` names; without the header any will do.
-    pub(crate) fn check_unchanged(&self, headers: &HeaderMap) -> ApiResult<()> {
-        if !headers.contains_key(header::IF_MATCH) || self.is_among(headers, &header::IF_MATCH) {
-            return Ok(());
-        }
-        Err(ApiError::precondition_failed())
-    }
-
-    fn is_among(&self, headers: &HeaderMap, name: &HeaderName) -> bool {
-        let lists = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        let lists = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
         lists.flat_map(|list| list.split(',')).map(str::trim).any(|tag| {
             let tag = tag.strip_prefix("W/").unwrap_or(tag);
             tag == "*" || tag.strip_prefix('"').and_then(|t| t.strip_suffix('"')) == Some(self.0.as_str())
@@ -62,14 +48,5 @@ mod tests {
         };
         assert!(known("\"3.14\"") && known("W/\"3.14\"") && known("\"1\", \"3.14\"") && known("*"));
         assert!(!known("\"3.1\"") && !known("3.14") && !known(""));
-    }
-
-    #[test]
-    fn what_changed_meanwhile_is_not_changed() {
-        let mut headers = HeaderMap::new();
-        Version::of(&[2]).check_unchanged(&headers).unwrap();
-        headers.insert(header::IF_MATCH, HeaderValue::from_static("\"2\""));
-        Version::of(&[2]).check_unchanged(&headers).unwrap();
-        assert!(Version::of(&[3]).check_unchanged(&headers).is_err());
     }
 }

@@ -127,6 +127,9 @@ mod tests {
     fn the_committed_document_is_that_of_the_routes() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
         let committed = std::fs::read_to_string(path).unwrap();
-        assert!(committed == super::openapi(), "docs/openapi.json is stale: run `make openapi`, and look at what changed");
+        assert!(
+            committed == super::openapi(),
+            "docs/openapi.json is stale: run `make openapi`, and look at what changed"
+        );
     }
 }

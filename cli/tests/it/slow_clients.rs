@@ -77,7 +77,8 @@ async fn send_slowly(mut stream: TcpStream, head: String, send_head_at_once: boo
 
 /// Ten gigabytes, as far as they are taken.
 async fn send_too_much(mut stream: TcpStream) {
-    let head = format!("POST /v1/collections/c/uploads HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 10_u64 << 30);
+    let head =
+        format!("POST /v1/collections/c/uploads HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 10_u64 << 30);
     stream.write_all(head.as_bytes()).await.unwrap();
     let piece = vec![0; 1 << 16];
     for _ in 0..(10_u64 << 30) / (1 << 16) {
