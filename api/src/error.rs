@@ -104,6 +104,12 @@ impl ApiError {
         Self::new(StatusCode::GONE, code, detail)
     }
 
+    /// 412: it was changed since the client looked.
+    pub fn precondition_failed() -> Self {
+        let detail = "it was changed since that ETag was given; read it again and decide anew";
+        Self::new(StatusCode::PRECONDITION_FAILED, "version_mismatch", detail)
+    }
+
     /// 422: one field is wrong.
     pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let (pointer, detail) = (pointer.into(), detail.into());

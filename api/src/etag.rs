@@ -1,6 +1,7 @@
-//! Entity tags (RFC 9110, section 8.8.3): what a client says it has seen.
+//! Entity tags (RFC 9110, section 8.8.3): what a client says it has seen, and may change.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use shared::digest::sha256_hex;
 
 /// A version of a resource; it never holds a quote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,11 @@ impl Version {
         Self(numbers.iter().map(i64::to_string).collect::<Vec<_>>().join("."))
     }
 
+    /// From what can be changed of the resource.
+    pub(crate) fn of_content(content: &serde_json::Value) -> Self {
+        Self(sha256_hex(content.to_string())[..16].to_owned())
+    }
+
     /// As an event's id.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -19,13 +25,23 @@ impl Version {
 
     /// The `ETag` header.
     pub(crate) fn header(&self) -> (HeaderName, HeaderValue) {
-        let value = HeaderValue::from_str(&format!("\"{}\"", self.0)).expect("digits and points; this is a bug");
+        let value =
+            HeaderValue::from_str(&format!("\"{}\"", self.0)).expect("digits, letters and points; this is a bug");
         (header::ETAG, value)
     }
 
     /// Whether the client has this version, by its `If-None-Match`.
     pub(crate) fn is_known(&self, headers: &HeaderMap) -> bool {
-        let lists = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        self.is_among(headers, &header::IF_NONE_MATCH)
+    }
+
+    /// Whether the client may change this version, by its `If-Match`; without that header any will do.
+    pub(crate) fn may_change(&self, headers: &HeaderMap) -> bool {
+        !headers.contains_key(header::IF_MATCH) || self.is_among(headers, &header::IF_MATCH)
+    }
+
+    fn is_among(&self, headers: &HeaderMap, name: &HeaderName) -> bool {
+        let lists = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         lists.flat_map(|list| list.split(',')).map(str::trim).any(|tag| {
             let tag = tag.strip_prefix("W/").unwrap_or(tag);
             tag == "*" || tag.strip_prefix('"').and_then(|t| t.strip_suffix('"')) == Some(self.0.as_str())
@@ -48,5 +64,22 @@ mod tests {
         };
         assert!(known("\"3.14\"") && known("W/\"3.14\"") && known("\"1\", \"3.14\"") && known("*"));
         assert!(!known("\"3.1\"") && !known("3.14") && !known(""));
+    }
+
+    #[test]
+    fn what_changed_meanwhile_may_not_be_changed() {
+        let mut headers = HeaderMap::new();
+        assert!(Version::of(&[2]).may_change(&headers));
+        headers.insert(header::IF_MATCH, HeaderValue::from_static("\"2\""));
+        assert!(Version::of(&[2]).may_change(&headers));
+        assert!(!Version::of(&[3]).may_change(&headers));
+    }
+
+    #[test]
+    fn another_content_is_another_version() {
+        let of = |name: &str| Version::of_content(&serde_json::json!([name]));
+        assert_eq!(of("a"), of("a"));
+        assert_ne!(of("a"), of("b"));
+        assert_eq!(of("a").header().1.len(), 18);
     }
 }

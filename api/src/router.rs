@@ -102,7 +102,7 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(batches::cancel))
         .routes(routes!(batches::retry))
         .routes(routes!(persons::create, persons::list))
-        .routes(routes!(persons::get, persons::delete))
+        .routes(routes!(persons::get, persons::update, persons::delete))
         .routes(routes!(persons::faces))
         .routes(routes!(persons::images))
         .routes(routes!(persons::merge))

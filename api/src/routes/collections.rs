@@ -1,7 +1,7 @@
 //! Collections.
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use shared::access::Reach;
@@ -16,6 +16,7 @@ use super::instant;
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -140,37 +141,52 @@ pub async fn list(
 /// Shows a collection.
 #[utoipa::path(get, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = CollectionView),
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings"))),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
     Path(collection): Path<String>,
-) -> ApiResult<axum::Json<CollectionView>> {
+) -> ApiResult<impl IntoResponse> {
     let row = extract::collection(&state, &caller, &collection).await?;
-    Ok(axum::Json(view(&state, row).await?))
+    Ok(([version(&row)?.header()], axum::Json(view(&state, row).await?)))
 }
 
-/// Changes a collection's settings.
-#[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])), request_body = CollectionChanges,
-    params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = CollectionView),
+/// Changes a collection's settings; with `If-Match` only where nobody else did since they were read.
+#[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
+    request_body = CollectionChanges, params(("collection" = String, Path, description = "Its id or name"),
+        ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings"))),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn update(
     State(state): State<AppState>,
     caller: Caller<Admin>,
     Path(collection): Path<String>,
+    headers: HeaderMap,
     Json(changes): Json<CollectionChanges>,
-) -> ApiResult<axum::Json<CollectionView>> {
+) -> ApiResult<impl IntoResponse> {
     check_settings(&changes.settings)?;
     let row = extract::collection(&state, &caller, &collection).await?;
     let had_clusters = row.settings()?.clustering;
-    collections::update_settings(&state.db, row.id, &changes.settings).await?;
+    let is_expected = |settings: &CollectionSettings| version_of(settings).is_ok_and(|v| v.may_change(&headers));
+    if !collections::update_settings(&state.db, row.id, &changes.settings, is_expected).await? {
+        return Err(ApiError::precondition_failed());
+    }
     if changes.settings.clustering && !had_clusters {
         queue::enqueue_all(&state.db.write, row.id).await?;
     }
     let row = extract::collection(&state, &caller, &row.id.to_string()).await?;
-    Ok(axum::Json(view(&state, row).await?))
+    Ok(([version(&row)?.header()], axum::Json(view(&state, row).await?)))
+}
+
+/// The version of what can be changed of a collection.
+fn version(row: &collection::Model) -> ApiResult<Version> {
+    version_of(&row.settings()?)
+}
+
+fn version_of(settings: &CollectionSettings) -> ApiResult<Version> {
+    let content = serde_json::to_value(settings).map_err(|error| ApiError::internal(&error))?;
+    Ok(Version::of_content(&content))
 }
 
 /// Deletes a collection with all persons, images, faces, vectors, uploads and jobs.

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use shared::db::entity::{image, person};
 use shared::db::faces::{self, FaceFilter};
+use shared::db::images;
 use shared::db::merges::{self, Merged};
-use shared::db::{images, persons};
+use shared::db::persons::{self, PersonChanges, Updated};
 use shared::ids::{CollectionId, FaceId, ImageId, PersonId};
 use shared::job::PersonRef;
 use utoipa::{IntoParams, ToSchema};
@@ -22,6 +23,7 @@ use super::submit::{check_external_id, check_text};
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -116,7 +118,6 @@ pub async fn create(
     }
     new.name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
     let made = persons::create(&state.db, collection.id, new.external_id, new.name).await?;
-    let taken = || ApiError::conflict("person_exists", "another person of this collection has that external_id");
     let row = made.ok_or_else(taken)?;
     let location = [(header::LOCATION, format!("/v1/collections/{}/persons/{}", row.collection_id, row.id))];
     Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
@@ -153,16 +154,76 @@ pub async fn list(
 /// Shows a person.
 #[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
-    (status = 200, body = PersonView),
+    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
-) -> ApiResult<axum::Json<PersonView>> {
+) -> ApiResult<impl IntoResponse> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     let row = find(&state, collection.id, person).await?;
-    Ok(axum::Json(view(&state, row).await?))
+    Ok(([version(&row).header()], axum::Json(view(&state, row).await?)))
+}
+
+/// What is to be changed of a person (RFC 7396): what is absent stays, what is null is taken away.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PersonPatch {
+    /// The caller's own id of the person, unique in the collection.
+    #[serde(default, deserialize_with = "given")]
+    external_id: Option<Option<String>>,
+    /// A name to show.
+    #[serde(default, deserialize_with = "given")]
+    name: Option<Option<String>>,
+}
+
+/// Tells null from what is absent.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::<String>::deserialize(value).map(Some)
+}
+
+/// Changes a person's name or external id; with `If-Match` only where nobody else did since it was read.
+#[utoipa::path(patch, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
+    security(("api_key" = ["write"])), request_body = PersonPatch,
+    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path),
+        ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
+    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn update(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Path((collection, id)): Path<(String, PersonId)>,
+    headers: HeaderMap,
+    Json(patch): Json<PersonPatch>,
+) -> ApiResult<impl IntoResponse> {
+    let collection = extract::collection(&state, &caller, &collection).await?;
+    if let Some(Some(external_id)) = &patch.external_id {
+        check_external_id("#/external_id", external_id)?;
+        let person = PersonRef::External { external_id: external_id.clone(), name: None };
+        check_merged(&state, collection.id, &person).await?;
+    }
+    if let Some(Some(name)) = &patch.name {
+        check_text("#/name", name)?;
+    }
+    let changes = PersonChanges { external_id: patch.external_id, name: patch.name };
+    let is_expected = |row: &person::Model| version(row).may_change(&headers);
+    match persons::update(&state.db, collection.id, id, changes, is_expected).await? {
+        Updated::Done(row) => Ok(([version(&row).header()], axum::Json(view(&state, row).await?))),
+        Updated::Otherwise => Err(ApiError::precondition_failed()),
+        Updated::Taken => Err(taken()),
+        Updated::Nameless => Err(ApiError::invalid("#", "must leave an external_id, a name, or both")),
+        Updated::NoPerson => Err(missing(&state, collection.id, id).await?),
+    }
+}
+
+/// The version of what can be changed of a person.
+fn version(row: &person::Model) -> Version {
+    Version::of_content(&serde_json::json!([row.external_id, row.name]))
+}
+
+fn taken() -> ApiError {
+    ApiError::conflict("person_exists", "another person of this collection has that external_id")
 }
 
 /// Deletes a person with all faces and vectors.

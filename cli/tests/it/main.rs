@@ -21,4 +21,5 @@ mod slow_clients;
 mod streams;
 mod traces;
 mod transfer;
+mod versions;
 mod workers;

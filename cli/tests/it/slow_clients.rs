@@ -16,10 +16,18 @@ on_both!(others_get_answers_beside_slow_clients);
 const USUAL: Duration = Duration::from_secs(5);
 /// Connections on which nothing is sent.
 const IDLE: usize = 500;
+/// A body of ten gigabytes.
+const MUCH: u64 = 10 << 30;
 
 impl Server {
     async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address.trim_start_matches("http://")).await.unwrap()
+    }
+
+    /// The head of an upload of so many bytes.
+    fn head_of_upload(&self, bytes: u64) -> String {
+        let key = self.key_setting().map(|(_, key)| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+        format!("POST /v1/collections/c/uploads HTTP/1.1\r\nhost: x\r\n{key}content-length: {bytes}\r\n\r\n")
     }
 }
 
@@ -35,9 +43,8 @@ async fn others_get_answers_beside_slow_clients(site: Site) {
     // One reads an answer of some size a byte a second, another sends a head so, a third a body.
     slow.spawn(read_slowly(server.connect().await));
     slow.spawn(send_slowly(server.connect().await, "GET /openapi.json HTTP/1.1\r\n".to_owned(), false));
-    let head = "POST /v1/collections/c/uploads HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n";
-    slow.spawn(send_slowly(server.connect().await, head.to_owned(), true));
-    slow.spawn(send_too_much(server.connect().await));
+    slow.spawn(send_slowly(server.connect().await, server.head_of_upload(1_000_000), true));
+    slow.spawn(send_too_much(server.connect().await, server.head_of_upload(MUCH)));
     for round in 0..5 {
         let look = tokio::time::timeout(USUAL, server.get("/v1/collections/c"));
         look.await.unwrap_or_else(|_| panic!("round {round}: an answer took longer than usual"));
@@ -51,6 +58,10 @@ async fn others_get_answers_beside_slow_clients(site: Site) {
     let mut silent = idle.pop().unwrap();
     let closed = tokio::time::timeout(Duration::from_secs(40), silent.read(&mut [0; 512])).await;
     assert!(closed.is_ok(), "a silent connection is closed");
+    // The one who sends too much has been told by now; a task that panicked says so.
+    while let Some(ended) = slow.try_join_next() {
+        ended.unwrap();
+    }
     slow.shutdown().await;
     server.stop().await;
 }
@@ -75,13 +86,11 @@ async fn send_slowly(mut stream: TcpStream, head: String, send_head_at_once: boo
     }
 }
 
-/// Ten gigabytes, as far as they are taken.
-async fn send_too_much(mut stream: TcpStream) {
-    let head =
-        format!("POST /v1/collections/c/uploads HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 10_u64 << 30);
+/// Sends all of it, as far as it is taken.
+async fn send_too_much(mut stream: TcpStream, head: String) {
     stream.write_all(head.as_bytes()).await.unwrap();
     let piece = vec![0; 1 << 16];
-    for _ in 0..(10_u64 << 30) / (1 << 16) {
+    for _ in 0..MUCH >> 16 {
         if stream.write_all(&piece).await.is_err() {
             break;
         }

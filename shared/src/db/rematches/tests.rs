@@ -120,10 +120,10 @@ async fn what_changes_templates_asks_for_a_rematch() {
         assert!(faces::delete(&scene.db, scene.collection.id, three).await.unwrap());
         assert_eq!(scene.take().await, touched(&[two], &[person]), "an unknown face that is deleted changes none");
         let settings = CollectionSettings { max_matches: 1, ..CollectionSettings::default() };
-        collections::update_settings(&scene.db, scene.collection.id, &settings).await.unwrap();
+        assert!(collections::update_settings(&scene.db, scene.collection.id, &settings, |_| true).await.unwrap());
         assert_eq!(scene.take().await, None);
         let settings = CollectionSettings { match_cosine: Some(0.3), ..settings };
-        collections::update_settings(&scene.db, scene.collection.id, &settings).await.unwrap();
+        assert!(collections::update_settings(&scene.db, scene.collection.id, &settings, |_| true).await.unwrap());
         assert_eq!(scene.take().await, Some(RematchScope::All));
         for n in 0..=MAX_TOUCHED {
             request(&scene.db.write, scene.collection.id, Some(FaceId(Uuid::from_u128(n as u128))), None)
