@@ -94,6 +94,13 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, code, detail)
     }
 
+    /// 409: another request with the same key is being answered.
+    pub fn key_in_flight() -> Self {
+        let detail =
+            "a request with this Idempotency-Key is being answered; send it again, and it is given that answer";
+        Self { retry_after_s: Some(1), ..Self::new(StatusCode::CONFLICT, "idempotency_key_in_flight", detail) }
+    }
+
     /// 409: it cannot be done in the present state.
     pub fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, detail)

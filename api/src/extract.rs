@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::buffered::NoRoom;
 use crate::error::{ApiError, ApiResult};
+use crate::in_flight::InFlightKey;
 use crate::state::AppState;
 
 /// A JSON body.
@@ -26,6 +27,8 @@ pub struct Json<T>(pub T);
 pub struct SubmitHeaders {
     /// The client's `Idempotency-Key`, 1 to 255 visible ASCII characters.
     pub idempotency_key: Option<String>,
+    /// Keeps others from using the key meanwhile.
+    _in_flight: Option<InFlightKey>,
     /// The trace that the job belongs to.
     pub trace: TraceContext,
 }
@@ -64,17 +67,41 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 impl FromRequestParts<AppState> for SubmitHeaders {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let trace = parts.extensions.get::<TraceContext>().cloned().unwrap_or_default();
         let Some(value) = parts.headers.get("idempotency-key") else {
-            return Ok(Self { idempotency_key: None, trace });
+            return Ok(Self { idempotency_key: None, _in_flight: None, trace });
         };
-        let key = value.to_str().ok().filter(|k| (1..=MAX_KEY).contains(&k.len())).ok_or_else(|| {
+        let key = value.to_str().ok().and_then(key_of).ok_or_else(|| {
             let detail = format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters");
             ApiError::bad_request("bad_idempotency_key", detail)
         })?;
-        Ok(Self { idempotency_key: Some(key.to_owned()), trace })
+        let owner = parts.extensions.get::<Arc<Grant>>().and_then(|grant| grant.owner());
+        let caller = owner.map(|key| key.to_string()).unwrap_or_default();
+        let in_flight = state.in_flight.take(&caller, parts.uri.path(), &key)?;
+        Ok(Self { idempotency_key: Some(key), _in_flight: Some(in_flight), trace })
     }
+}
+
+impl SubmitHeaders {
+    /// The key of a request that is not taken without one.
+    pub fn required_key(&self) -> ApiResult<&str> {
+        self.idempotency_key.as_deref().ok_or_else(|| {
+            let detail = "send an Idempotency-Key, a new one for each new request and the same for a repeat: what was \
+                accepted and not answered is not made twice then";
+            ApiError::bad_request("idempotency_key_missing", detail)
+        })
+    }
+}
+
+/// The key of a header: a string of structured fields (RFC 9651, section 3.3.3), or the same without quotes.
+fn key_of(header: &str) -> Option<String> {
+    let header = header.trim();
+    let key = match header.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"')?.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None => header.to_owned(),
+    };
+    (1..=MAX_KEY).contains(&key.len()).then_some(key)
 }
 
 impl FromRequest<AppState> for Body {
@@ -190,6 +217,16 @@ mod tests {
     #[expect(dead_code, reason = "only errors are looked at")]
     struct Wanted {
         faces: Vec<u32>,
+    }
+
+    #[test]
+    fn a_key_may_be_quoted() {
+        assert_eq!(key_of("k-1").as_deref(), Some("k-1"));
+        assert_eq!(key_of(r#""k-1""#).as_deref(), Some("k-1"));
+        assert_eq!(key_of(r#""a\"b\\c""#).as_deref(), Some(r#"a"b\c"#));
+        for bad in ["", "\"", "\"\"", "\"open", &"x".repeat(256)] {
+            assert_eq!(key_of(bad), None, "{bad}");
+        }
     }
 
     #[test]

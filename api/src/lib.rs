@@ -4,7 +4,7 @@
 //! - [`router`] is the one table of routes; [`routes`] holds a file a noun
 //! - [`auth`] finds out who calls, and what that caller may do
 //! - [`extract`] reads requests, [`buffered`] bounds what is held of them, [`pictures`] takes in pictures, `manifest` lists of them, `lines` reads them, `portion` holds what of an import is written together, [`error`] is the only place of statuses and problems
-//! - [`cursor`] pages through lists, `etag` knows versions
+//! - [`cursor`] pages through lists, `etag` knows versions, [`in_flight`] the idempotency keys of this moment
 
 pub mod auth;
 pub mod buffered;
@@ -14,6 +14,7 @@ pub mod cursor;
 pub mod error;
 mod etag;
 pub mod extract;
+pub mod in_flight;
 mod lines;
 mod manifest;
 pub mod pictures;

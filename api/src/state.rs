@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Gate;
 use crate::buffered::BodyRoom;
+use crate::in_flight::InFlightKeys;
 
 /// Exports at once.
 const EXPORTS: usize = 2;
@@ -38,6 +39,8 @@ pub struct AppState {
     pub unrunnable: Arc<BTreeSet<String>>,
     /// What `/readyz` tries.
     pub checks: Vec<Check>,
+    /// Idempotency keys of requests that are being answered.
+    pub in_flight: InFlightKeys,
     /// Room for what lasts or takes memory.
     pub places: Places,
     /// What goes on while an answer is sent; waited for when the process stops.

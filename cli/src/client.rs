@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::Value;
 use shared::config::Secret;
+use uuid::Uuid;
 
 /// Longest time one request may take; a job is waited for within it.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -55,6 +56,11 @@ impl Client {
         self.sent(self.http.post(self.url(path)).json(body), path).await
     }
 
+    /// Makes something: what was accepted and not answered is not made twice.
+    pub(crate) async fn make(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.sent(self.http.post(self.url(path)).header("idempotency-key", new_key()).json(body), path).await
+    }
+
     pub(crate) async fn post_bytes(&self, path: &str, bytes: Vec<u8>) -> anyhow::Result<Value> {
         self.sent(self.http.post(self.url(path)).body(bytes), path).await
     }
@@ -78,9 +84,10 @@ impl Client {
         self.sent(http.post(self.url(path)).header("content-type", media_type).body(body), path).await
     }
 
-    /// A body of some media type.
-    pub(crate) async fn post_text(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
-        self.sent(self.http.post(self.url(path)).header("content-type", media_type).body(text), path).await
+    /// The same as `make` with a body of some media type.
+    pub(crate) async fn make_of(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
+        let request = self.http.post(self.url(path)).header("idempotency-key", new_key());
+        self.sent(request.header("content-type", media_type).body(text), path).await
     }
 
     /// Whether there was anything to delete is not told.
@@ -112,6 +119,10 @@ impl Client {
         }
         Err(Refused { status: status.as_u16(), code, detail }.into())
     }
+}
+
+fn new_key() -> String {
+    Uuid::now_v7().to_string()
 }
 
 fn builder(headers: &HeaderMap) -> reqwest::ClientBuilder {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use api::auth::{Door, Gate};
 use api::command::require_key;
+use api::in_flight::InFlightKeys;
 use api::state::{AppState, Places};
 use migrations::{Migrator, MigratorTrait};
 use shared::catalogue::Catalogue;
@@ -157,6 +158,7 @@ async fn assemble(
     let tasks = TaskTracker::new();
     let state = AppState {
         gate: Arc::new(Gate::new(db.clone(), config.limits, door, tasks.clone())),
+        in_flight: InFlightKeys::default(),
         places: Places::configured(&config.server),
         config,
         catalogue,

@@ -197,7 +197,7 @@ pub struct ItemQuery {
 #[utoipa::path(post, path = "/v1/batches", tag = "batches", security(("api_key" = ["write"])),
     request_body(content((BatchRequest = "application/json"), (String = "application/x-ndjson"))),
     params(ManifestQuery,
-        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same batch")),
+        ("Idempotency-Key" = String, Header, description = "Repeats with the same key give the same batch")),
     responses((status = 202, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
@@ -207,6 +207,7 @@ pub async fn create(
     headers: SubmitHeaders,
     request: Request,
 ) -> ApiResult<Response> {
+    let key = headers.required_key()?.to_owned();
     let asked = if media_type(request.headers()).eq_ignore_ascii_case(NDJSON) {
         of_manifest(&state, &caller, query, request).await?
     } else {
@@ -219,12 +220,8 @@ pub async fn create(
     };
     let keep = Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600);
     let fingerprint = sha256_hex(serde_json::json!([identity, kind, tag, on_gone]).to_string());
-    let idempotency = headers.idempotency_key.map(|key| Idempotency {
-        route: idempotency::route(&caller, collection.id, "batches"),
-        key,
-        fingerprint,
-        keep,
-    });
+    let route = idempotency::route(&caller, collection.id, "batches");
+    let idempotency = Some(Idempotency { route, key, fingerprint, keep });
     let new = NewBatch {
         collection: collection.id,
         kind,
@@ -236,7 +233,9 @@ pub async fn create(
         idempotency,
     };
     let submitted = submit(&state.db, &caller, new).await?;
-    if let (Some(manifest), Submitted::Existing(_) | Submitted::KeyReused) = (manifest, &submitted) {
+    if let (Some(manifest), Submitted::Existing(_) | Submitted::KeyReused | Submitted::KeyInFlight) =
+        (manifest, &submitted)
+    {
         manifest::delete(&state, collection.id, &manifest).await;
     }
     let id = match submitted {
@@ -246,6 +245,7 @@ pub async fn create(
         }
         Submitted::Existing(id) => id,
         Submitted::KeyReused => return Err(key_reused()),
+        Submitted::KeyInFlight => return Err(ApiError::key_in_flight()),
     };
     let headers = [(header::LOCATION, format!("/v1/batches/{id}")), (header::RETRY_AFTER, "1".to_owned())];
     Ok((StatusCode::ACCEPTED, headers, axum::Json(load(&state, &caller, id).await?)).into_response())

@@ -360,7 +360,10 @@ async fn accept(
         inline_uploads,
     };
     let submitted = submit(&state.db, grant, new).await;
-    if matches!(submitted, Ok(Submitted::Existing(_) | Submitted::KeyReused | Submitted::OverLimit(_))) {
+    if matches!(
+        submitted,
+        Ok(Submitted::Existing(_) | Submitted::KeyReused | Submitted::KeyInFlight | Submitted::OverLimit(_))
+    ) {
         // No row names these objects. After an error one may, if only the answer to the commit was lost; the sweeper sees.
         for key in keys {
             if let Err(error) = state.objects.delete(&key).await {
@@ -419,6 +422,7 @@ async fn again(state: &AppState, grant: &Grant, submitted: Submitted) -> ApiResu
     match submitted {
         Submitted::New(job) | Submitted::Existing(job) => Ok(accepted(super::jobs::load(state, grant, job.id).await?)),
         Submitted::KeyReused => Err(key_reused()),
+        Submitted::KeyInFlight => Err(ApiError::key_in_flight()),
         Submitted::OverLimit(over) => Err(over.into()),
     }
 }

@@ -178,7 +178,7 @@ async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::
         left
     } else {
         let body = json!({ "collection": args.collection, "kind": "index", "source": source, "gone": on_gone });
-        client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
+        client.make("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
     };
     let path = format!("/v1/batches/{}", id(&batch)?);
     let progress = Progress::begin();

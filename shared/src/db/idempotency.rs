@@ -5,7 +5,7 @@ use std::time::Duration;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
-use super::{Db, execute, micros, statement};
+use super::{Db, execute, is_postgres, micros, statement};
 use crate::access::Grant;
 use crate::ids::CollectionId;
 
@@ -43,6 +43,22 @@ pub(super) enum Used {
     Same(Uuid),
     /// Another request.
     Otherwise,
+}
+
+/// Whether nobody else is about to have the key stand for something; nobody is until the transaction ends. `SQLite`'s one
+/// writer is alone anyway.
+pub(super) async fn try_lock(txn: &impl ConnectionTrait, idempotency: &Idempotency) -> Result<bool, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        locked: bool,
+    }
+    if !is_postgres(txn) {
+        return Ok(true);
+    }
+    let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0)) AS locked";
+    let name = format!("{}\n{}", idempotency.route, idempotency.key);
+    let row = Row::find_by_statement(statement(txn, sql, [name.into()])).one(txn).await?;
+    Ok(row.is_some_and(|row| row.locked))
 }
 
 /// What the key was used for before, if at all.

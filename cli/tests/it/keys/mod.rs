@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::server::{Server, Site, command, http, inline, on_both, photo, read};
 
@@ -40,6 +41,7 @@ async fn send(
 ) -> (StatusCode, Value) {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = http(token, TIMEOUT).request(method, format!("{}{path}", server.address));
+    let request = request.header("idempotency-key", Uuid::now_v7().to_string());
     read(if let Some(body) = body { request.json(body) } else { request }).await
 }
 

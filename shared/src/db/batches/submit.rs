@@ -36,16 +36,21 @@ pub enum Submitted {
     Existing(BatchId),
     /// The key was used for another request.
     KeyReused,
+    /// A request with the key is being committed.
+    KeyInFlight,
 }
 
 /// Stores the batch as one of the grant's own; it is durable when this returns, and its listing is due.
 pub async fn submit(db: &Db, grant: &Grant, new: NewBatch) -> Result<Submitted, DbErr> {
     let idempotency = new.idempotency.clone();
     let txn = db.begin().await?;
-    if let Some(idempotency) = &idempotency
-        && let Some(found) = repeated(&txn, idempotency).await?
-    {
-        return Ok(found);
+    if let Some(idempotency) = &idempotency {
+        if !idempotency::try_lock(&txn, idempotency).await? {
+            return Ok(Submitted::KeyInFlight);
+        }
+        if let Some(found) = repeated(&txn, idempotency).await? {
+            return Ok(found);
+        }
     }
     let batch = insert(&txn, grant, new).await?;
     if let Some(idempotency) = &idempotency

@@ -36,6 +36,8 @@ pub enum Submitted {
     Existing(Model),
     /// The key was used for another request.
     KeyReused,
+    /// A request with the key is being committed.
+    KeyInFlight,
     /// The grant's limits allow no further job.
     OverLimit(OverLimit),
 }
@@ -48,10 +50,13 @@ pub async fn find_repeated(db: &Db, idempotency: &Idempotency) -> Result<Option<
 /// Stores the job as one of the grant's own; it is durable when this returns.
 pub async fn submit(db: &Db, grant: &Grant, new: NewJob) -> Result<Submitted, DbErr> {
     let txn = db.begin().await?;
-    if let Some(idempotency) = &new.idempotency
-        && let Some(found) = repeated(&txn, idempotency).await?
-    {
-        return Ok(found);
+    if let Some(idempotency) = &new.idempotency {
+        if !idempotency::try_lock(&txn, idempotency).await? {
+            return Ok(Submitted::KeyInFlight);
+        }
+        if let Some(found) = repeated(&txn, idempotency).await? {
+            return Ok(found);
+        }
     }
     if let Some(over) = count_job(&txn, grant, new.args.images().len()).await? {
         return Ok(Submitted::OverLimit(over));

@@ -361,7 +361,7 @@ async fn one_job_for_a_key(db: &Db) {
         request(collection, Some(Idempotency { route, key, fingerprint, keep: LEASE }))
     };
     let grant = Grant::everything();
-    // All at once: one makes the job, the others find it.
+    // All at once: one makes the job, the others find it, or are told to come again.
     let submitted = futures_util::future::join_all((0..8).map(|_| submit(db, &grant, request("f")))).await;
     let mut ids = Vec::new();
     let mut new = 0;
@@ -372,11 +372,13 @@ async fn one_job_for_a_key(db: &Db) {
                 ids.push(job.id);
             }
             Submitted::Existing(job) => ids.push(job.id),
+            Submitted::KeyInFlight => {}
             Submitted::KeyReused => panic!("the fingerprints are the same"),
             Submitted::OverLimit(over) => panic!("there is no limit, got {over:?}"),
         }
     }
     ids.dedup();
     assert_eq!((new, ids.len()), (1, 1));
+    assert!(matches!(submit(db, &grant, request("f")).await.unwrap(), Submitted::Existing(job) if job.id == ids[0]));
     assert!(matches!(submit(db, &grant, request("other")).await.unwrap(), Submitted::KeyReused));
 }
