@@ -1,5 +1,6 @@
 //! Reading requests: every failure is a problem with a code.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
