@@ -23,7 +23,14 @@ pub struct BodyRoom {
 
 /// What a request holds of the room, until it is answered.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct HeldRoom(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+pub(crate) struct HeldRoom(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    /// What has come, in however many pieces.
+    bytes: usize,
+    room: Option<OwnedSemaphorePermit>,
+}
 
 /// There is no room for a body's next bytes.
 #[derive(Debug, thiserror::Error)]
@@ -51,13 +58,22 @@ impl BodyRoom {
     }
 
     async fn hold(&self, chunk: Bytes, held: &HeldRoom) -> io::Result<Bytes> {
-        let units = u32::try_from(chunk.len().div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let more = {
+            let mut held = held.0.lock().unwrap_or_else(PoisonError::into_inner);
+            held.bytes += chunk.len();
+            let has = held.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            held.bytes.div_ceil(UNIT).saturating_sub(has)
+        };
+        if more == 0 {
+            return Ok(chunk);
+        }
+        let units = u32::try_from(more).unwrap_or(u32::MAX);
         let room = tokio::time::timeout(self.patience, Arc::clone(&self.units).acquire_many_owned(units)).await;
         let Ok(Ok(room)) = room else { return Err(io::Error::other(NoRoom)) };
         let mut held = held.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match held.as_mut() {
+        match held.room.as_mut() {
             Some(before) => before.merge(room),
-            None => *held = Some(room),
+            None => held.room = Some(room),
         }
         Ok(chunk)
     }
@@ -81,6 +97,11 @@ mod tests {
         let error = format!("{:?}", read(&room, &second, 3 * UNIT).await.unwrap_err());
         assert!(error.contains("NoRoom"), "{error}");
         drop(first);
+        let trickled = HeldRoom::default();
+        for _ in 0..9 * UNIT {
+            room.hold(Bytes::from_static(b"x"), &trickled).await.unwrap();
+        }
+        drop(trickled);
         assert_eq!(read(&room, &second, 3 * UNIT).await.unwrap().len(), 3 * UNIT);
     }
 }

@@ -32,20 +32,21 @@ impl Version {
 
     /// Whether the client has this version, by its `If-None-Match`.
     pub(crate) fn is_known(&self, headers: &HeaderMap) -> bool {
-        self.is_among(headers, &header::IF_NONE_MATCH)
+        self.is_among(headers, &header::IF_NONE_MATCH, |tag| tag.strip_prefix("W/").unwrap_or(tag))
     }
 
     /// Whether the client may change this version, by its `If-Match`; without that header any will do.
     pub(crate) fn may_change(&self, headers: &HeaderMap) -> bool {
-        !headers.contains_key(header::IF_MATCH) || self.is_among(headers, &header::IF_MATCH)
+        !headers.contains_key(header::IF_MATCH) || self.is_among(headers, &header::IF_MATCH, |tag| tag)
     }
 
-    fn is_among(&self, headers: &HeaderMap, name: &HeaderName) -> bool {
+    /// Whether a list of tags has this version's, by what `opaque` leaves of each: a weak tag is good enough for reading only.
+    fn is_among(&self, headers: &HeaderMap, name: &HeaderName, opaque: fn(&str) -> &str) -> bool {
         let lists = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        lists.flat_map(|list| list.split(',')).map(str::trim).any(|tag| {
-            let tag = tag.strip_prefix("W/").unwrap_or(tag);
-            tag == "*" || tag.strip_prefix('"').and_then(|t| t.strip_suffix('"')) == Some(self.0.as_str())
-        })
+        lists
+            .flat_map(|list| list.split(','))
+            .map(|tag| opaque(tag.trim()))
+            .any(|tag| tag == "*" || tag.strip_prefix('"').and_then(|t| t.strip_suffix('"')) == Some(self.0.as_str()))
     }
 }
 
@@ -73,6 +74,8 @@ mod tests {
         headers.insert(header::IF_MATCH, HeaderValue::from_static("\"2\""));
         assert!(Version::of(&[2]).may_change(&headers));
         assert!(!Version::of(&[3]).may_change(&headers));
+        headers.insert(header::IF_MATCH, HeaderValue::from_static("W/\"2\""));
+        assert!(!Version::of(&[2]).may_change(&headers));
     }
 
     #[test]

@@ -26,8 +26,8 @@ use crate::state::AppState;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a stream on which nothing happens says that it stands.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long a stream stands; a client that comes back goes on where it was, as far as its key still allows.
-const LONGEST: Duration = Duration::from_secs(15 * 60);
+/// How long a stream stands: a client that comes back goes on where it was, as far as its key still allows.
+const LONGEST: Duration = Duration::from_secs(60);
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -55,12 +55,15 @@ struct Watch {
     /// The version that the client has.
     told: Option<String>,
     over: bool,
+    /// A batch that was just told has changed again at the next look.
+    pauses: bool,
     until: Instant,
     _place: OwnedSemaphorePermit,
 }
 
-/// Streams a job: an event `job` now and at each change, with its version as `id`, until it has ended. A client that comes
-/// back with `Last-Event-ID` is told what is newer, and nothing more (204) where it knows the end.
+/// Streams a job: an event `job` now and at each change, with its version as `id`, until it has ended; `gone` where it was
+/// deleted meanwhile. The stream closes after a minute, for the client to come back. One that does so
+/// with `Last-Event-ID` is told what is newer, and nothing more (204) where it knows the end.
 #[utoipa::path(get, path = "/v1/jobs/{job}/events", tag = "jobs",
     security(("api_key" = ["read"]), ("api_key" = ["identify"])), params(("job" = JobId, Path),
     ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came")), responses(
@@ -104,7 +107,7 @@ async fn open(state: AppState, grant: Arc<Grant>, subject: Subject, headers: &He
     })?;
     let ends = state.finished.listen();
     let until = Instant::now() + LONGEST;
-    let watch = Watch { state, grant, subject, ends, told, over: false, until, _place: place };
+    let watch = Watch { state, grant, subject, ends, told, over: false, pauses: false, until, _place: place };
     let headers = [
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         // For proxies that would collect events until a buffer is full.
@@ -124,6 +127,9 @@ fn events(watch: Watch) -> impl Stream<Item = Result<Event, Infallible>> {
 impl Watch {
     /// The next change; none once it has ended, or the process stops.
     async fn next(&mut self) -> Option<Event> {
+        if std::mem::take(&mut self.pauses) {
+            self.wait().await;
+        }
         while !self.over && !self.state.stop.is_cancelled() && Instant::now() < self.until {
             match look(&self.state, &self.grant, self.subject).await {
                 Ok(seen) if self.told.as_deref() != Some(seen.version.as_str()) => return Some(self.tell(&seen)),
@@ -131,7 +137,7 @@ impl Watch {
                 // Deleted while it was watched.
                 Err(error) if error.is_not_found() => {
                     self.over = true;
-                    return Some(Event::default().event("gone"));
+                    return Some(Event::default().event("gone").data("{}"));
                 }
                 Err(error) => tracing::debug!(?error, "look at what is watched"),
             }
@@ -149,6 +155,7 @@ impl Watch {
             Subject::Job(_) => "job",
             Subject::Batch(_) => "batch",
         };
+        self.pauses = matches!(self.subject, Subject::Batch(_)) && !self.over;
         Event::default().event(name).id(seen.version.as_str()).data(&seen.data)
     }
 

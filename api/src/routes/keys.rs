@@ -274,6 +274,10 @@ pub async fn rotate(
     Json(request): Json<RotateRequest>,
 ) -> ApiResult<impl IntoResponse> {
     let grace = seconds("#/grace_s", request.grace_s)?.unwrap_or(changes::GRACE);
+    let key = api_keys::find(&state.db, &caller, id).await?.ok_or_else(|| not_found(id))?;
+    if check_limits(caller.limits(), key.limits.or(state.config.limits)).is_err() {
+        return Err(ApiError::forbidden("the key has wider limits than yours, and you would be given one like it"));
+    }
     let token = NewToken::make().map_err(|error| ApiError::internal(&error))?;
     let successor = match changes::rotate(&state.db, &caller, id, &token, grace).await? {
         Rotated::Into(successor) => *successor,

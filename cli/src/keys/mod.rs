@@ -47,6 +47,15 @@ struct Place {
     json: bool,
 }
 
+/// Longest life of a key, and longest grace, as over HTTP: ten years.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
+
+/// A time such as 90d, of a second to ten years.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=LONGEST).contains(&time) { Ok(time) } else { Err("give 1s to 10y".to_owned()) }
+}
+
 #[derive(clap::Args)]
 pub(crate) struct CreateArgs {
     /// What the key is for.
@@ -59,7 +68,7 @@ pub(crate) struct CreateArgs {
     #[arg(long = "collection", value_name = "NAME")]
     collections: Vec<String>,
     /// How long it is good for, such as 90d; until it is revoked where absent.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = lifetime)]
     expires: Option<Duration>,
     /// Requests in a minute; 0 is no limit, absent the one in the settings. So with the others.
     #[arg(long, value_name = "N")]
@@ -89,7 +98,7 @@ pub(crate) struct RotateArgs {
     #[arg(value_name = "KEY")]
     key: String,
     /// How long the old token stays good.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "24h")]
+    #[arg(long, value_name = "TIME", value_parser = lifetime, default_value = "24h")]
     grace: Duration,
     /// Print the new token alone, for a script.
     #[arg(long, conflicts_with = "json")]

@@ -100,6 +100,7 @@ fn body_of(operation: &Operation, ids: &Ids) -> Option<Value> {
         ("POST", "split") => json!({ "faces": [ids["face"]] }),
         ("POST", "name") => json!({ "person": { "external_id": "x" } }),
         ("POST", "rotate") => json!({}),
+        ("PATCH", "{person}") => json!({ "name": "x" }),
         ("PATCH", "{face}") => json!({ "hidden": true }),
         ("PATCH", "{collection}") => json!({ "settings": {} }),
         (method, _) => panic!("there is no body for {method} {}", operation.path),
