@@ -32,10 +32,10 @@ pub type Solitude = Arc<RwLock<()>>;
 /// The level of `jobs.alone` at which a job runs with nothing else in the process.
 const ALONE_IN_PROCESS: i32 = 2;
 
-/// Ends of attempts that are recorded together at most.
-const GROUP: usize = 16;
+/// Ends of attempts that are recorded together at most: a transaction costs a database as much as the rows of ten jobs.
+const GROUP: usize = 64;
 /// How long the first of them waits for others.
-const RECORD_WITHIN: Duration = Duration::from_millis(200);
+const RECORD_WITHIN: Duration = Duration::from_millis(500);
 
 /// Who may run beside a delivery's jobs.
 enum Beside {
