@@ -169,6 +169,7 @@ pub async fn get(
 /// What is to be changed of a person (RFC 7396): what is absent stays, what is null is taken away.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::option_option, reason = "null and what is absent are two things")]
 pub struct PersonPatch {
     /// The caller's own id of the person, unique in the collection.
     #[serde(default, deserialize_with = "given")]
@@ -179,6 +180,7 @@ pub struct PersonPatch {
 }
 
 /// Tells null from what is absent.
+#[expect(clippy::option_option, reason = "null and what is absent are two things")]
 fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
     Option::<String>::deserialize(value).map(Some)
 }
