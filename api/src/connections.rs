@@ -20,10 +20,7 @@ use tokio_util::sync::CancellationToken;
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a client is told for whom there is no place; nothing of its request was read.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n\
-    connection: close\r\ncontent-length: 169\r\n\r\n\
-    {\"type\":\"urn:face-id:problem:too_many_connections\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"code\":\"too_many_connections\",\"detail\":\"connect again in a second\",\"errors\":[]}";
+const FULL: &str = r#"{"type":"urn:face-id:problem:too_many_connections","title":"Service Unavailable","status":503,"code":"too_many_connections","detail":"connect again in a second","errors":[]}"#;
 
 /// See the module.
 pub(crate) struct Connections {
@@ -113,9 +110,17 @@ fn is_of_client(error: &std::io::Error) -> bool {
 /// Says that there is no place, without waiting for the client to take it.
 fn turn_away(stream: &TcpStream) {
     metrics::connection_refused();
-    if let Err(error) = stream.try_write(FULL) {
+    if let Err(error) = stream.try_write(refusal().as_bytes()) {
         tracing::debug!(%error, "tell a client that there is no place");
     }
+}
+
+fn refusal() -> String {
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{FULL}",
+        FULL.len()
+    )
 }
 
 #[cfg(test)]
@@ -124,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_refusal_is_an_answer() {
-        let text = std::str::from_utf8(FULL).unwrap();
+        let text = refusal();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.contains(&format!("content-length: {}", body.len())), "{}", body.len());
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
