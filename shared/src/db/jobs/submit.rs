@@ -55,6 +55,8 @@ pub async fn submit(db: &Db, grant: &Grant, new: NewJob) -> Result<Submitted, Db
             return Ok(Submitted::KeyInFlight);
         }
         if let Some(found) = repeated(&txn, idempotency).await? {
+            // At once, and not when the connection is used next: a repeat would find the key held.
+            txn.rollback().await?;
             return Ok(found);
         }
     }
