@@ -81,6 +81,18 @@ id!(
     BatchId
 );
 id!(
+    /// An address that is told of events.
+    WebhookEndpointId
+);
+id!(
+    /// Something that happened and is told; the `webhook-id` that receivers see.
+    WebhookEventId
+);
+id!(
+    /// The telling of one event to one endpoint.
+    WebhookDeliveryId
+);
+id!(
     /// One worker's hold on a delivery of jobs; every write of an attempt is fenced on it.
     ClaimId
 );

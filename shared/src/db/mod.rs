@@ -17,8 +17,10 @@ pub mod rejections;
 pub mod rematches;
 pub(crate) mod rows;
 pub mod schema;
+pub mod secret_key;
 pub mod transfer;
 pub mod uploads;
+pub mod webhooks;
 
 use std::path::Path;
 use std::time::Duration;

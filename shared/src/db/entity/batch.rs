@@ -116,6 +116,8 @@ pub struct Model {
     pub moved: i64,
     /// Images of which no place is left.
     pub gone: i64,
+    /// Only these endpoints are told of it and its jobs, a JSON list of their ids; `None`: all that want to know.
+    pub webhook_endpoint_ids: Option<String>,
 }
 
 /// Joins are written as named queries.

@@ -45,6 +45,8 @@ pub struct Model {
     pub source_id: Option<Uuid>,
     /// The code of its problem, once it is rejected or failed.
     pub problem_code: Option<String>,
+    /// Only these endpoints are told of it, a JSON list of their ids; `None`: all that want to know.
+    pub webhook_endpoint_ids: Option<String>,
 }
 
 /// Joins are written as named queries.

@@ -5,8 +5,9 @@ use sea_orm::prelude::*;
 
 use crate::db::entity::job::{ActiveModel, Entity, Model};
 use crate::db::idempotency::{self, Idempotency, OF_JOBS, Used};
+use crate::db::webhooks::endpoints;
 use crate::db::{Db, execute, micros, now, uploads};
-use crate::ids::{CollectionId, JobId};
+use crate::ids::{CollectionId, JobId, WebhookEndpointId};
 use crate::job::{ImageRef, JobArgs, JobState};
 
 /// What a client asks for.
@@ -23,6 +24,8 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// Uploads that come with this very request, to be recorded together with it.
     pub inline_uploads: Vec<uploads::NewUpload>,
+    /// The only webhook endpoints that are told of it; `None`: all that want to know.
+    pub webhook_endpoints: Option<Vec<WebhookEndpointId>>,
 }
 
 /// What became of a submission.
@@ -89,6 +92,7 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
         item_no: Set(None),
         source_id: Set(Some(new.collection.0)),
         problem_code: Set(None),
+        webhook_endpoint_ids: Set(endpoints::to_text(new.webhook_endpoints.as_deref())?),
     }
     .insert(txn)
     .await?;

@@ -115,6 +115,7 @@ async fn find_or_submit(
             traceparent: traceparent.clone(),
             idempotency: None,
             inline_uploads: Vec::new(),
+            webhook_endpoints: None,
         };
         match submit(db, new).await {
             Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => {}
