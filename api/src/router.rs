@@ -9,6 +9,7 @@ use utoipa_axum::routes;
 
 use crate::requests::observe;
 use crate::routes::{batches, clusters, collections, export, faces, health, import, jobs, persons, submit, uploads};
+use crate::routes::{webhook_deliveries, webhooks};
 use crate::state::AppState;
 
 /// Where the document's own facts come from.
@@ -78,6 +79,15 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(clusters::name))
         .routes(routes!(clusters::changes))
         .routes(routes!(clusters::undo))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
+        .routes(routes!(webhooks::secret))
+        .routes(routes!(webhooks::rotate_secret))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhook_deliveries::list))
+        .routes(routes!(webhook_deliveries::get))
+        .routes(routes!(webhook_deliveries::redeliver))
+        .routes(routes!(webhook_deliveries::recover))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics_text))

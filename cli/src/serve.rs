@@ -13,12 +13,14 @@ use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::db::Db;
 use shared::db::jobs::recovery::recover_all;
+use shared::db::secret_key;
 use shared::face_index::ExactFaceIndex;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
 use shared::objects::{FolderStore, ImportRoots};
 use shared::process;
 use shared::queue::EmbeddedQueue;
+use shared::secret_key::SecretKey;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +67,9 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
 
     let mut lock = Lock::take(&config.data_dir)?;
     let db = open_database(&config).await?;
-    let (state, context) = assemble(Arc::clone(&config), &db, &stop).await?;
+    let key = SecretKey::configured_or_own(&config)?;
+    secret_key::check(&db, &key).await?;
+    let (state, context) = assemble(Arc::clone(&config), &db, key, &stop).await?;
     let listener =
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
     lock.tell(&format!("http://{}", listener.local_addr()?))?;
@@ -104,7 +108,12 @@ async fn serve_both(
 }
 
 /// Builds everything that both halves share, and loads the default pipeline so that a missing file shows at once.
-async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> anyhow::Result<(AppState, WorkerContext)> {
+async fn assemble(
+    config: Arc<Config>,
+    db: &Db,
+    secret_key: SecretKey,
+    stop: &CancellationToken,
+) -> anyhow::Result<(AppState, WorkerContext)> {
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
     let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
@@ -117,6 +126,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     let context = WorkerContext {
         config: Arc::clone(&config),
+        secret_key: secret_key.clone(),
         db: db.clone(),
         queue: queue.clone(),
         objects: objects.clone(),
@@ -140,6 +150,7 @@ async fn assemble(config: Arc<Config>, db: &Db, stop: &CancellationToken) -> any
     let state = AppState {
         config,
         catalogue,
+        secret_key,
         db: db.clone(),
         queue,
         objects,

@@ -11,6 +11,8 @@ pub mod jobs;
 pub mod persons;
 pub mod submit;
 pub mod uploads;
+pub mod webhook_deliveries;
+pub mod webhooks;
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -15,12 +15,13 @@ use shared::db::uploads::NewUpload;
 use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::failpoints::failpoint;
-use shared::ids::PersonId;
+use shared::ids::{PersonId, WebhookEndpointId};
 use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, UploadedImage, VerifyTarget};
 use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, fresh_view};
+use super::webhooks::check_endpoints;
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, SubmitHeaders};
 use crate::pictures::{self, ImageInput, Picture};
@@ -44,6 +45,8 @@ pub struct EnrollRequest {
     face: FaceChoice,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// A person by its id, or by the caller's own id of it.
@@ -79,6 +82,8 @@ pub struct IndexRequest {
     image: ImageInput,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// Find the persons on a picture.
@@ -91,6 +96,8 @@ pub struct IdentifyRequest {
     max_matches: Option<usize>,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// Compare a face with another picture's or with a person's.
@@ -106,6 +113,8 @@ pub struct VerifyRequest {
     face: FaceChoice,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// One of the two.
@@ -125,6 +134,7 @@ struct Checked {
     /// What else tells two requests apart, as JSON.
     rest: serde_json::Value,
     tag: Option<String>,
+    webhook_endpoints: Option<Vec<WebhookEndpointId>>,
 }
 
 /// Enrolls a face.
@@ -149,6 +159,7 @@ pub async fn enroll(
         pictures: vec![picture],
         rest: serde_json::json!([&person, request.face]),
         tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
     };
     accept(&state, &collection, &headers, checked, |mut images| JobArgs::Enroll {
         image: images.remove(0),
@@ -172,8 +183,13 @@ pub async fn index(
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &collection).await?;
     let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
-    let rest = serde_json::Value::Null;
-    let checked = Checked { kind: JobKind::Index, pictures: vec![picture], rest, tag: request.tag };
+    let checked = Checked {
+        kind: JobKind::Index,
+        pictures: vec![picture],
+        rest: serde_json::Value::Null,
+        tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
+    };
     accept(&state, &collection, &headers, checked, |mut images| JobArgs::Index { image: images.remove(0) }).await
 }
 
@@ -199,6 +215,7 @@ pub async fn identify(
         pictures: vec![picture],
         rest: serde_json::json!(request.max_matches),
         tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
     };
     accept(&state, &collection, &headers, checked, |mut images| JobArgs::Identify {
         image: images.remove(0),
@@ -232,6 +249,7 @@ pub async fn verify(
         pictures: found,
         rest: serde_json::json!([request.other.person_id, request.face]),
         tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
     };
     accept(&state, &collection, &headers, checked, |mut images| JobArgs::Verify {
         image: images.remove(0),
@@ -314,6 +332,7 @@ async fn accept(
     if let Some(tag) = &checked.tag {
         check_text("#/tag", tag)?;
     }
+    check_endpoints(state, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
     let idempotency = idempotency(state, collection, headers, &checked);
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?
@@ -344,6 +363,7 @@ async fn accept(
         pipeline: collection.pipeline.clone(),
         args: args.clone(),
         tag: checked.tag,
+        webhook_endpoints: checked.webhook_endpoints,
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
         inline_uploads,
@@ -371,7 +391,10 @@ fn idempotency(
 ) -> Option<Idempotency> {
     let key = headers.idempotency_key.clone()?;
     let pictures: Vec<&str> = checked.pictures.iter().map(Picture::identity).collect();
-    let text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
+    let mut text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
+    if let Some(only) = &checked.webhook_endpoints {
+        text.push_str(&serde_json::json!(only).to_string());
+    }
     Some(Idempotency {
         route: format!("{}/{}", collection.id, checked.kind.as_str()),
         key,

@@ -18,4 +18,6 @@ mod rematch;
 mod server;
 mod traces;
 mod transfer;
+mod webhook_docs;
+mod webhooks;
 mod workers;

@@ -56,7 +56,7 @@ impl EndpointSecret {
     pub fn seal(&self, key: &SecretKey, endpoint: WebhookEndpointId) -> String {
         let nonce: [u8; NONCE_BYTES] = random_bytes();
         let payload = Payload { msg: &self.0, aad: endpoint.0.as_bytes() };
-        let sealed = cipher(key).encrypt(XNonce::from_slice(&nonce), payload).expect("64 bytes are few; this is a bug");
+        let sealed = cipher(key).encrypt(&XNonce::from(nonce), payload).expect("64 bytes are few; this is a bug");
         STANDARD.encode([nonce.as_slice(), &sealed].concat())
     }
 
@@ -66,9 +66,9 @@ impl EndpointSecret {
     /// It was stored with another key, or for another endpoint.
     pub fn open(sealed: &str, key: &SecretKey, endpoint: WebhookEndpointId) -> Result<Self, SealedWithAnother> {
         let bytes = STANDARD.decode(sealed).map_err(|_| SealedWithAnother)?;
-        let (nonce, sealed) = bytes.split_at_checked(NONCE_BYTES).ok_or(SealedWithAnother)?;
+        let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>().ok_or(SealedWithAnother)?;
         let payload = Payload { msg: sealed, aad: endpoint.0.as_bytes() };
-        cipher(key).decrypt(XNonce::from_slice(nonce), payload).map(Self).map_err(|_| SealedWithAnother)
+        cipher(key).decrypt(&XNonce::from(*nonce), payload).map(Self).map_err(|_| SealedWithAnother)
     }
 }
 
