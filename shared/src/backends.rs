@@ -13,8 +13,8 @@ use crate::finished::FinishedJobs;
 use crate::health::Check;
 use crate::objects::{ObjectError, S3Options, S3Store};
 use crate::queue::JobQueue;
-use crate::secret_key::{SecretKey, SecretKeyError};
 use crate::queue::amqp::{AmqpOptions, AmqpOptionsError, AmqpQueue, finished};
+use crate::secret_key::{SecretKey, SecretKeyError};
 
 /// Connections to all of them.
 pub struct Backends {

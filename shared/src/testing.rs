@@ -16,7 +16,8 @@ pub async fn database(folder: &Path) -> Db {
 /// A secret key that only a test has.
 #[cfg(test)]
 pub(crate) fn secret_key(byte: u8) -> crate::secret_key::SecretKey {
-    let variables = std::collections::HashMap::from([("FACE_ID_SERVER__SECRET_KEY".to_owned(), crate::digest::hex(&[byte; 32]))]);
+    let variables =
+        std::collections::HashMap::from([("FACE_ID_SERVER__SECRET_KEY".to_owned(), crate::digest::hex(&[byte; 32]))]);
     let config = crate::config::Config::from_sources(None, variables).expect("settings of a test");
     crate::secret_key::SecretKey::configured(&config).expect("64 hex digits")
 }

@@ -276,7 +276,8 @@ async fn of_place(state: &AppState, Json(request): Json<BatchRequest>) -> ApiRes
     };
     let identity = serde_json::json!(&source).to_string();
     check_endpoints(state, "#/webhook_endpoint_ids", request.webhook_endpoint_ids.as_deref()).await?;
-    let (kind, on_gone, tag, webhook_endpoints) = (request.kind, request.gone, request.tag, request.webhook_endpoint_ids);
+    let (kind, on_gone, tag, webhook_endpoints) =
+        (request.kind, request.gone, request.tag, request.webhook_endpoint_ids);
     Ok(Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints })
 }
 
@@ -296,7 +297,9 @@ async fn of_manifest(state: &AppState, query: ManifestQuery, request: Request) -
 
 fn endpoint_ids(text: &str) -> ApiResult<Vec<WebhookEndpointId>> {
     let ids = text.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>();
-    ids.map_err(|_| ApiError::invalid("webhook_endpoint_ids", "must be ids of webhook endpoints with commas between them"))
+    ids.map_err(|_| {
+        ApiError::invalid("webhook_endpoint_ids", "must be ids of webhook endpoints with commas between them")
+    })
 }
 
 fn check_kind(pointer: &str, kind: JobKind) -> ApiResult<()> {

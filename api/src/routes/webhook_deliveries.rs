@@ -120,7 +120,10 @@ pub async fn redeliver(
         Redelivery::Missing => return Err(not_found(id)),
         Redelivery::Disabled => return Err(webhooks::disabled()),
         Redelivery::Pending => {
-            return Err(ApiError::conflict("webhook_delivery_pending", "the delivery has not ended; it is tried again"));
+            return Err(ApiError::conflict(
+                "webhook_delivery_pending",
+                "the delivery has not ended; it is tried again",
+            ));
         }
     }
     let delivery = log::find(&state.db, id).await?.ok_or_else(|| not_found(id))?;

@@ -293,7 +293,11 @@ fn not_found(id: WebhookEndpointId) -> ApiError {
 }
 
 /// Refuses ids that no endpoint has, of those that alone are told of a job or batch.
-pub(super) async fn check_endpoints(state: &AppState, pointer: &str, ids: Option<&[WebhookEndpointId]>) -> ApiResult<()> {
+pub(super) async fn check_endpoints(
+    state: &AppState,
+    pointer: &str,
+    ids: Option<&[WebhookEndpointId]>,
+) -> ApiResult<()> {
     let ids = ids.unwrap_or_default();
     if ids.len() > usize::try_from(MOST).unwrap_or_default() {
         return Err(ApiError::invalid(pointer, format!("must name at most {MOST} endpoints")));

@@ -14,7 +14,8 @@ const BODY: &str = r#"{"type":"job.succeeded","text":"ä"}"#;
 /// The block of code in that language which verifies.
 fn snippet(language: &str) -> String {
     let text = std::fs::read_to_string(repository().join("docs/WEBHOOKS.md")).unwrap();
-    let mut blocks = text.split(&format!("```{language}\n")).skip(1).filter_map(|rest| rest.split("\n```").next());
+    let fence = format!("```{language}\n");
+    let mut blocks = text.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("\n```").next());
     blocks.find(|block| block.contains("does not fit")).unwrap().to_owned()
 }
 

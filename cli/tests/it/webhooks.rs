@@ -158,7 +158,8 @@ async fn events_are_told_and_signed(site: Site) {
     server.make_collection("c").await;
     let (receiver, other) = (Receiver::start(|_| ok()).await, Receiver::start(|_| ok()).await);
     let endpoint = make_endpoint(&server, json!({ "url": receiver.url })).await;
-    let faces = make_endpoint(&server, json!({ "url": other.url, "event_types": ["face.matched", "face.unknown"] })).await;
+    let faces =
+        make_endpoint(&server, json!({ "url": other.url, "event_types": ["face.matched", "face.unknown"] })).await;
     let secret = endpoint["secret"].as_str().unwrap().to_owned();
     assert_eq!(server.get(&format!("{}/secret", path(&endpoint))).await["secret"], json!(secret));
 
@@ -173,7 +174,10 @@ async fn events_are_told_and_signed(site: Site) {
     assert_eq!(by_type("job.succeeded").len(), 3);
     assert_eq!(by_type("job.rejected")[0]["job_id"], rejected["id"]);
     assert_eq!(by_type("face.matched")[0]["person_id"], enrolled["person_id"]);
-    assert_eq!((&by_type("face.matched")[0]["job_id"], &by_type("face.matched")[0]["tag"]), (&known["id"], &json!("a")));
+    assert_eq!(
+        (&by_type("face.matched")[0]["job_id"], &by_type("face.matched")[0]["tag"]),
+        (&known["id"], &json!("a"))
+    );
     assert_eq!(by_type("face.unknown")[0]["job_id"], unknown["id"]);
     for message in &came {
         assert!(message.is_signed_with(&secret));
@@ -184,7 +188,9 @@ async fn events_are_told_and_signed(site: Site) {
     other.until(2).await;
     until_all_are(&server, &faces, "delivered", 2).await;
     let told = until_all_are(&server, &endpoint, "delivered", 6).await;
-    assert!(came.iter().any(|message| message.id() == told[0]["event_id"] && told[0]["body"] == message.json().to_string()));
+    assert!(
+        came.iter().any(|message| message.id() == told[0]["event_id"] && told[0]["body"] == message.json().to_string())
+    );
     assert_eq!((&told[0]["attempts"][0]["status"], &told[0]["attempts"][0]["error"]), (&json!(204), &Value::Null));
 
     // Both secrets, then the new one alone.
@@ -241,7 +247,9 @@ async fn receivers_that_do_not_answer_well_are_tried_again(site: Site) {
 
     // Nothing listens there, and nothing speaks TLS there.
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for (url, why) in [(format!("http://{free}/"), "connect_failed"), (inner.url.replace("http:", "https:"), "tls_failed")] {
+    for (url, why) in
+        [(format!("http://{free}/"), "connect_failed"), (inner.url.replace("http:", "https:"), "tls_failed")]
+    {
         let dead = make_endpoint(&server, json!({ "url": url, "event_types": ["job.failed"] })).await;
         read(server.request(Method::POST, &format!("{}/test", path(&dead)))).await;
         let failed = until_all_are(&server, &dead, "failed", 1).await;
@@ -327,10 +335,13 @@ async fn bad_endpoints_are_refused(site: Site) {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{body}: {problem}");
         problem["code"].as_str().unwrap().to_owned()
     };
-    for host in ["127.0.0.1", "2130706433", "0x7f.1", "0177.1", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254", "10.1"] {
+    for host in ["127.0.0.1", "2130706433", "0x7f.1", "0177.1", "[::1]", "[::ffff:10.0.0.1]", "169.254.169.254", "10.1"]
+    {
         assert_eq!(refused(json!({ "url": format!("https://{host}/") })).await, "webhook_address_refused", "{host}");
     }
-    for url in ["http://example.com/", "https://u:p@example.com/", "https://example.com/#x", "ftp://x/", "x", "https://h:0/"] {
+    for url in
+        ["http://example.com/", "https://u:p@example.com/", "https://example.com/#x", "ftp://x/", "x", "https://h:0/"]
+    {
         assert_eq!(refused(json!({ "url": url })).await, "invalid_request", "{url}");
     }
     let url = "https://example.com/";
@@ -350,7 +361,10 @@ async fn bad_endpoints_are_refused(site: Site) {
     assert_eq!(read(change).await.1["code"], "webhook_address_refused");
     let job = json!({ "image": inline(&photo(&[1])), "webhook_endpoint_ids": [nobody] });
     let (status, problem) = post(&server, "/v1/collections/c/identify", &job).await;
-    assert_eq!((status, &problem["errors"][0]["pointer"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/webhook_endpoint_ids")));
+    assert_eq!(
+        (status, &problem["errors"][0]["pointer"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/webhook_endpoint_ids"))
+    );
     // A name is looked at when it is dialled.
     let inner = make_endpoint(&server, json!({ "url": "https://localhost/", "event_types": ["job.failed"] })).await;
     read(server.request(Method::POST, &format!("{}/test", path(&inner)))).await;
@@ -384,7 +398,8 @@ async fn deliveries_are_sent_again(site: Site) {
     assert_eq!(status, StatusCode::ACCEPTED);
     let came = receiver.until(7).await;
     assert_eq!(came[6].id(), failed[0]["event_id"].as_str().unwrap());
-    let (status, answer) = post(&server, &format!("{}/recover", path(&endpoint)), &json!({ "since": "2020-01-01T00:00:00Z" })).await;
+    let (status, answer) =
+        post(&server, &format!("{}/recover", path(&endpoint)), &json!({ "since": "2020-01-01T00:00:00Z" })).await;
     assert_eq!((status, answer), (StatusCode::ACCEPTED, json!({ "deliveries": 2, "more": false })));
     until_all_are(&server, &endpoint, "delivered", 3).await;
     let page = server.get(&format!("{}/deliveries?state=failed", path(&endpoint))).await;

@@ -132,13 +132,35 @@ mod tests {
     fn every_spelling_of_an_inner_address_is_refused() {
         let settings = settings(&[]);
         let refused = [
-            "https://127.0.0.1/", "https://127.1/", "https://0x7f.0.0.1/", "https://0x7f000001/", "https://0177.0.0.1/",
-            "https://2130706433/", "https://017700000001/", "https://0/", "https://127.0.0.1.:8443/",
-            "https://%31%32%37.0.0.1/", "https://１２７.0.0.1/", "https://127。0。0。1/", "https://169.254.169.254/latest",
-            "https://0xa9fea9fe/", "https://2852039166/", "https://10.0.0.1:9/", "https://192.168.1.1/",
-            "https://[::1]/", "https://[::]/", "https://[::ffff:127.0.0.1]/", "https://[::ffff:7f00:1]/",
-            "https://[::127.0.0.1]/", "https://[64:ff9b::7f00:1]/", "https://[fd00:ec2::254]/", "https://[fe80::1]/",
-            "https://[2002:7f00:1::]/", "https:\\\\127.0.0.1\\x", "https:127.0.0.1", "https:///127.0.0.1/",
+            "https://127.0.0.1/",
+            "https://127.1/",
+            "https://0x7f.0.0.1/",
+            "https://0x7f000001/",
+            "https://0177.0.0.1/",
+            "https://2130706433/",
+            "https://017700000001/",
+            "https://0/",
+            "https://127.0.0.1.:8443/",
+            "https://%31%32%37.0.0.1/",
+            "https://１２７.0.0.1/",
+            "https://127。0。0。1/",
+            "https://169.254.169.254/latest",
+            "https://0xa9fea9fe/",
+            "https://2852039166/",
+            "https://10.0.0.1:9/",
+            "https://192.168.1.1/",
+            "https://[::1]/",
+            "https://[::]/",
+            "https://[::ffff:127.0.0.1]/",
+            "https://[::ffff:7f00:1]/",
+            "https://[::127.0.0.1]/",
+            "https://[64:ff9b::7f00:1]/",
+            "https://[fd00:ec2::254]/",
+            "https://[fe80::1]/",
+            "https://[2002:7f00:1::]/",
+            "https:\\\\127.0.0.1\\x",
+            "https:127.0.0.1",
+            "https:///127.0.0.1/",
         ];
         for text in refused {
             let error = Target::parse(text, &settings).map(|t| t.url.to_string()).unwrap_err();
@@ -150,11 +172,25 @@ mod tests {
     fn what_a_webhook_url_must_not_have() {
         let settings = settings(&[]);
         let malformed = [
-            "", "example.com", "/path", "http://example.com/", "ftp://example.com/", "file:///etc/passwd",
-            "gopher://example.com/", "https://", "https://user@example.com/", "https://user:pw@example.com/",
-            "https://example.com@127.0.0.1/", "https://example.com/#x", "https://example.com:0/",
-            "https://example.com:99999/", "https://[::1/", "https://[fe80::1%25eth0]/", "https://256.256.256.256/",
-            "https://exa mple.com/", "https://example.com\0.net/",
+            "",
+            "example.com",
+            "/path",
+            "http://example.com/",
+            "ftp://example.com/",
+            "file:///etc/passwd",
+            "gopher://example.com/",
+            "https://",
+            "https://user@example.com/",
+            "https://user:pw@example.com/",
+            "https://example.com@127.0.0.1/",
+            "https://example.com/#x",
+            "https://example.com:0/",
+            "https://example.com:99999/",
+            "https://[::1/",
+            "https://[fe80::1%25eth0]/",
+            "https://256.256.256.256/",
+            "https://exa mple.com/",
+            "https://example.com\0.net/",
         ];
         for text in malformed {
             let error = Target::parse(text, &settings).map(|t| t.url.to_string()).unwrap_err();
@@ -166,7 +202,10 @@ mod tests {
     #[test]
     fn public_urls_are_taken_apart() {
         let target = Target::parse("https://Example.com:8443/a/b?c=d", &settings(&[])).unwrap();
-        assert_eq!((target.host(), target.port(), target.path()), ("example.com".to_owned(), 8443, "/a/b?c=d".to_owned()));
+        assert_eq!(
+            (target.host(), target.port(), target.path()),
+            ("example.com".to_owned(), 8443, "/a/b?c=d".to_owned())
+        );
         assert_eq!((target.authority(), target.is_https()), ("example.com:8443".to_owned(), true));
         let target = Target::parse("https://[2606:4700:4700::1111]", &settings(&[])).unwrap();
         assert_eq!((target.host(), target.port()), ("2606:4700:4700::1111".to_owned(), 443));

@@ -102,8 +102,7 @@ async fn tell(ctx: &WorkerContext, dialer: &Dialer, claimed: &Claimed) {
             return;
         }
     };
-    let (attempt, verdict) =
-        attempt::run(dialer, &ctx.secret_key, &ctx.config.webhooks, &endpoint, claimed).await;
+    let (attempt, verdict) = attempt::run(dialer, &ctx.secret_key, &ctx.config.webhooks, &endpoint, claimed).await;
     failpoint("webhook_told");
     metrics::webhook_attempted(attempt::outcome(&attempt), attempt.latency);
     let (delivery, latency_ms) = (claimed.id, attempt.latency.as_secs_f64() * 1e3);

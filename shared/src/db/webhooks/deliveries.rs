@@ -100,12 +100,7 @@ pub async fn due_endpoints(db: &Db) -> Result<Vec<WebhookEndpointId>, DbErr> {
 }
 
 /// Begins attempts of up to `room` due deliveries of an endpoint, as far as the bound on what is under way to it allows.
-pub async fn claim(
-    db: &Db,
-    endpoint: WebhookEndpointId,
-    room: usize,
-    bounds: Bounds,
-) -> Result<Vec<Claimed>, DbErr> {
+pub async fn claim(db: &Db, endpoint: WebhookEndpointId, room: usize, bounds: Bounds) -> Result<Vec<Claimed>, DbErr> {
     let txn = db.begin().await?;
     let skip = if is_postgres(&txn) { "SKIP LOCKED" } else { "" };
     let lock = format!(
@@ -131,8 +126,7 @@ pub async fn claim(
     let sql = "SELECT d.id, d.event_id, d.endpoint_id, d.claim_id, d.attempt, d.begun_at_attempt, e.body, {now} AS now
         FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event_id
         WHERE d.endpoint_id = $2 AND d.claim_id = $1 ORDER BY d.run_at, d.id";
-    let claimed =
-        Claimed::find_by_statement(statement(&txn, sql, [claim.into(), endpoint.into()])).all(&txn).await?;
+    let claimed = Claimed::find_by_statement(statement(&txn, sql, [claim.into(), endpoint.into()])).all(&txn).await?;
     txn.commit().await?;
     Ok(claimed)
 }

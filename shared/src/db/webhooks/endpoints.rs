@@ -19,9 +19,7 @@ pub const MOST: i64 = 100;
 const SLICE: u64 = 5000;
 
 /// Whether an endpoint is told.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema)]
 #[sea_orm(rs_type = "String", db_type = "Text")]
 #[serde(rename_all = "snake_case")]
 pub enum EndpointState {
@@ -105,7 +103,8 @@ impl Endpoint {
     /// # Errors
     /// They were encrypted with another key.
     pub fn secrets(&self, key: &SecretKey, now: i64) -> Result<Vec<EndpointSecret>, SealedWithAnother> {
-        let previous = self.previous_secret.as_ref().filter(|_| self.previous_secret_until.is_some_and(|end| now < end));
+        let previous =
+            self.previous_secret.as_ref().filter(|_| self.previous_secret_until.is_some_and(|end| now < end));
         std::iter::once(&self.secret).chain(previous).map(|sealed| EndpointSecret::open(sealed, key, self.id)).collect()
     }
 }
@@ -117,7 +116,8 @@ pub async fn create(db: &Db, key: &SecretKey, new: NewEndpoint) -> Result<Option
         return Ok(None);
     }
     let id = WebhookEndpointId::new();
-    let sql = "INSERT INTO webhook_endpoints (id, url, description, event_types, all_collections, state, secret, failures,
+    let sql =
+        "INSERT INTO webhook_endpoints (id, url, description, event_types, all_collections, state, secret, failures,
             version, created_at)
         VALUES ($1, $2, $3, $4, $5, 'enabled', $6, 0, 1, {now})";
     let values = [
@@ -196,7 +196,8 @@ pub async fn change(db: &Db, id: WebhookEndpointId, changes: &Changes) -> Result
         Some(EndpointState::Disabled) => disable(&txn, id, "by_client").await?,
         Some(state) => {
             // What was wrong before says nothing of what comes.
-            let sql = "UPDATE webhook_endpoints SET state = $2, state_reason = NULL, failures = 0, failing_since = NULL,
+            let sql =
+                "UPDATE webhook_endpoints SET state = $2, state_reason = NULL, failures = 0, failing_since = NULL,
                     last_failure_at = NULL
                 WHERE id = $1 AND state <> $2";
             execute(&txn, sql, [id.into(), state.to_value().into()]).await?;
@@ -232,8 +233,10 @@ pub async fn rotate_secret(
 pub async fn delete(db: &Db, id: WebhookEndpointId) -> Result<bool, DbErr> {
     // Nothing new is written for it, so that the slices come to an end.
     let paused = db.begin().await?;
-    let lock = format!("SELECT count(*) AS n FROM (SELECT id FROM webhook_endpoints WHERE id = $1 {}) AS locked",
-        lock_endpoint(&paused));
+    let lock = format!(
+        "SELECT count(*) AS n FROM (SELECT id FROM webhook_endpoints WHERE id = $1 {}) AS locked",
+        lock_endpoint(&paused)
+    );
     count(&paused, &lock, [id.into()]).await?;
     execute(&paused, "UPDATE webhook_endpoints SET state = 'disabled' WHERE id = $1", [id.into()]).await?;
     paused.commit().await?;
@@ -272,7 +275,8 @@ async fn with_collections(conn: &impl ConnectionTrait, row: Row) -> Result<Endpo
     let collections = if row.all_collections {
         None
     } else {
-        let sql = "SELECT collection_id FROM webhook_endpoint_collections WHERE endpoint_id = $1 ORDER BY collection_id";
+        let sql =
+            "SELECT collection_id FROM webhook_endpoint_collections WHERE endpoint_id = $1 ORDER BY collection_id";
         let of = Of::find_by_statement(statement(conn, sql, [row.id.into()])).all(conn).await?;
         Some(of.into_iter().map(|of| of.collection_id).collect())
     };

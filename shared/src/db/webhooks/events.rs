@@ -6,8 +6,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sea_orm::prelude::*;
 use sea_orm::FromQueryResult;
+use sea_orm::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::endpoints;
@@ -77,7 +77,8 @@ pub(in crate::db) async fn jobs_ended(
     jobs: &[JobId],
     outcomes: &[(JobId, &Outcome)],
 ) -> Result<(), DbErr> {
-    let sql = format!("SELECT * FROM jobs WHERE kind <> 'rematch' AND id IN ({}) ORDER BY id", placeholders(1, jobs.len()));
+    let sql =
+        format!("SELECT * FROM jobs WHERE kind <> 'rematch' AND id IN ({}) ORDER BY id", placeholders(1, jobs.len()));
     let ended = statement(txn, &sql, jobs.iter().map(|id| Value::from(*id)));
     let ended = Ended::find_by_statement(ended).all(txn).await?;
     let listeners = listeners(txn, ended.iter().map(|job| job.collection_id)).await?;
@@ -228,7 +229,11 @@ async fn listeners(
     }
     let asked: HashSet<CollectionId> = collections.into_iter().collect();
     let lock = if is_postgres(txn) { "FOR KEY SHARE OF e" } else { "" };
-    let of = if asked.is_empty() { "FALSE".to_owned() } else { format!("c.collection_id IN ({})", placeholders(1, asked.len())) };
+    let of = if asked.is_empty() {
+        "FALSE".to_owned()
+    } else {
+        format!("c.collection_id IN ({})", placeholders(1, asked.len()))
+    };
     let sql = format!(
         "SELECT e.id, e.event_types, e.all_collections, c.collection_id FROM webhook_endpoints e
          LEFT JOIN webhook_endpoint_collections c ON c.endpoint_id = e.id AND {of}
@@ -293,9 +298,8 @@ async fn write_all(
         for listener in listeners.iter().filter(|listener| listener.wants(event)) {
             let delivery = WebhookDeliveryId::new();
             let endpoint = rows::id(listener.endpoint.0);
-            delivery_rows.push(
-                json!({ "id": rows::id(delivery.0), "event_id": rows::id(id.0), "endpoint_id": endpoint }),
-            );
+            delivery_rows
+                .push(json!({ "id": rows::id(delivery.0), "event_id": rows::id(id.0), "endpoint_id": endpoint }));
             deliveries.push(delivery);
         }
     }

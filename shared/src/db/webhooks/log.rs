@@ -15,9 +15,7 @@ use crate::ids::{WebhookDeliveryId, WebhookEndpointId, WebhookEventId};
 pub const MOST_RECOVERED: u64 = 10_000;
 
 /// Where a delivery stands.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema)]
 #[sea_orm(rs_type = "String", db_type = "Text")]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
@@ -86,7 +84,8 @@ pub enum Redelivery {
     Missing,
 }
 
-const DELIVERY: &str = "SELECT d.id, d.event_id, d.endpoint_id, d.state, d.attempt, d.run_at, d.created_at, d.finished_at,
+const DELIVERY: &str =
+    "SELECT d.id, d.event_id, d.endpoint_id, d.state, d.attempt, d.run_at, d.created_at, d.finished_at,
         e.type AS event_type, e.body
     FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event_id";
 
@@ -129,10 +128,7 @@ async fn with_attempts(db: &Db, rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>,
     for row in AttemptRow::find_by_statement(statement(&db.read, &sql, ids)).all(&db.read).await? {
         attempts.entry(row.delivery_id).or_default().push(row);
     }
-    Ok(rows
-        .into_iter()
-        .map(|row| Delivery { attempts: attempts.remove(&row.id).unwrap_or_default(), row })
-        .collect())
+    Ok(rows.into_iter().map(|row| Delivery { attempts: attempts.remove(&row.id).unwrap_or_default(), row }).collect())
 }
 
 /// What begins a round anew: the schedule of attempts from its start.
