@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn reads_base64_and_hex() {
         let folder = tempfile::tempdir().unwrap();
-        let base64 = SecretKey::configured(&config(folder.path(), &STANDARD.encode([7; 32]))).unwrap();
-        let hexed = SecretKey::configured(&config(folder.path(), &hex(&[7; 32]))).unwrap();
+        let base64 = SecretKey::configured(&config(folder.path(), &STANDARD.encode([0xa7; 32]))).unwrap();
+        let hexed = SecretKey::configured(&config(folder.path(), &hex(&[0xa7; 32]))).unwrap();
         assert!(base64 == hexed);
         assert!(matches!(SecretKey::configured(&config(folder.path(), "")), Err(SecretKeyError::Missing)));
         for short in ["x".to_owned(), STANDARD.encode([7; 31]), hex(&[7; 31]), "z".repeat(64)] {

