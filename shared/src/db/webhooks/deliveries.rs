@@ -290,7 +290,7 @@ pub async fn backlog(db: &Db) -> Result<Backlog, DbErr> {
         now: i64,
     }
     let pending = format!(
-        "SELECT count(*) AS n FROM (SELECT 1 FROM webhook_deliveries WHERE state = 'pending' LIMIT {COUNTED}) AS some"
+        "SELECT count(*) AS n FROM (SELECT 1 FROM webhook_deliveries WHERE state = 'pending' LIMIT {COUNTED}) AS waiting"
     );
     let pending = count(&db.read, &pending, []).await?;
     let oldest = "SELECT min(created_at) AS oldest, {now} AS now FROM webhook_deliveries WHERE state = 'pending'";
