@@ -138,7 +138,9 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
 /// HMAC-SHA256 (RFC 2104) of the parts, one after the other.
 pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; BYTES] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length; this is a bug");
-    parts.iter().for_each(|part| mac.update(part));
+    for part in parts {
+        mac.update(part);
+    }
     mac.finalize().into_bytes().into()
 }
 

@@ -345,26 +345,7 @@ impl Config {
         }
         self.check_services()?;
         self.webhooks.check()?;
-        let times = [
-            ("worker.lease_s", worker.lease_s),
-            ("worker.heartbeat_s", worker.heartbeat_s),
-            ("worker.poll_s", worker.poll_s),
-            ("worker.reap_s", worker.reap_s),
-            ("worker.sweep_s", worker.sweep_s),
-            ("worker.job_timeout_s", worker.job_timeout_s),
-            ("worker.retry_base_s", worker.retry_base_s),
-            ("worker.retry_max_s", worker.retry_max_s),
-            ("worker.grace_s", worker.grace_s),
-            ("queue.publish_timeout_s", self.queue.publish_timeout_s),
-            ("objects.operation_timeout_s", self.objects.operation_timeout_s),
-            ("webhooks.connect_timeout_s", self.webhooks.connect_timeout_s),
-            ("webhooks.timeout_s", self.webhooks.timeout_s),
-        ];
-        for (setting, seconds) in times {
-            if !(0.001..=86_400.0).contains(&seconds) {
-                return invalid(setting, "must lie between 0.001 and 86400 seconds");
-            }
-        }
+        self.check_times()?;
         if worker.heartbeat_s * 3.0 > worker.lease_s * 1.001 {
             return invalid("worker.heartbeat_s", "must be at most a third of worker.lease_s");
         }
@@ -395,6 +376,32 @@ impl Config {
         }
         if self.database.connections < 2 {
             return invalid("database.connections", "must be at least 2: a heartbeat must not wait for a result");
+        }
+        Ok(())
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let worker = &self.worker;
+        let times = [
+            ("worker.lease_s", worker.lease_s),
+            ("worker.heartbeat_s", worker.heartbeat_s),
+            ("worker.poll_s", worker.poll_s),
+            ("worker.reap_s", worker.reap_s),
+            ("worker.sweep_s", worker.sweep_s),
+            ("worker.job_timeout_s", worker.job_timeout_s),
+            ("worker.retry_base_s", worker.retry_base_s),
+            ("worker.retry_max_s", worker.retry_max_s),
+            ("worker.grace_s", worker.grace_s),
+            ("queue.publish_timeout_s", self.queue.publish_timeout_s),
+            ("objects.operation_timeout_s", self.objects.operation_timeout_s),
+            ("webhooks.connect_timeout_s", self.webhooks.connect_timeout_s),
+            ("webhooks.timeout_s", self.webhooks.timeout_s),
+        ];
+        for (setting, seconds) in times {
+            if !(0.001..=86_400.0).contains(&seconds) {
+                let why = "must lie between 0.001 and 86400 seconds".to_owned();
+                return Err(ConfigError::Invalid { setting, why });
+            }
         }
         Ok(())
     }

@@ -202,7 +202,7 @@ pub fn batch_run(stage: &'static str, inputs: usize, rows: usize) {
     histogram!("face_id_inference_batch_fill", "stage" => stage, "rows" => rows.to_string()).record(fill);
 }
 
-/// A webhook endpoint was told; `outcome` is delivered, redirect, client_error, server_error or no_answer.
+/// A webhook endpoint was told; `outcome` is `delivered`, `redirect`, `client_error`, `server_error` or `no_answer`.
 pub fn webhook_attempted(outcome: &'static str, took: Duration) {
     counter!("face_id_webhook_attempts_total", "outcome" => outcome).increment(1);
     histogram!("face_id_webhook_attempt_seconds", "outcome" => outcome).record(took);
