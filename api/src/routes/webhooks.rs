@@ -58,6 +58,7 @@ pub struct WebhookEndpointChanges {
     /// null: all.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<Vec<CollectionId>>)]
+    #[expect(clippy::option_option, reason = "null is another wish than no word of it")]
     collection_ids: Option<Option<Vec<CollectionId>>>,
     /// `paused`: what it would be told of waits; `disabled`: it is dropped.
     state: Option<EndpointState>,

@@ -125,12 +125,10 @@ impl Dialer {
 
     /// The target's addresses that may be dialled. A name that leads to others too is dialled at these.
     async fn addresses(&self, target: &Target) -> Result<Vec<SocketAddr>, DialError> {
-        let found: Vec<SocketAddr> = match target.address() {
-            Some(address) => vec![SocketAddr::new(address, target.port())],
-            None => {
-                let found = tokio::net::lookup_host((target.host(), target.port())).await;
-                found.map_err(DialError::Resolve)?.collect()
-            }
+        let found: Vec<SocketAddr> = if let Some(address) = target.address() {
+            vec![SocketAddr::new(address, target.port())]
+        } else {
+            tokio::net::lookup_host((target.host(), target.port())).await.map_err(DialError::Resolve)?.collect()
         };
         Ok(found.into_iter().filter(|address| self.policy.allows(address.ip())).collect())
     }
