@@ -20,7 +20,7 @@ FACES ?= $(FACE_ID_ASSETS_DIR)/data/faces
 PHOTOS_12MP := $(FACE_ID_CACHE_DIR)/bench-photos
 BENCH ?=
 
-.PHONY: help setup setup-heic setup-services build demo test check serve eval services services-down faults bench build-heic test-heic
+.PHONY: help openapi setup setup-heic setup-services build demo test check serve eval services services-down faults bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ check: setup ## Formatting, lints, documentation, dependency directions, Dockerf
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check bans licenses sources; \
 	else echo "cargo-deny is not installed: licences and sources were not checked"; fi
 	@echo "largest source files:"; git ls-files '*.rs' | xargs wc -l | grep -v ' total$$' | sort -rn | head -5
+
+openapi: build ## Write the HTTP API's OpenAPI document to docs/openapi.json
+	$(FACE_ID) openapi > docs/openapi.json
 
 serve: build ## Run the server on 127.0.0.1:8080 with its data in ./data
 	$(FACE_ID) serve

@@ -8,14 +8,18 @@ use anyhow::Context as _;
 use shared::backends::Backends;
 use shared::catalogue::Catalogue;
 use shared::config::Config;
+use shared::db::Db;
+use shared::db::api_keys::lookup::any_good;
 use shared::process;
 use shared::queue::JobQueue as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::{Door, Gate};
+use crate::in_flight::InFlightKeys;
 use crate::serve::serve_within;
-use crate::state::AppState;
+use crate::state::{AppState, Places};
 
 /// How long requests that are under way at the stop may take.
 const REQUESTS_GRACE: Duration = Duration::from_secs(10);
@@ -42,6 +46,8 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
 
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
     let backends = Backends::open(&config, None).await?;
+    require_key(&backends.db).await?;
+    let tasks = TaskTracker::new();
     let state = AppState {
         config: Arc::clone(&config),
         catalogue,
@@ -50,24 +56,37 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         queue: backends.queue.clone(),
         objects: backends.objects.clone(),
         finished: backends.finished.clone(),
+        gate: Arc::new(Gate::new(backends.db.clone(), config.limits, Door::NeedsKey, tasks.clone())),
         unrunnable: Arc::default(),
         checks: backends.checks(),
-        exports: AppState::places_for_exports(),
-        imports: AppState::places_for_imports(),
-        tasks: TaskTracker::new(),
+        in_flight: InFlightKeys::default(),
+        places: Places::configured(&config.server),
+        tasks,
         stop: stop.clone(),
     };
     let listener =
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
     announce(&listener)?;
     let hearing = tokio::spawn(backends.hear_ends(stop.clone()));
-    let served = serve_within(listener, state, REQUESTS_GRACE).await;
+    serve_within(listener, state, REQUESTS_GRACE).await;
     stop.cancel();
     let _ = hearing.await;
     backends.queue.close().await;
     watching.abort();
-    backends.db.close().await.context("close the database")?;
-    served.context("serve HTTP")
+    backends.db.close().await.context("close the database")
+}
+
+/// Refuses to serve where nobody could call.
+///
+/// # Errors
+/// There is no key that is good, or the database does not answer.
+pub async fn require_key(db: &Db) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        any_good(db).await.context("look for API keys")?,
+        "there is no valid API key, so that nobody could call: make one with \
+         `face-id keys create --name NAME --scope admin`, then start this again"
+    );
+    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "whoever started the server reads its address here")]

@@ -1,9 +1,16 @@
 //! What a client is told when a request fails: RFC 9457 problems with stable codes. The only place of error statuses.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use shared::access::Scope;
+use shared::db::api_keys::usage::OverLimit;
 use utoipa::ToSchema;
+
+/// When a client with too many jobs may try again: an interactive one takes less.
+const ENDED_SOON: Duration = Duration::from_secs(1);
 
 /// A failed request. A handler returns it; the outermost layer writes the body, since only that knows the request's id.
 #[derive(Clone, Debug)]
@@ -58,9 +65,40 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
+    /// 401, whatever is wrong with the key: who has none learns nothing of those that there are.
+    pub fn unauthenticated() -> Self {
+        let detail = "send an API key that is valid: Authorization: Bearer fid_...";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+    }
+
+    /// 403: the key is good, and not for this.
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 403: the key has none of these scopes.
+    pub fn lacks(any_of: &[Scope]) -> Self {
+        let names: Vec<_> = any_of.iter().map(|scope| scope.as_str()).collect();
+        Self::forbidden(format!("the key does not have the scope {}, which this needs", names.join(" or ")))
+    }
+
+    /// 429: not now.
+    pub fn too_many(code: &'static str, detail: impl Into<String>, wait: Duration) -> Self {
+        // Up to the next second: who comes a moment too early would be refused again.
+        let retry_after_s = Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+        Self { retry_after_s, ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail) }
+    }
+
     /// 404: what the path or body names is not there.
     pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 409: another request with the same key is being answered.
+    pub fn key_in_flight() -> Self {
+        let detail =
+            "a request with this Idempotency-Key is being answered; send it again, and it is given that answer";
+        Self { retry_after_s: Some(1), ..Self::new(StatusCode::CONFLICT, "idempotency_key_in_flight", detail) }
     }
 
     /// 409: it cannot be done in the present state.
@@ -71,6 +109,12 @@ impl ApiError {
     /// 410: what the path or body names was there, and something else took its place.
     pub fn gone(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::GONE, code, detail)
+    }
+
+    /// 412: it was changed since the client looked.
+    pub fn precondition_failed() -> Self {
+        let detail = "it was changed since that ETag was given; read it again and decide anew";
+        Self::new(StatusCode::PRECONDITION_FAILED, "version_mismatch", detail)
     }
 
     /// 422: one field is wrong.
@@ -138,6 +182,11 @@ impl ApiError {
         }
     }
 
+    /// Whether it says that what was asked for is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// The answer, with its body.
     pub(crate) fn render(self, request_id: &str) -> Response {
         let body = ProblemBody {
@@ -152,6 +201,9 @@ impl ApiError {
         let mut response = (self.status, axum::Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -180,6 +232,23 @@ impl From<sea_orm::DbErr> for ApiError {
             );
         }
         Self::internal(&error)
+    }
+}
+
+impl From<OverLimit> for ApiError {
+    fn from(over: OverLimit) -> Self {
+        match over {
+            OverLimit::JobsInFlight(limit) => {
+                let detail =
+                    format!("{limit} jobs of this key have not ended, and more it may not have; wait for one of them");
+                Self::too_many("too_many_jobs", detail, ENDED_SOON)
+            }
+            OverLimit::ImagesOfDay(limit, rest) => {
+                let detail =
+                    format!("this key may have {limit} pictures looked at in a day (UTC), and these are spent");
+                Self::too_many("daily_images_spent", detail, rest)
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reading requests: every failure is a problem with a code.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -7,12 +8,15 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use serde::de::DeserializeOwned;
+use shared::access::Grant;
 use shared::db::collections;
 use shared::db::entity::collection;
 use shared::telemetry::trace::TraceContext;
 use uuid::Uuid;
 
+use crate::buffered::NoRoom;
 use crate::error::{ApiError, ApiResult};
+use crate::in_flight::InFlightKey;
 use crate::state::AppState;
 
 /// A JSON body.
@@ -24,6 +28,8 @@ pub struct Json<T>(pub T);
 pub struct SubmitHeaders {
     /// The client's `Idempotency-Key`, 1 to 255 visible ASCII characters.
     pub idempotency_key: Option<String>,
+    /// Keeps others from using the key meanwhile.
+    _in_flight: Option<InFlightKey>,
     /// The trace that the job belongs to.
     pub trace: TraceContext,
 }
@@ -62,17 +68,41 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 impl FromRequestParts<AppState> for SubmitHeaders {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let trace = parts.extensions.get::<TraceContext>().cloned().unwrap_or_default();
         let Some(value) = parts.headers.get("idempotency-key") else {
-            return Ok(Self { idempotency_key: None, trace });
+            return Ok(Self { idempotency_key: None, _in_flight: None, trace });
         };
-        let key = value.to_str().ok().filter(|k| (1..=MAX_KEY).contains(&k.len())).ok_or_else(|| {
+        let key = value.to_str().ok().and_then(key_of).ok_or_else(|| {
             let detail = format!("Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters");
             ApiError::bad_request("bad_idempotency_key", detail)
         })?;
-        Ok(Self { idempotency_key: Some(key.to_owned()), trace })
+        let owner = parts.extensions.get::<Arc<Grant>>().and_then(|grant| grant.owner());
+        let caller = owner.map(|key| key.to_string()).unwrap_or_default();
+        let in_flight = state.in_flight.take(&caller, parts.uri.path(), &key)?;
+        Ok(Self { idempotency_key: Some(key), _in_flight: Some(in_flight), trace })
     }
+}
+
+impl SubmitHeaders {
+    /// The key of a request that is not taken without one.
+    pub fn required_key(&self) -> ApiResult<&str> {
+        self.idempotency_key.as_deref().ok_or_else(|| {
+            let detail = "send an Idempotency-Key, a new one for each new request and the same for a repeat: what was \
+                accepted and not answered is not made twice then";
+            ApiError::bad_request("idempotency_key_missing", detail)
+        })
+    }
+}
+
+/// The key of a header: a string of structured fields (RFC 9651, section 3.3.3), or the same without quotes.
+fn key_of(header: &str) -> Option<String> {
+    let header = header.trim();
+    let key = match header.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"')?.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None => header.to_owned(),
+    };
+    (1..=MAX_KEY).contains(&key.len()).then_some(key)
 }
 
 impl FromRequest<AppState> for Body {
@@ -80,11 +110,13 @@ impl FromRequest<AppState> for Body {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let server = &state.config.server;
-        let read = axum::body::to_bytes(request.into_body(), server.max_body_bytes);
+        let body = state.places.bodies.admit(request).into_body();
+        let read = axum::body::to_bytes(body, server.max_body_bytes);
         match tokio::time::timeout(Duration::from_secs(server.body_timeout_s), read).await {
             Err(_) => Err(ApiError::body_timeout(server.body_timeout_s)),
             Ok(Ok(bytes)) => Ok(Self(bytes)),
             Ok(Err(error)) if is_too_long(&error) => Err(ApiError::body_too_large(server.max_body_bytes)),
+            Ok(Err(error)) if is_without_room(&error) => Err(ApiError::unavailable(NoRoom.to_string())),
             Ok(Err(_)) => Err(ApiError::bad_request("body_broken_off", "the body broke off; send it again")),
         }
     }
@@ -98,9 +130,18 @@ pub(crate) fn media_type(headers: &HeaderMap) -> &str {
 
 /// Whether reading ended at the limit: that error has a type of its own, somewhere among the causes.
 fn is_too_long(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    has_cause(error, |cause| cause.to_string().contains("length limit exceeded"))
+}
+
+/// Whether reading ended because other bodies fill the memory.
+pub(crate) fn is_without_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    has_cause(error, |cause| cause.to_string() == NoRoom.to_string())
+}
+
+fn has_cause(error: &(dyn std::error::Error + 'static), is_it: impl Fn(&dyn std::error::Error) -> bool) -> bool {
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.to_string().contains("length limit exceeded") {
+        if is_it(error) {
             return true;
         }
         cause = error.source();
@@ -156,11 +197,11 @@ impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for Path<T> {
     }
 }
 
-/// The collection that a path names by its id or its name.
-pub async fn collection(state: &AppState, named: &str) -> ApiResult<collection::Model> {
+/// The collection that a path names by its id or its name, if the caller's grant holds for it.
+pub async fn collection(state: &AppState, grant: &Grant, named: &str) -> ApiResult<collection::Model> {
     let found = match named.parse::<Uuid>() {
-        Ok(id) => collections::find(&state.db.read, shared::ids::CollectionId(id)).await?,
-        Err(_) => collections::find_by_name(&state.db.read, named).await?,
+        Ok(id) => collections::find(&state.db.read, grant, shared::ids::CollectionId(id)).await?,
+        Err(_) => collections::find_by_name(&state.db.read, grant, named).await?,
     };
     found.ok_or_else(|| {
         ApiError::not_found("collection_not_found", "there is no such collection; make one with POST /v1/collections")
@@ -177,6 +218,16 @@ mod tests {
     #[expect(dead_code, reason = "only errors are looked at")]
     struct Wanted {
         faces: Vec<u32>,
+    }
+
+    #[test]
+    fn a_key_may_be_quoted() {
+        assert_eq!(key_of("k-1").as_deref(), Some("k-1"));
+        assert_eq!(key_of(r#""k-1""#).as_deref(), Some("k-1"));
+        assert_eq!(key_of(r#""a\"b\\c""#).as_deref(), Some(r#"a"b\c"#));
+        for bad in ["", "\"", "\"\"", "\"open", &"x".repeat(256)] {
+            assert_eq!(key_of(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -1,14 +1,20 @@
 //! The HTTP API: checks, stores, enqueues and answers. It decodes no image and runs no model. In reading order:
 //!
-//! - [`serve_within()`] takes connections until it is told to stop; [`state`] is what every handler may touch
+//! - [`serve_within()`] takes requests until it is told to stop, `connections` bounds those of clients; [`state`] is what every handler may touch
 //! - [`router`] is the one table of routes; [`routes`] holds a file a noun
-//! - [`extract`] reads requests, [`pictures`] takes in pictures, `manifest` lists of them, `lines` reads them, `portion` holds what of an import is written together, [`error`] is the only place of statuses and problems
-//! - [`cursor`] pages through lists
+//! - [`auth`] finds out who calls, and what that caller may do
+//! - [`extract`] reads requests, [`buffered`] bounds what is held of them, [`pictures`] takes in pictures, `manifest` lists of them, `lines` reads them, `portion` holds what of an import is written together, [`error`] is the only place of statuses and problems
+//! - [`cursor`] pages through lists, `etag` knows versions, [`in_flight`] the idempotency keys of this moment
 
+pub mod auth;
+pub mod buffered;
 pub mod command;
+mod connections;
 pub mod cursor;
 pub mod error;
+mod etag;
 pub mod extract;
+pub mod in_flight;
 mod lines;
 mod manifest;
 pub mod pictures;

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
+use shared::access::Grant;
 use shared::db::uploads::{self, NewUpload};
 use shared::digest::sha256_hex;
 use shared::heif;
@@ -113,13 +114,14 @@ fn content_type(bytes: &[u8]) -> Option<&'static str> {
 /// The picture that a request means; `pointer` says where in its body.
 pub async fn resolve(
     state: &AppState,
+    grant: &Grant,
     collection: CollectionId,
     input: &ImageInput,
     pointer: &str,
 ) -> ApiResult<Picture> {
     match (input.upload_id, &input.base64, &input.s3) {
         (Some(id), None, None) => {
-            let found = uploads::find(&state.db.read, collection, id).await?.ok_or_else(|| {
+            let found = uploads::find(&state.db.read, grant, collection, id).await?.ok_or_else(|| {
                 let detail =
                     format!("there is no upload {id} in this collection (uploads expire); send the picture again");
                 ApiError::not_found("upload_not_found", detail)

@@ -13,6 +13,8 @@ use shared::telemetry::trace::TraceContext;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use crate::auth::RATE_LIMIT;
+use crate::buffered::HeldRoom;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,6 +27,8 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let trace = trace_of(&request);
     request.extensions_mut().insert(trace.clone());
+    let room = HeldRoom::default();
+    request.extensions_mut().insert(room.clone());
     let span = tracing::info_span!("request", request.id = %id, trace.id = trace.trace_id(), http.method = %method, http.route = path.as_str());
     async move {
         let began = Instant::now();
@@ -33,6 +37,7 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
             return ApiError::bad_request("bad_request", "the path or query holds a NUL character").render(&id);
         }
         let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+        drop(room);
         let mut response = match answer {
             Ok(response) => with_problem(response, &id),
             Err(_) => ApiError::internal(&std::io::Error::other("a handler panicked")).render(&id),
@@ -81,7 +86,13 @@ fn request_id(request: &Request) -> String {
 fn with_problem(mut response: Response, id: &str) -> Response {
     let status = response.status();
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        return error.render(id);
+        let mut problem = error.render(id);
+        for name in RATE_LIMIT {
+            if let Some(value) = response.headers_mut().remove(&name) {
+                problem.headers_mut().insert(name, value);
+            }
+        }
+        return problem;
     }
     let is_ours = response.headers().get("content-type").is_some_and(|t| t.as_bytes().starts_with(b"application/"));
     if (status.is_client_error() || status.is_server_error()) && !is_ours {

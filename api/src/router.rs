@@ -3,31 +3,53 @@
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use axum::{Router, middleware};
-use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::auth::authenticate;
 use crate::requests::observe;
-use crate::routes::{batches, clusters, collections, export, faces, health, import, jobs, persons, submit, uploads};
-use crate::routes::{webhook_deliveries, webhooks};
+use crate::routes::{
+    batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, submit, uploads,
+    webhook_deliveries, webhooks,
+};
 use crate::state::AppState;
 
 /// Where the document's own facts come from.
 #[derive(OpenApi)]
-#[openapi(info(
+#[openapi(modifiers(&ApiKey), info(
     title = "face-id",
     description = "Asynchronous face recognition: enroll, index, identify and verify faces as jobs.",
     license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
 ))]
 struct Document;
 
+/// How callers say who they are; each operation names the scope that it needs.
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("fid_PREFIX_SECRET")
+            .description(Some("An API key; `face-id keys create` makes one."));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("api_key", SecurityScheme::Http(scheme.build()));
+    }
+}
+
 /// All routes and layers.
 pub fn router(state: AppState) -> Router {
     let body_limit = DefaultBodyLimit::max(state.config.server.max_body_bytes);
-    let (router, document) = documented().split_for_parts();
-    let document = document.to_json().expect("the document is plain data; this is a bug");
+    let (keyed, _) = keyed().split_for_parts();
+    let (open, _) = open().split_for_parts();
+    let document = documented().into_openapi().to_json().expect("the document is plain data; this is a bug");
     let json = [("content-type", "application/json")];
-    router
+    // Whatever a handler of it takes or forgets: without a good key nothing gets there.
+    let keyed = keyed.route_layer(middleware::from_fn_with_state(state.clone(), authenticate));
+    keyed
+        .merge(open)
         .route("/openapi.json", get(move || async move { (json, document) }))
         .layer(body_limit)
         .layer(middleware::from_fn(observe))
@@ -39,11 +61,25 @@ pub fn router(state: AppState) -> Router {
 /// # Panics
 /// The document cannot be written, which is a bug.
 pub fn openapi() -> String {
-    documented().into_openapi().to_pretty_json().expect("the document is plain data; this is a bug")
+    let document = documented().into_openapi().to_pretty_json().expect("the document is plain data; this is a bug");
+    document + "\n"
 }
 
 fn documented() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(Document::openapi())
+    OpenApiRouter::with_openapi(Document::openapi()).merge(keyed()).merge(open())
+}
+
+/// For monitoring: they tell nothing of what is stored.
+fn open() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics_text))
+}
+
+/// For callers with a key.
+fn keyed() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
         .routes(routes!(collections::create, collections::list))
         .routes(routes!(collections::get, collections::update, collections::delete))
         .routes(routes!(export::export))
@@ -57,15 +93,17 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(submit::rematch))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::get, jobs::cancel))
+        .routes(routes!(events::of_job))
         .routes(routes!(batches::create, batches::list))
         .routes(routes!(batches::get))
         .routes(routes!(batches::jobs))
+        .routes(routes!(events::of_batch))
         .routes(routes!(batches::pause))
         .routes(routes!(batches::resume))
         .routes(routes!(batches::cancel))
         .routes(routes!(batches::retry))
         .routes(routes!(persons::create, persons::list))
-        .routes(routes!(persons::get, persons::delete))
+        .routes(routes!(persons::get, persons::update, persons::delete))
         .routes(routes!(persons::faces))
         .routes(routes!(persons::images))
         .routes(routes!(persons::merge))
@@ -79,6 +117,9 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(clusters::name))
         .routes(routes!(clusters::changes))
         .routes(routes!(clusters::undo))
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::get, keys::revoke))
+        .routes(routes!(keys::rotate))
         .routes(routes!(webhooks::create, webhooks::list))
         .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
         .routes(routes!(webhooks::secret))
@@ -88,7 +129,17 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(webhook_deliveries::get))
         .routes(routes!(webhook_deliveries::redeliver))
         .routes(routes!(webhook_deliveries::recover))
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::metrics_text))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_committed_document_is_that_of_the_routes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+        let committed = std::fs::read_to_string(path).unwrap();
+        assert!(
+            committed == super::openapi(),
+            "docs/openapi.json is stale: run `make openapi`, and look at what changed"
+        );
+    }
 }

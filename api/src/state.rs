@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use shared::catalogue::Catalogue;
-use shared::config::Config;
+use shared::config::{Config, ServerConfig};
 use shared::db::Db;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
@@ -14,6 +14,10 @@ use shared::secret_key::SecretKey;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::auth::Gate;
+use crate::buffered::BodyRoom;
+use crate::in_flight::InFlightKeys;
 
 /// Exports at once.
 const EXPORTS: usize = 2;
@@ -32,28 +36,43 @@ pub struct AppState {
     pub queue: Arc<dyn JobQueue>,
     pub objects: Arc<dyn ObjectStore>,
     pub finished: FinishedJobs,
+    /// Who is let in.
+    pub gate: Arc<Gate>,
     /// Pipelines that the worker in this process cannot run; none where workers are other processes.
     pub unrunnable: Arc<BTreeSet<String>>,
     /// What `/readyz` tries.
     pub checks: Vec<Check>,
-    /// Places for exports: each holds a connection as long as it takes.
-    pub exports: Arc<Semaphore>,
-    /// Places for imports.
-    pub imports: Arc<Semaphore>,
+    /// Idempotency keys of requests that are being answered.
+    pub in_flight: InFlightKeys,
+    /// Room for what lasts or takes memory.
+    pub places: Places,
     /// What goes on while an answer is sent; waited for when the process stops.
     pub tasks: TaskTracker,
     /// Ends waits when the process stops.
     pub stop: CancellationToken,
 }
 
-impl AppState {
-    /// As many places for exports as there are.
-    pub fn places_for_exports() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(EXPORTS))
-    }
+/// How much of what lasts, or takes memory, goes on at once; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Exports: each holds a connection to the database as long as it takes.
+    pub exports: Arc<Semaphore>,
+    /// Imports.
+    pub imports: Arc<Semaphore>,
+    /// Streams of events.
+    pub event_streams: Arc<Semaphore>,
+    /// Bodies that are held in memory.
+    pub bodies: BodyRoom,
+}
 
-    /// As many places for imports as there are.
-    pub fn places_for_imports() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(IMPORTS))
+impl Places {
+    /// All of them free.
+    pub fn configured(server: &ServerConfig) -> Self {
+        Self {
+            exports: Arc::new(Semaphore::new(EXPORTS)),
+            imports: Arc::new(Semaphore::new(IMPORTS)),
+            event_streams: Arc::new(Semaphore::new(server.max_event_streams)),
+            bodies: BodyRoom::new(server.max_buffered_bytes),
+        }
     }
 }

@@ -12,6 +12,9 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::client::Client;
+use crate::keys::OwnKey;
+
 /// Longest time the server may take to load its models.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time it may take to stop before it is killed.
@@ -20,10 +23,12 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const LOG_LINES: usize = 5;
 
 pub(crate) struct Server {
-    pub(crate) address: String,
+    address: String,
     /// The api, or all in one, comes first; it is stopped first too.
     children: Vec<Child>,
     folder: tempfile::TempDir,
+    /// Where the server asks for one.
+    key: Option<OwnKey>,
 }
 
 impl Server {
@@ -39,16 +44,19 @@ impl Server {
         let mut children = Vec::new();
         let settings = inherited(config, settings);
         migrate(&settings).await?;
+        // Without a key, an api on services does not start.
+        let key = Some(OwnKey::make(config).await?);
         let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
         let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
         spawn(&mut children, &folder, vec!["worker".into()], &settings, "probes on ").await?;
-        Ok(Self { address, children, folder })
+        Ok(Self { address, children, folder, key })
     }
 
     /// A server on the configured data folder, with settings of its own.
     pub(crate) async fn on_folder(config: &Config, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for the server's log")?;
-        Self::start(config, folder, &config.data_dir, settings).await
+        let server = Self::start(config, folder, &config.data_dir, settings).await?;
+        Ok(Self { key: OwnKey::where_needed(config).await?, ..server })
     }
 
     async fn start(
@@ -63,7 +71,12 @@ impl Server {
         arguments.push(data_dir.into());
         let settings = inherited(config, settings);
         let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
-        Ok(Self { address, children, folder })
+        Ok(Self { address, children, folder, key: None })
+    }
+
+    /// A client of it.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        Client::new(&self.address, self.key.as_ref().map(OwnKey::token))
     }
 
     /// Its processes.
@@ -86,7 +99,10 @@ impl Server {
             let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             anyhow::ensure!(status.success(), "the server ended with {status}:\n{log}");
         }
-        Ok(())
+        match self.key.take() {
+            Some(key) => key.forget().await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::Value;
+use shared::config::Secret;
+use uuid::Uuid;
 
 /// Longest time one request may take; a job is waited for within it.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -13,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 pub(crate) struct Client {
     http: reqwest::Client,
     address: String,
+    /// What each request says of who sends it.
+    headers: HeaderMap,
 }
 
 /// A refusal by the server.
@@ -25,9 +30,17 @@ pub(crate) struct Refused {
 }
 
 impl Client {
-    pub(crate) fn new(address: &str) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build()?;
-        Ok(Self { http, address: address.trim_end_matches('/').to_owned() })
+    /// With the API key, where there is one.
+    pub(crate) fn new(address: &str, key: Option<&Secret>) -> anyhow::Result<Self> {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = key {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose()))
+                .context("the API key is no text of visible characters")?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let http = builder(&headers).timeout(TIMEOUT).build()?;
+        Ok(Self { http, address: address.trim_end_matches('/').to_owned(), headers })
     }
 
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -43,13 +56,18 @@ impl Client {
         self.sent(self.http.post(self.url(path)).json(body), path).await
     }
 
+    /// Makes something: what was accepted and not answered is not made twice.
+    pub(crate) async fn make(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.sent(self.http.post(self.url(path)).header("idempotency-key", new_key()).json(body), path).await
+    }
+
     pub(crate) async fn post_bytes(&self, path: &str, bytes: Vec<u8>) -> anyhow::Result<Value> {
         self.sent(self.http.post(self.url(path)).body(bytes), path).await
     }
 
     /// The body as it comes, of any length and for as long as it keeps coming; the first of it within `patience`.
     pub(crate) async fn get_stream(&self, path: &str, patience: Duration) -> anyhow::Result<reqwest::Response> {
-        let http = reqwest::Client::builder().read_timeout(patience).no_proxy().build()?;
+        let http = builder(&self.headers).read_timeout(patience).build()?;
         let asking = http.get(self.url(path)).send();
         let answer = tokio::time::timeout(patience, asking).await.context("the server does not answer")?;
         let answer = answer.with_context(|| format!("ask {}{path}", self.address))?;
@@ -62,13 +80,14 @@ impl Client {
 
     /// Sends a body of any length; whoever calls sees to it that it ends.
     pub(crate) async fn post_stream(&self, path: &str, media_type: &str, body: reqwest::Body) -> anyhow::Result<Value> {
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = builder(&self.headers).build()?;
         self.sent(http.post(self.url(path)).header("content-type", media_type).body(body), path).await
     }
 
-    /// A body of some media type.
-    pub(crate) async fn post_text(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
-        self.sent(self.http.post(self.url(path)).header("content-type", media_type).body(text), path).await
+    /// The same as `make` with a body of some media type.
+    pub(crate) async fn make_of(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
+        let request = self.http.post(self.url(path)).header("idempotency-key", new_key());
+        self.sent(request.header("content-type", media_type).body(text), path).await
     }
 
     /// Whether there was anything to delete is not told.
@@ -94,6 +113,18 @@ impl Client {
             return Ok(body);
         }
         let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
-        Err(Refused { status: status.as_u16(), code: text("code"), detail: text("detail") }.into())
+        let (code, mut detail) = (text("code"), text("detail"));
+        if code == "unauthenticated" {
+            detail.push_str(" (of this command: --api-key or FACE_ID_API_KEY)");
+        }
+        Err(Refused { status: status.as_u16(), code, detail }.into())
     }
+}
+
+fn new_key() -> String {
+    Uuid::now_v7().to_string()
+}
+
+fn builder(headers: &HeaderMap) -> reqwest::ClientBuilder {
+    reqwest::Client::builder().default_headers(headers.clone()).no_proxy()
 }

@@ -6,6 +6,7 @@ mod client;
 mod demo;
 mod eval;
 mod index;
+mod keys;
 mod migrate;
 mod models;
 mod place;
@@ -15,7 +16,7 @@ mod transfer;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use shared::config::Config;
+use shared::config::{Config, Secret};
 use shared::process;
 
 /// Asynchronous face recognition: an HTTP API, a durable job queue and workers.
@@ -28,6 +29,9 @@ struct Cli {
     /// Accept the non-commercial licence of this pipeline's weights (repeatable).
     #[arg(long, global = true, value_name = "PIPELINE")]
     accept_license: Vec<String>,
+    /// The API key that is sent to a server which this command did not start.
+    #[arg(long, global = true, env = "FACE_ID_API_KEY", hide_env_values = true, value_name = "TOKEN")]
+    api_key: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,6 +52,9 @@ enum Command {
     Export(transfer::ExportArgs),
     /// Take in what `export` wrote. Run it again after an interruption: what is there stays, what is missing is added.
     Import(transfer::ImportArgs),
+    /// Make, list, rotate and revoke the API keys of the configured database.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Show the main job on photographs: enroll, identify, reject; needs no server. Where the settings name services, it
     /// migrates their database, runs an api and a worker on them, and takes a collection `face-id-demo` there, which it
     /// deletes at its start and leaves at its end.
@@ -63,6 +70,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Bring the PostgreSQL database to this version's schema; run it before the new api and workers start.
     Migrate,
+    /// Print the HTTP API's OpenAPI 3.1 document, as a server's /openapi.json has it.
+    Openapi,
     /// Print every setting with its default and what it does.
     Config {
         /// Print the settings as they are in force here instead, secrets hidden.
@@ -77,15 +86,16 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    if matches!(cli.command, Command::Config { effective: false }) {
-        print_config(Config::documented_defaults());
-        return Ok(());
+    match cli.command {
+        Command::Config { effective: false } => return print(Config::documented_defaults()),
+        Command::Openapi => return print(&api::router::openapi()),
+        _ => {}
     }
     let mut config = Config::load(cli.config.as_deref())?;
     config.models.accepted_licences.extend(cli.accept_license);
+    config.api_key = cli.api_key.filter(|key| !key.is_empty()).map(Secret::from);
     if matches!(cli.command, Command::Config { .. }) {
-        print_config(&config.redacted()?);
-        return Ok(());
+        return print(&config.redacted()?);
     }
     match cli.command {
         Command::Serve(args) => serve::run(config, args).await,
@@ -95,15 +105,20 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Index(args) => index::run(config, args).await,
         Command::Export(args) => transfer::export(config, args).await,
         Command::Import(args) => transfer::import(config, args).await,
+        Command::Keys(command) => keys::run(config, command).await,
         Command::Demo(args) => demo::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,
         Command::Bench(command) => bench::run(&config, command).await,
-        Command::Config { .. } => Ok(()),
+        Command::Config { .. } | Command::Openapi => Ok(()),
     }
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's output")]
-fn print_config(text: &str) {
-    print!("{text}");
+/// Writes the command's output; whoever reads it may have read enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }

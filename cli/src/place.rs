@@ -6,9 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use shared::config::Config;
+use shared::config::{Config, Secret};
 
 use crate::child::Server;
+use crate::client::Client;
+use crate::keys::OwnKey;
 
 /// Longest time a server may take to start or to stop.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -17,7 +19,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// See the module.
 pub(crate) enum Place {
-    Running(String),
+    /// With the key that the command was given.
+    Running(String, Option<Secret>),
+    /// On a data folder that this command can write to, so that it can make a key too.
+    Held(String, Option<OwnKey>),
     Started(Server),
 }
 
@@ -25,13 +30,16 @@ impl Place {
     /// The server named, else the one of the settings, else a new one that may read `folder`.
     pub(crate) async fn find(config: &Config, named: Option<&str>, folder: Option<&Path>) -> anyhow::Result<Self> {
         if let Some(address) = named {
-            return Ok(Self::Running(address.to_owned()));
+            return Ok(Self::Running(address.to_owned(), config.api_key.clone()));
         }
         if config.has_services() {
-            return Ok(Self::Running(format!("http://{}", config.server.bind)));
+            return Ok(Self::Running(format!("http://{}", config.server.bind), config.api_key.clone()));
         }
         if let Some(address) = served(&config.data_dir).await? {
-            return Ok(Self::Running(address));
+            return Ok(match &config.api_key {
+                Some(key) => Self::Running(address, Some(key.clone())),
+                None => Self::Held(address, OwnKey::where_needed(config).await?),
+            });
         }
         let mut roots = config.import.roots.clone();
         roots.extend(folder.map(Path::to_owned));
@@ -44,17 +52,20 @@ impl Place {
         Ok(Self::Started(Server::on_folder(config, &settings).await?))
     }
 
-    pub(crate) fn address(&self) -> &str {
+    /// A client of the server.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
         match self {
-            Self::Running(address) => address,
-            Self::Started(server) => &server.address,
+            Self::Running(address, key) => Client::new(address, key.as_ref()),
+            Self::Held(address, key) => Client::new(address, key.as_ref().map(OwnKey::token)),
+            Self::Started(server) => server.client(),
         }
     }
 
-    /// Stops what was started.
+    /// Stops what was started, and forgets what was made.
     pub(crate) async fn leave(self) -> anyhow::Result<()> {
         match self {
-            Self::Running(_) => Ok(()),
+            Self::Running(..) | Self::Held(_, None) => Ok(()),
+            Self::Held(_, Some(key)) => key.forget().await,
             Self::Started(server) => server.stop().await,
         }
     }

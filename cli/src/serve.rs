@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use api::state::AppState;
+use api::auth::{Door, Gate};
+use api::command::require_key;
+use api::in_flight::InFlightKeys;
+use api::state::{AppState, Places};
 use migrations::{Migrator, MigratorTrait};
 use shared::catalogue::Catalogue;
 use shared::config::Config;
@@ -67,9 +70,10 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
 
     let mut lock = Lock::take(&config.data_dir)?;
     let db = open_database(&config).await?;
+    let door = door(&config, &db).await?;
     let key = SecretKey::configured_or_own(&config)?;
     secret_key::check(&db, &key).await?;
-    let (state, context) = assemble(Arc::clone(&config), &db, key, &stop).await?;
+    let (state, context) = assemble(Arc::clone(&config), &db, door, key, &stop).await?;
     let listener =
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
     lock.tell(&format!("http://{}", listener.local_addr()?))?;
@@ -84,6 +88,16 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
     served
 }
 
+/// Whoever reaches a loopback address may read the data folder as well, or is let in by somebody who does. Anywhere else
+/// there has to be a key.
+async fn door(config: &Config, db: &Db) -> anyhow::Result<Door> {
+    if config.server.bind.ip().is_loopback() {
+        return Ok(Door::OpenWithoutKeys);
+    }
+    require_key(db).await.with_context(|| format!("{} is not a loopback address", config.server.bind))?;
+    Ok(Door::NeedsKey)
+}
+
 /// Runs both halves; when one ends, the other is stopped too.
 async fn serve_both(
     listener: TcpListener,
@@ -95,22 +109,22 @@ async fn serve_both(
     let api = tokio::spawn({
         let stop = stop.clone();
         async move {
-            let served = api::serve_within(listener, state, REQUESTS_GRACE).await.context("serve HTTP");
+            api::serve_within(listener, state, REQUESTS_GRACE).await;
             stop.cancel();
-            served
         }
     });
     let worked = worker::run(context, stop.clone()).await;
     stop.cancel();
     queue.close().await;
-    let served = api.await.context("the HTTP server panicked")?;
-    worked.and(served)
+    api.await.context("the HTTP server panicked")?;
+    worked
 }
 
 /// Builds everything that both halves share, and loads the default pipeline so that a missing file shows at once.
 async fn assemble(
     config: Arc<Config>,
     db: &Db,
+    door: Door,
     secret_key: SecretKey,
     stop: &CancellationToken,
 ) -> anyhow::Result<(AppState, WorkerContext)> {
@@ -147,7 +161,11 @@ async fn assemble(
         engines.check(pipeline),
         offer.check(),
     ];
+    let tasks = TaskTracker::new();
     let state = AppState {
+        gate: Arc::new(Gate::new(db.clone(), config.limits, door, tasks.clone())),
+        in_flight: InFlightKeys::default(),
+        places: Places::configured(&config.server),
         config,
         catalogue,
         secret_key,
@@ -157,9 +175,7 @@ async fn assemble(
         finished,
         unrunnable: Arc::new(offer.left_out.into_keys().collect()),
         checks,
-        exports: AppState::places_for_exports(),
-        imports: AppState::places_for_imports(),
-        tasks: TaskTracker::new(),
+        tasks,
         stop: stop.clone(),
     };
     Ok((state, context))
@@ -167,24 +183,32 @@ async fn assemble(
 
 /// The data folder's lock: whoever holds it knows that every earlier server on it is gone. Its file says where the server
 /// listens, for commands that find it taken.
-struct Lock(File);
+pub(crate) struct Lock(File);
 
 impl Lock {
     fn take(data_dir: &Path) -> anyhow::Result<Self> {
+        Self::take_if_free(data_dir)?.with_context(|| {
+            format!(
+                "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
+                data_dir.display()
+            )
+        })
+    }
+
+    /// `None` while somebody else holds it.
+    pub(crate) fn take_if_free(data_dir: &Path) -> anyhow::Result<Option<Self>> {
         std::fs::create_dir_all(data_dir).with_context(|| format!("make the data folder {}", data_dir.display()))?;
         let path = data_dir.join("lock");
         let open = File::options().create(true).truncate(false).write(true).open(&path);
         let file = open.with_context(|| format!("open {}", path.display()))?;
-        file.try_lock().map_err(|e| match e {
-            std::fs::TryLockError::WouldBlock => anyhow::anyhow!(
-                "another face-id serves the data folder {}; stop it, or give this one a --data-dir of its own",
-                data_dir.display()
-            ),
-            std::fs::TryLockError::Error(e) => anyhow::Error::new(e).context(format!("lock {}", path.display())),
-        })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(e)) => return Err(e).context(format!("lock {}", path.display())),
+        }
         let mut lock = Self(file);
         lock.tell("")?;
-        Ok(lock)
+        Ok(Some(lock))
     }
 
     /// Says where the server listens; nowhere, while it starts or stops.

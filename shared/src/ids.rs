@@ -81,6 +81,10 @@ id!(
     BatchId
 );
 id!(
+    /// An API key.
+    ApiKeyId
+);
+id!(
     /// An address that is told of events.
     WebhookEndpointId
 );

@@ -3,6 +3,7 @@
 //! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logs, metrics, traces; [`process`], [`health`]: what servers share
 //! - [`catalogue`]: the pipelines (detector + alignment + model) that can be run
 //! - [`job`]: kinds, arguments, states and answers of jobs; [`batch`]: what batches of them list; [`heif`]: pictures of phones; [`embedding`]: a model's vector of one face
+//! - [`access`]: API keys, their scopes and what they hold for
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
@@ -12,6 +13,7 @@
 //! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text; [`failpoints`]: where tests let
 //!   a process die
 
+pub mod access;
 pub mod backends;
 pub mod batch;
 pub mod catalogue;

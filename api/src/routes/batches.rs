@@ -4,16 +4,17 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use axum::extract::{FromRequest as _, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use shared::access::Grant;
 use shared::batch::BatchSource;
 use shared::db::batches::control::{self, Wish};
-use shared::db::batches::read::{self, BatchWithCounts};
+use shared::db::batches::read::{self, BatchWithCounts, ItemFilter};
 use shared::db::batches::submit::{NewBatch, Submitted, submit};
 use shared::db::entity::batch::{BatchState, OnGone};
 use shared::db::entity::collection;
-use shared::db::idempotency::Idempotency;
+use shared::db::idempotency::{self, Idempotency};
 use shared::digest::sha256_hex;
 use shared::ids::{BatchId, CollectionId, WebhookEndpointId};
 use shared::job::{JobKind, JobState, Problem};
@@ -24,9 +25,11 @@ use uuid::Uuid;
 use super::instant;
 use super::jobs::JobView;
 use super::submit::{check_text, key_reused};
+use crate::auth::{Caller, Read, Write};
 use super::webhooks::check_endpoints;
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query, SubmitHeaders, media_type};
 use crate::manifest;
 use crate::state::AppState;
@@ -131,10 +134,24 @@ pub struct BatchView {
     /// Why the listing does not go on, was given up, or passed places over.
     problem: Option<Problem>,
     tag: Option<String>,
+    /// Grows as it is worked on; with the jobs' counts the `ETag`, and the id of an event.
+    version: i64,
     created_at: String,
     /// When every picture was listed.
     listed_at: Option<String>,
     finished_at: Option<String>,
+}
+
+impl BatchView {
+    pub(super) fn version(&self) -> Version {
+        let jobs = &self.jobs;
+        // What has ended is counted before it is added to the batch's own row.
+        Version::of(&[self.version, jobs.running, jobs.succeeded, jobs.rejected, jobs.failed, jobs.cancelled])
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.finished_at.is_some()
+    }
 }
 
 /// Jobs by state.
@@ -182,22 +199,24 @@ pub struct ItemQuery {
 
 /// Makes a batch: of a place, named in JSON, or of a manifest, one JSON object a line (`application/x-ndjson`, of any
 /// length, each line as `ManifestLine`), with `collection` and `kind` in the query.
-#[utoipa::path(post, path = "/v1/batches", tag = "batches",
+#[utoipa::path(post, path = "/v1/batches", tag = "batches", security(("api_key" = ["write"])),
     request_body(content((BatchRequest = "application/json"), (String = "application/x-ndjson"))),
     params(ManifestQuery,
-        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same batch")),
+        ("Idempotency-Key" = String, Header, description = "Repeats with the same key give the same batch")),
     responses((status = 202, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Query(query): Query<ManifestQuery>,
     headers: SubmitHeaders,
     request: Request,
 ) -> ApiResult<Response> {
+    let key = headers.required_key()?.to_owned();
     let asked = if media_type(request.headers()).eq_ignore_ascii_case(NDJSON) {
-        of_manifest(&state, query, request).await?
+        of_manifest(&state, &caller, query, request).await?
     } else {
-        of_place(&state, Json::from_request(request, &state).await?).await?
+        of_place(&state, &caller, Json::from_request(request, &state).await?).await?
     };
     let Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints } = asked;
     let manifest = match &source {
@@ -210,12 +229,8 @@ pub async fn create(
         text.push_str(&serde_json::json!(only).to_string());
     }
     let fingerprint = sha256_hex(text);
-    let idempotency = headers.idempotency_key.map(|key| Idempotency {
-        route: format!("{}/batches", collection.id),
-        key,
-        fingerprint,
-        keep,
-    });
+    let route = idempotency::route(&caller, collection.id, "batches");
+    let idempotency = Some(Idempotency { route, key, fingerprint, keep });
     let new = NewBatch {
         collection: collection.id,
         kind,
@@ -227,8 +242,10 @@ pub async fn create(
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
     };
-    let submitted = submit(&state.db, new).await?;
-    if let (Some(manifest), Submitted::Existing(_) | Submitted::KeyReused) = (manifest, &submitted) {
+    let submitted = submit(&state.db, &caller, new).await?;
+    if let (Some(manifest), Submitted::Existing(_) | Submitted::KeyReused | Submitted::KeyInFlight) =
+        (manifest, &submitted)
+    {
         manifest::delete(&state, collection.id, &manifest).await;
     }
     let id = match submitted {
@@ -238,9 +255,10 @@ pub async fn create(
         }
         Submitted::Existing(id) => id,
         Submitted::KeyReused => return Err(key_reused()),
+        Submitted::KeyInFlight => return Err(ApiError::key_in_flight()),
     };
     let headers = [(header::LOCATION, format!("/v1/batches/{id}")), (header::RETRY_AFTER, "1".to_owned())];
-    Ok((StatusCode::ACCEPTED, headers, axum::Json(load(&state, id).await?)).into_response())
+    Ok((StatusCode::ACCEPTED, headers, axum::Json(load(&state, &caller, id).await?)).into_response())
 }
 
 /// A request for a batch that passed its checks.
@@ -255,10 +273,10 @@ struct Asked {
     webhook_endpoints: Option<Vec<WebhookEndpointId>>,
 }
 
-async fn of_place(state: &AppState, Json(request): Json<BatchRequest>) -> ApiResult<Asked> {
+async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequest>) -> ApiResult<Asked> {
     check_kind("#/kind", request.kind)?;
     request.tag.as_ref().map_or(Ok(()), |tag| check_text("#/tag", tag))?;
-    let collection = extract::collection(state, &request.collection).await?;
+    let collection = extract::collection(state, grant, &request.collection).await?;
     let source = match (request.source.s3, request.source.folder) {
         (Some(prefix), None) => {
             let checked = state.objects.check_prefix(&prefix);
@@ -281,12 +299,12 @@ async fn of_place(state: &AppState, Json(request): Json<BatchRequest>) -> ApiRes
     Ok(Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints })
 }
 
-async fn of_manifest(state: &AppState, query: ManifestQuery, request: Request) -> ApiResult<Asked> {
+async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, request: Request) -> ApiResult<Asked> {
     let absent = |name: &str| ApiError::invalid(name, "is missing in the query; a manifest needs it");
     let kind = query.kind.ok_or_else(|| absent("kind"))?;
     check_kind("kind", kind)?;
     query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
-    let collection = extract::collection(state, &query.collection.ok_or_else(|| absent("collection"))?).await?;
+    let collection = extract::collection(state, grant, &query.collection.ok_or_else(|| absent("collection"))?).await?;
     let webhook_endpoints = query.webhook_endpoint_ids.as_deref().map(endpoint_ids).transpose()?;
     check_endpoints(state, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
     let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
@@ -327,43 +345,58 @@ async fn check_folder(state: &AppState, folder: String) -> ApiResult<()> {
 }
 
 /// Lists batches, newest first.
-#[utoipa::path(get, path = "/v1/batches", tag = "batches", params(BatchQuery), responses(
+#[utoipa::path(get, path = "/v1/batches", tag = "batches", security(("api_key" = ["read"])), params(BatchQuery), responses(
     (status = 200, body = Page<BatchView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Query(query): Query<BatchQuery>,
 ) -> ApiResult<axum::Json<Page<BatchView>>> {
     let page = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     let collection = match &query.collection {
-        Some(named) => Some(extract::collection(&state, named).await?.id),
+        Some(named) => Some(extract::collection(&state, &caller, named).await?.id),
         None => None,
     };
-    let rows = read::list(&state.db, collection, page.after()?.map(BatchId), limit + 1).await?;
+    let rows = read::list(&state.db, &caller, collection, page.after()?.map(BatchId), limit + 1).await?;
     let Page { items, next_cursor } = Page::of(rows, limit, |r| r.batch.id.0, |r| r);
     let items = items.into_iter().map(view).collect::<ApiResult<_>>()?;
     Ok(axum::Json(Page { items, next_cursor }))
 }
 
 /// Shows a batch.
-#[utoipa::path(get, path = "/v1/batches/{batch}", tag = "batches", params(("batch" = BatchId, Path)), responses(
-    (status = 200, body = BatchView),
+#[utoipa::path(get, path = "/v1/batches/{batch}", tag = "batches", security(("api_key" = ["read"])), params(
+        ("batch" = BatchId, Path),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of the version that is known")), responses(
+    (status = 200, body = BatchView, headers(("ETag" = String, description = "The version"))),
+    (status = 304, description = "It is that version still"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn get(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
-    Ok(axum::Json(load(&state, id).await?))
+pub async fn get(
+    State(state): State<AppState>,
+    caller: Caller<Read>,
+    Path(id): Path<BatchId>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let view = load(&state, &caller, id).await?;
+    let etag = [view.version().header()];
+    if view.version().is_known(&headers) {
+        return Ok((StatusCode::NOT_MODIFIED, etag).into_response());
+    }
+    Ok((etag, axum::Json(view)).into_response())
 }
 
 /// Lists a batch's jobs in the order of its pictures.
-#[utoipa::path(get, path = "/v1/batches/{batch}/jobs", tag = "batches", params(("batch" = BatchId, Path), ItemQuery),
+#[utoipa::path(get, path = "/v1/batches/{batch}/jobs", tag = "batches", security(("api_key" = ["read"])), params(("batch" = BatchId, Path), ItemQuery),
     responses((status = 200, body = Page<JobView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn jobs(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(id): Path<BatchId>,
     Query(query): Query<ItemQuery>,
 ) -> ApiResult<axum::Json<Page<JobView>>> {
-    load(&state, id).await?;
+    load(&state, &caller, id).await?;
     let page = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     // A page token holds 128 bits; an item's number has room in them.
@@ -372,54 +405,77 @@ pub async fn jobs(
             .map_err(|_| ApiError::invalid("cursor", "is another list's; leave it out to begin anew"))
     });
     let after = after.transpose()?;
-    let rows = read::jobs(&state.db, id, query.state, after, limit + 1).await?;
+    let rows = read::jobs(&state.db, &caller, id, ItemFilter { state: query.state, after }, limit + 1).await?;
     let token = |item: Option<i64>| Uuid::from_u128(u128::try_from(item.unwrap_or_default()).unwrap_or_default());
     Ok(axum::Json(Page::of(rows, limit, |r| token(r.job.item_no), JobView::from)))
 }
 
 /// Begins no more jobs of a batch until it is resumed; those that run end.
-#[utoipa::path(post, path = "/v1/batches/{batch}/pause", tag = "batches", params(("batch" = BatchId, Path)),
+#[utoipa::path(post, path = "/v1/batches/{batch}/pause", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
     responses((status = 200, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn pause(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
-    wish(&state, id, Wish::Pause, "only a running batch can be paused").await
+pub async fn pause(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Path(id): Path<BatchId>,
+) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, &caller, id, Wish::Pause, "only a running batch can be paused").await
 }
 
 /// Goes on with a paused batch.
-#[utoipa::path(post, path = "/v1/batches/{batch}/resume", tag = "batches", params(("batch" = BatchId, Path)),
+#[utoipa::path(post, path = "/v1/batches/{batch}/resume", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
     responses((status = 200, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn resume(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
-    wish(&state, id, Wish::Resume, "only a paused batch can be resumed").await
+pub async fn resume(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Path(id): Path<BatchId>,
+) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, &caller, id, Wish::Resume, "only a paused batch can be resumed").await
 }
 
 /// Cancels a batch: what waits is cancelled, what runs is asked to end. What was stored stays.
-#[utoipa::path(post, path = "/v1/batches/{batch}/cancel", tag = "batches", params(("batch" = BatchId, Path)),
+#[utoipa::path(post, path = "/v1/batches/{batch}/cancel", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
     responses((status = 200, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn cancel(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
-    wish(&state, id, Wish::Cancel, "only a batch that has not ended, nor is being cancelled, can be cancelled").await
+pub async fn cancel(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Path(id): Path<BatchId>,
+) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, &caller, id, Wish::Cancel, "only a batch that has not ended, nor is being cancelled, can be cancelled")
+        .await
 }
 
 /// Tries again what failed in a batch, and nothing else; its listing too, where that was given up.
-#[utoipa::path(post, path = "/v1/batches/{batch}/retry", tag = "batches", params(("batch" = BatchId, Path)),
+#[utoipa::path(post, path = "/v1/batches/{batch}/retry", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
     responses((status = 200, body = BatchView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn retry(State(state): State<AppState>, Path(id): Path<BatchId>) -> ApiResult<axum::Json<BatchView>> {
-    wish(&state, id, Wish::Retry, "a paused batch is resumed first, and a cancelled one is over").await
+pub async fn retry(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Path(id): Path<BatchId>,
+) -> ApiResult<axum::Json<BatchView>> {
+    wish(&state, &caller, id, Wish::Retry, "a paused batch is resumed first, and a cancelled one is over").await
 }
 
-async fn wish(state: &AppState, id: BatchId, wish: Wish, otherwise: &str) -> ApiResult<axum::Json<BatchView>> {
-    load(state, id).await?;
-    if !control::change(&state.db, id, wish).await? {
+async fn wish(
+    state: &AppState,
+    grant: &Grant,
+    id: BatchId,
+    wish: Wish,
+    otherwise: &str,
+) -> ApiResult<axum::Json<BatchView>> {
+    load(state, grant, id).await?;
+    if !control::change(&state.db, grant, id, wish).await? {
         return Err(ApiError::conflict("batch_state", otherwise));
     }
     tracing::info!(batch.id = %id, ?wish, "batch changed");
-    Ok(axum::Json(load(state, id).await?))
+    Ok(axum::Json(load(state, grant, id).await?))
 }
 
-async fn load(state: &AppState, id: BatchId) -> ApiResult<BatchView> {
-    let found = read::find(&state.db, id).await?;
+pub(super) async fn load(state: &AppState, grant: &Grant, id: BatchId) -> ApiResult<BatchView> {
+    let found = read::find(&state.db, grant, id).await?;
     view(found.ok_or_else(|| ApiError::not_found("batch_not_found", format!("there is no batch {id}")))?)
 }
 
@@ -464,6 +520,7 @@ fn view(BatchWithCounts { batch, problems }: BatchWithCounts) -> ApiResult<Batch
         problems,
         problem: batch.problem.as_deref().map(serde_json::from_str).transpose().map_err(stored)?,
         tag: batch.tag,
+        version: batch.version,
         created_at: instant(batch.created_at),
         listed_at: batch.listed_at.map(instant),
         finished_at: batch.finished_at.map(instant),

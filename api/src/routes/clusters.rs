@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::faces::FaceView;
 use super::instant;
 use super::submit::{PersonInput, check_person};
+use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, Query};
@@ -145,16 +146,17 @@ async fn find(state: &AppState, collection: &collection::Model, id: ClusterId) -
 }
 
 /// Lists clusters, the largest first.
-#[utoipa::path(get, path = "/v1/collections/{collection}/clusters", tag = "clusters",
+#[utoipa::path(get, path = "/v1/collections/{collection}/clusters", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ClusterQuery), responses(
     (status = 200, body = ClusterPage),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(collection): Path<String>,
     Query(query): Query<ClusterQuery>,
 ) -> ApiResult<axum::Json<ClusterPage>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let page = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     let after = page.token::<24>()?.map(read_token);
@@ -186,30 +188,32 @@ fn read_token(token: [u8; 24]) -> (i64, ClusterId) {
 }
 
 /// Shows a cluster.
-#[utoipa::path(get, path = "/v1/collections/{collection}/clusters/{cluster}", tag = "clusters",
+#[utoipa::path(get, path = "/v1/collections/{collection}/clusters/{cluster}", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)), responses(
     (status = 200, body = ClusterView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, cluster)): Path<(String, ClusterId)>,
 ) -> ApiResult<axum::Json<ClusterView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let row = find(&state, &collection, cluster).await?;
     Ok(axum::Json(view(&state, row).await?))
 }
 
 /// Lists a cluster's faces.
-#[utoipa::path(get, path = "/v1/collections/{collection}/clusters/{cluster}/faces", tag = "clusters",
+#[utoipa::path(get, path = "/v1/collections/{collection}/clusters/{cluster}/faces", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path), PageQuery),
     responses((status = 200, body = Page<FaceView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn faces(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, cluster)): Path<(String, ClusterId)>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, &collection, cluster).await?;
     let limit = page.limit()?;
     let rows = clusters::faces_of(&state.db, cluster, page.after()?.map(FaceId), limit + 1).await?;
@@ -217,16 +221,17 @@ pub async fn faces(
 }
 
 /// Makes one cluster of several.
-#[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/merge", tag = "clusters",
+#[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/merge", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)),
     request_body = MergeRequest, responses((status = 200, body = EditedView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn merge(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, cluster)): Path<(String, ClusterId)>,
     Json(request): Json<MergeRequest>,
 ) -> ApiResult<axum::Json<EditedView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let others = distinct("#/clusters", request.clusters)?;
     if others.contains(&cluster) {
         return Err(ApiError::invalid("#/clusters", "names the cluster itself"));
@@ -236,32 +241,34 @@ pub async fn merge(
 }
 
 /// Takes faces out of a cluster into one of their own. By itself, they never come together again.
-#[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/split", tag = "clusters",
+#[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/split", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)),
     request_body = SplitRequest, responses((status = 200, body = EditedView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn split(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, cluster)): Path<(String, ClusterId)>,
     Json(request): Json<SplitRequest>,
 ) -> ApiResult<axum::Json<EditedView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let faces = distinct("#/faces", request.faces)?;
     let edited = edits::split(&state.db, collection.id, cluster, &faces).await?;
     answer(&state, "#/faces", edited).await
 }
 
 /// Says who a cluster is: its faces become the person's, and so do those that join it later.
-#[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/name", tag = "clusters",
+#[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/name", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)),
     request_body = NameRequest, responses((status = 200, body = EditedView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn name(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, cluster)): Path<(String, ClusterId)>,
     Json(request): Json<NameRequest>,
 ) -> ApiResult<axum::Json<EditedView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let person = request.person.resolved()?;
     check_person(&state, &collection, &person).await?;
     let confirmed = match request.confirmed {
@@ -274,31 +281,33 @@ pub async fn name(
 }
 
 /// Lists what users changed of clusters, newest first.
-#[utoipa::path(get, path = "/v1/collections/{collection}/cluster-changes", tag = "clusters",
+#[utoipa::path(get, path = "/v1/collections/{collection}/cluster-changes", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), PageQuery), responses(
     (status = 200, body = Page<ChangeView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn changes(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(collection): Path<String>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<ChangeView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let limit = page.limit()?;
     let rows = clusters::changes(&state.db, collection.id, page.after()?.map(ClusterChangeId), limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.0, ChangeView::from)))
 }
 
 /// Takes a change back: faces that are still where it put them go where they were.
-#[utoipa::path(post, path = "/v1/collections/{collection}/cluster-changes/{change}/undo", tag = "clusters",
+#[utoipa::path(post, path = "/v1/collections/{collection}/cluster-changes/{change}/undo", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("change" = ClusterChangeId, Path)),
     responses((status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn undo(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, change)): Path<(String, ClusterChangeId)>,
 ) -> ApiResult<axum::http::StatusCode> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     match edits::undo(&state.db, collection.id, change).await? {
         Undone::Done => {
             tracing::info!(change.id = %change, "cluster change undone");

@@ -1,9 +1,10 @@
 //! Collections.
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
+use shared::access::Reach;
 use shared::db::clusters::queue;
 use shared::db::collections::{self, CollectionSettings};
 use shared::db::entity::collection;
@@ -12,8 +13,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::instant;
+use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -84,10 +87,17 @@ fn check_name(name: &str) -> ApiResult<()> {
 }
 
 /// Makes a collection.
-#[utoipa::path(post, path = "/v1/collections", tag = "collections", request_body = NewCollection, responses(
+#[utoipa::path(post, path = "/v1/collections", tag = "collections", security(("api_key" = ["admin"])), request_body = NewCollection, responses(
     (status = 201, body = CollectionView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn create(State(state): State<AppState>, Json(new): Json<NewCollection>) -> ApiResult<impl IntoResponse> {
+pub async fn create(
+    State(state): State<AppState>,
+    caller: Caller<Admin>,
+    Json(new): Json<NewCollection>,
+) -> ApiResult<impl IntoResponse> {
+    if caller.reach() != &Reach::All {
+        return Err(ApiError::forbidden("a key of single collections makes no others"));
+    }
     check_name(&new.name)?;
     check_settings(&new.settings)?;
     let pipeline = new.pipeline.unwrap_or_else(|| state.config.models.default_pipeline.clone());
@@ -110,15 +120,16 @@ pub async fn create(State(state): State<AppState>, Json(new): Json<NewCollection
 }
 
 /// Lists collections.
-#[utoipa::path(get, path = "/v1/collections", tag = "collections", params(PageQuery), responses(
+#[utoipa::path(get, path = "/v1/collections", tag = "collections", security(("api_key" = ["read"])), params(PageQuery), responses(
     (status = 200, body = Page<CollectionView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<CollectionView>>> {
     let limit = page.limit()?;
-    let rows = collections::list(&state.db, page.after()?.map(CollectionId), limit + 1).await?;
+    let rows = collections::list(&state.db, &caller, page.after()?.map(CollectionId), limit + 1).await?;
     let Page { items, next_cursor } = Page::of(rows, limit, |r| r.id.0, |r| r);
     let mut views = Vec::with_capacity(items.len());
     for row in items {
@@ -128,46 +139,67 @@ pub async fn list(
 }
 
 /// Shows a collection.
-#[utoipa::path(get, path = "/v1/collections/{collection}", tag = "collections",
+#[utoipa::path(get, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = CollectionView),
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings"))),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(collection): Path<String>,
-) -> ApiResult<axum::Json<CollectionView>> {
-    let row = extract::collection(&state, &collection).await?;
-    Ok(axum::Json(view(&state, row).await?))
+) -> ApiResult<impl IntoResponse> {
+    let row = extract::collection(&state, &caller, &collection).await?;
+    Ok(([version(&row)?.header()], axum::Json(view(&state, row).await?)))
 }
 
-/// Changes a collection's settings.
-#[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", request_body = CollectionChanges,
-    params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = CollectionView),
+/// Changes a collection's settings; with `If-Match` only where nobody else did since they were read.
+#[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
+    request_body = CollectionChanges, params(("collection" = String, Path, description = "Its id or name"),
+        ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings"))),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn update(
     State(state): State<AppState>,
+    caller: Caller<Admin>,
     Path(collection): Path<String>,
+    headers: HeaderMap,
     Json(changes): Json<CollectionChanges>,
-) -> ApiResult<axum::Json<CollectionView>> {
+) -> ApiResult<impl IntoResponse> {
     check_settings(&changes.settings)?;
-    let row = extract::collection(&state, &collection).await?;
+    let row = extract::collection(&state, &caller, &collection).await?;
     let had_clusters = row.settings()?.clustering;
-    collections::update_settings(&state.db, row.id, &changes.settings).await?;
+    let is_expected = |settings: &CollectionSettings| version_of(settings).is_ok_and(|v| v.may_change(&headers));
+    if !collections::update_settings(&state.db, row.id, &changes.settings, is_expected).await? {
+        return Err(ApiError::precondition_failed());
+    }
     if changes.settings.clustering && !had_clusters {
         queue::enqueue_all(&state.db.write, row.id).await?;
     }
-    let row = extract::collection(&state, &row.id.to_string()).await?;
-    Ok(axum::Json(view(&state, row).await?))
+    let row = extract::collection(&state, &caller, &row.id.to_string()).await?;
+    Ok(([version(&row)?.header()], axum::Json(view(&state, row).await?)))
+}
+
+/// The version of what can be changed of a collection.
+fn version(row: &collection::Model) -> ApiResult<Version> {
+    version_of(&row.settings()?)
+}
+
+fn version_of(settings: &CollectionSettings) -> ApiResult<Version> {
+    let content = serde_json::to_value(settings).map_err(|error| ApiError::internal(&error))?;
+    Ok(Version::of_content(&content))
 }
 
 /// Deletes a collection with all persons, images, faces, vectors, uploads and jobs.
-#[utoipa::path(delete, path = "/v1/collections/{collection}", tag = "collections",
+#[utoipa::path(delete, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
     (status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn delete(State(state): State<AppState>, Path(collection): Path<String>) -> ApiResult<StatusCode> {
-    let row = extract::collection(&state, &collection).await?;
+pub async fn delete(
+    State(state): State<AppState>,
+    caller: Caller<Admin>,
+    Path(collection): Path<String>,
+) -> ApiResult<StatusCode> {
+    let row = extract::collection(&state, &caller, &collection).await?;
     collections::delete(&state.db, row.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

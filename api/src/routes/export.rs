@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::batches::NDJSON;
+use crate::auth::{Admin, Caller};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Path};
 use crate::state::AppState;
@@ -30,13 +31,17 @@ const WHOLE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// Writes a collection's persons, pictures (without pixels), faces and vectors as they are at this moment: one JSON object a
 /// line, the last of which counts the others. An answer without that last line was cut.
-#[utoipa::path(get, path = "/v1/collections/{collection}/export", tag = "collections",
+#[utoipa::path(get, path = "/v1/collections/{collection}/export", tag = "collections", security(("api_key" = ["admin"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
     (status = 200, body = String, content_type = "application/x-ndjson"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn export(State(state): State<AppState>, Path(collection): Path<String>) -> ApiResult<Response> {
-    let row = extract::collection(&state, &collection).await?;
-    let place = state.exports.clone().try_acquire_owned().map_err(|_| {
+pub async fn export(
+    State(state): State<AppState>,
+    caller: Caller<Admin>,
+    Path(collection): Path<String>,
+) -> ApiResult<Response> {
+    let row = extract::collection(&state, &caller, &collection).await?;
+    let place = state.places.exports.clone().try_acquire_owned().map_err(|_| {
         ApiError::unavailable("as many exports as this server allows are under way; try again when one has ended")
     })?;
     let snapshot = Snapshot::begin(&state.db, row.id, PAUSE_S * 2).await?;

@@ -12,6 +12,7 @@ use shared::telemetry::metrics;
 use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
+use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, Query};
@@ -131,16 +132,17 @@ fn not_found(id: FaceId) -> ApiError {
 }
 
 /// Lists faces.
-#[utoipa::path(get, path = "/v1/collections/{collection}/faces", tag = "faces",
+#[utoipa::path(get, path = "/v1/collections/{collection}/faces", tag = "faces", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), FaceQuery), responses(
     (status = 200, body = Page<FaceView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(collection): Path<String>,
     Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let asked = query.page();
     let limit = asked.limit()?;
     let filter = FaceFilter { hidden: query.hidden, ..FaceFilter::default() };
@@ -149,30 +151,32 @@ pub async fn list(
 }
 
 /// Shows a face.
-#[utoipa::path(get, path = "/v1/collections/{collection}/faces/{face}", tag = "faces",
+#[utoipa::path(get, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
     (status = 200, body = FaceView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, face)): Path<(String, FaceId)>,
 ) -> ApiResult<axum::Json<FaceView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let found = faces::find(&state.db.read, collection.id, face).await?;
     view(&state, found.ok_or_else(|| not_found(face))?).await
 }
 
 /// Changes whose a face is, or whether it is left out, by hand.
-#[utoipa::path(patch, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", request_body = FaceChanges,
+#[utoipa::path(patch, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["write"])), request_body = FaceChanges,
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
     (status = 200, body = FaceView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn update(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, face)): Path<(String, FaceId)>,
     Json(changes): Json<FaceChanges>,
 ) -> ApiResult<axum::Json<FaceView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let change = FaceChange { person: changes.person_id, hidden: changes.hidden, locked: changes.locked };
     if change == FaceChange::default() {
         return Err(ApiError::invalid("#", "names no change; give person_id, hidden or locked"));
@@ -190,14 +194,15 @@ pub async fn update(
 }
 
 /// Deletes a face with its vectors.
-#[utoipa::path(delete, path = "/v1/collections/{collection}/faces/{face}", tag = "faces",
+#[utoipa::path(delete, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
     (status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn delete(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, face)): Path<(String, FaceId)>,
 ) -> ApiResult<StatusCode> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     if faces::delete(&state.db, collection.id, face).await? { Ok(StatusCode::NO_CONTENT) } else { Err(not_found(face)) }
 }

@@ -9,6 +9,7 @@ use shared::transfer::{Checker, Counts, Header, Line, MAX_LINE_BYTES, TransferEr
 use utoipa::ToSchema;
 
 use super::batches::NDJSON;
+use crate::auth::{Caller, Write};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Path, media_type};
 use crate::lines::Lines;
@@ -26,13 +27,14 @@ pub struct ImportView {
 
 /// Takes in what an export wrote, while it comes. What is there stays and what it lacks is added: the same file a second time,
 /// or after it broke off, adds what is missing. It needs the pipeline of the collection.
-#[utoipa::path(post, path = "/v1/collections/{collection}/import", tag = "collections",
+#[utoipa::path(post, path = "/v1/collections/{collection}/import", tag = "collections", security(("api_key" = ["write"])),
     request_body(content((String = "application/x-ndjson"))),
     params(("collection" = String, Path, description = "Its id or name")), responses(
     (status = 200, body = ImportView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn import(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path(collection): Path<String>,
     request: Request,
 ) -> ApiResult<axum::Json<ImportView>> {
@@ -40,8 +42,8 @@ pub async fn import(
         let detail = format!("send the header Content-Type: {NDJSON}");
         return Err(ApiError::unsupported_media_type("unsupported_media_type", detail));
     }
-    let row = extract::collection(&state, &collection).await?;
-    let _place = state.imports.clone().try_acquire_owned().map_err(|_| {
+    let row = extract::collection(&state, &caller, &collection).await?;
+    let _place = state.places.imports.clone().try_acquire_owned().map_err(|_| {
         ApiError::unavailable("as many imports as this server allows are under way; try again when one has ended")
     })?;
     let idle = Duration::from_secs(state.config.server.body_timeout_s);

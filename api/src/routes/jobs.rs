@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use shared::access::{Grant, Scope};
 use shared::db::entity::job;
 use shared::db::jobs::read::{self, JobFilter, JobWithAnswer};
 use shared::db::jobs::settle::{self, Cancel};
@@ -15,8 +16,10 @@ use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
+use crate::auth::{Caller, Identify, ReadJobs};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Path, Query};
 use crate::state::AppState;
 
@@ -41,6 +44,8 @@ pub struct JobView {
     image: Option<ImageView>,
     tag: Option<String>,
     cancel_requested: bool,
+    /// Grows with every change; also the `ETag`, and the id of an event.
+    version: i64,
     created_at: String,
     started_at: Option<String>,
     finished_at: Option<String>,
@@ -48,6 +53,16 @@ pub struct JobView {
     result: Option<serde_json::Value>,
     /// Why it was rejected or failed, or why the last attempt of a queued job did.
     problem: Option<Problem>,
+}
+
+impl JobView {
+    pub(super) fn version(&self) -> Version {
+        Version::of(&[self.version])
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.is_terminal()
+    }
 }
 
 /// Where a picture lies, named in one way.
@@ -101,6 +116,7 @@ impl From<JobWithAnswer> for JobView {
             image: args.and_then(|args| args.images().first().map(|image| ImageView::from(*image))),
             tag: job.tag,
             cancel_requested: job.cancel_requested,
+            version: job.version,
             created_at: instant(job.created_at),
             started_at: job.started_at.map(instant),
             finished_at: job.finished_at.map(instant),
@@ -131,81 +147,103 @@ pub struct JobQuery {
     cursor: Option<String>,
 }
 
-/// The job of that id.
-pub(super) async fn load(state: &AppState, id: JobId) -> ApiResult<JobView> {
-    let found = read::find(&state.db, id).await?;
+/// The job of that id, if the grant shows it.
+pub(super) async fn load(state: &AppState, grant: &Grant, id: JobId) -> ApiResult<JobView> {
+    let found = read::find(&state.db, grant, id).await?;
     found.map(Into::into).ok_or_else(|| ApiError::not_found("job_not_found", format!("there is no job {id}")))
 }
 
 /// Lists jobs, newest first.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(JobQuery), responses(
+#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", security(("api_key" = ["read"]), ("api_key" = ["identify"])), params(JobQuery), responses(
     (status = 200, body = Page<JobView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<ReadJobs>,
     Query(query): Query<JobQuery>,
 ) -> ApiResult<axum::Json<Page<JobView>>> {
     let page: PageQuery = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     let collection = match &query.collection {
-        Some(named) => Some(extract::collection(&state, named).await?.id),
+        Some(named) => Some(extract::collection(&state, &caller, named).await?.id),
         None => None,
     };
     let filter = JobFilter { collection, kind: query.kind, state: query.state };
-    let rows = read::list(&state.db, filter, page.after()?.map(JobId), limit + 1).await?;
+    let rows = read::list(&state.db, &caller, filter, page.after()?.map(JobId), limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |r| r.job.id.0, JobView::from)))
 }
 
-/// Shows a job. With `Prefer: wait=N` the answer comes when the job ends, or after N seconds.
-#[utoipa::path(get, path = "/v1/jobs/{job}", tag = "jobs",
-    params(("job" = JobId, Path), ("Prefer" = Option<String>, Header, description = "wait=N, in seconds (RFC 7240)")),
-    responses((status = 200, body = JobView),
+/// Shows a job. With `Prefer: wait=N` the answer comes when the job ends, or after N seconds; with `If-None-Match` too, when
+/// it is another version than that, or 304 after N seconds.
+#[utoipa::path(get, path = "/v1/jobs/{job}", tag = "jobs", security(("api_key" = ["read"]), ("api_key" = ["identify"])),
+    params(("job" = JobId, Path), ("Prefer" = Option<String>, Header, description = "wait=N, in seconds (RFC 7240)"),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of the version that is known")),
+    responses((status = 200, body = JobView, headers(("ETag" = String, description = "The version"))),
+    (status = 304, description = "It is that version still"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>, headers: HeaderMap) -> ApiResult<Response> {
+pub async fn get(
+    State(state): State<AppState>,
+    caller: Caller<ReadJobs>,
+    Path(id): Path<JobId>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
     let wait = preferred_wait(&headers).map(|w| w.min(Duration::from_secs(state.config.server.max_wait_s)));
-    let view = match wait {
-        Some(wait) => wait_for(&state, id, wait).await?,
-        None => load(&state, id).await?,
-    };
-    let mut answer = HeaderMap::new();
+    let view = wait_for(&state, &caller, id, wait.unwrap_or_default(), &headers).await?;
+    let mut answer = HeaderMap::from_iter([view.version().header()]);
     if let Some(wait) = wait
         && let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs()))
     {
         answer.insert(HeaderName::from_static("preference-applied"), value);
     }
-    if !view.state.is_terminal() {
+    if view.version().is_known(&headers) {
+        return Ok((StatusCode::NOT_MODIFIED, answer).into_response());
+    }
+    if !view.has_ended() {
         answer.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     Ok((answer, axum::Json(view)).into_response())
 }
 
 /// Cancels a job: at once while it waits, else as soon as its worker hears of it.
-#[utoipa::path(delete, path = "/v1/jobs/{job}", tag = "jobs", params(("job" = JobId, Path)), responses(
+#[utoipa::path(delete, path = "/v1/jobs/{job}", tag = "jobs", security(("api_key" = ["identify"])), params(("job" = JobId, Path)), responses(
     (status = 200, body = JobView, description = "It is cancelled"),
     (status = 202, body = JobView, description = "It runs; its worker has been told"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn cancel(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<Response> {
-    load(&state, id).await?;
-    let status = match settle::cancel(&state.db, id).await? {
+pub async fn cancel(
+    State(state): State<AppState>,
+    caller: Caller<Identify>,
+    Path(id): Path<JobId>,
+) -> ApiResult<Response> {
+    load(&state, &caller, id).await?;
+    let status = match settle::cancel(&state.db, &caller, id).await? {
         Cancel::Done => {
             state.finished.announce(id);
             StatusCode::OK
         }
         Cancel::Requested => StatusCode::ACCEPTED,
+        Cancel::NotAllowed => return Err(ApiError::lacks(&[Scope::Write])),
         Cancel::AlreadyFinished => {
             return Err(ApiError::conflict("job_already_finished", "the job has ended; there is nothing to cancel"));
         }
     };
-    Ok((status, axum::Json(load(&state, id).await?)).into_response())
+    Ok((status, axum::Json(load(&state, &caller, id).await?)).into_response())
 }
 
-/// The job when it has ended, or as it is after `wait`.
-async fn wait_for(state: &AppState, id: JobId, wait: Duration) -> ApiResult<JobView> {
+/// The job when it has ended, or is not what the client knows by an `If-None-Match`, or as it is after `wait`.
+async fn wait_for(
+    state: &AppState,
+    grant: &Grant,
+    id: JobId,
+    wait: Duration,
+    headers: &HeaderMap,
+) -> ApiResult<JobView> {
     let deadline = Instant::now() + wait;
+    let knows_one = headers.contains_key(header::IF_NONE_MATCH);
     let mut listener = state.finished.listen();
     loop {
-        let view = load(state, id).await?;
-        if view.state.is_terminal() || Instant::now() >= deadline || state.stop.is_cancelled() {
+        let view = load(state, grant, id).await?;
+        let is_news = knows_one && !view.version().is_known(headers);
+        if view.has_ended() || is_news || Instant::now() >= deadline || state.stop.is_cancelled() {
             return Ok(view);
         }
         tokio::select! {

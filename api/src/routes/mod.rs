@@ -3,11 +3,13 @@
 pub mod batches;
 pub mod clusters;
 pub mod collections;
+pub mod events;
 pub mod export;
 pub mod faces;
 pub mod health;
 pub mod import;
 pub mod jobs;
+pub mod keys;
 pub mod persons;
 pub mod submit;
 pub mod uploads;
@@ -18,7 +20,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// A stored instant (microseconds since the epoch) as RFC 3339 in UTC.
 fn instant(micros: i64) -> String {
-    let since = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+    // What is written has four digits for the year.
+    const LAST: u64 = 253_402_300_799_999_999;
+    let since = Duration::from_micros(u64::try_from(micros).unwrap_or_default().min(LAST));
     humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string()
 }
 
@@ -27,5 +31,6 @@ mod tests {
     #[test]
     fn instants_are_rfc_3339() {
         assert_eq!(super::instant(1_700_000_000_123_456), "2023-11-14T22:13:20.123456Z");
+        assert_eq!(super::instant(i64::MAX), "9999-12-31T23:59:59.999999Z");
     }
 }

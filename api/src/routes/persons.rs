@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use shared::db::entity::{image, person};
 use shared::db::faces::{self, FaceFilter};
+use shared::db::images;
 use shared::db::merges::{self, Merged};
-use shared::db::{images, persons};
+use shared::db::persons::{self, PersonChanges, Updated};
 use shared::ids::{CollectionId, FaceId, ImageId, PersonId};
 use shared::job::PersonRef;
 use utoipa::{IntoParams, ToSchema};
@@ -19,8 +20,10 @@ use super::faces::{FaceQuery, FaceView};
 use super::instant;
 use super::jobs::ImageView;
 use super::submit::{check_external_id, check_text};
+use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -94,16 +97,17 @@ pub struct NewPerson {
 }
 
 /// Makes a person without faces.
-#[utoipa::path(post, path = "/v1/collections/{collection}/persons", tag = "persons", request_body = NewPerson,
+#[utoipa::path(post, path = "/v1/collections/{collection}/persons", tag = "persons", security(("api_key" = ["write"])), request_body = NewPerson,
     params(("collection" = String, Path, description = "Its id or name")), responses(
     (status = 201, body = PersonView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path(collection): Path<String>,
     Json(new): Json<NewPerson>,
 ) -> ApiResult<impl IntoResponse> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     if new.external_id.is_none() && new.name.is_none() {
         return Err(ApiError::invalid("#", "needs an external_id, a name, or both"));
     }
@@ -114,23 +118,23 @@ pub async fn create(
     }
     new.name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
     let made = persons::create(&state.db, collection.id, new.external_id, new.name).await?;
-    let taken = || ApiError::conflict("person_exists", "another person of this collection has that external_id");
     let row = made.ok_or_else(taken)?;
     let location = [(header::LOCATION, format!("/v1/collections/{}/persons/{}", row.collection_id, row.id))];
     Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
 }
 
 /// Lists persons.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), PersonQuery), responses(
     (status = 200, body = Page<PersonView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path(collection): Path<String>,
     Query(query): Query<PersonQuery>,
 ) -> ApiResult<axum::Json<Page<PersonView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let page = PageQuery::new(query.limit, query.cursor);
     let limit = page.limit()?;
     let rows = match &query.external_id {
@@ -148,45 +152,108 @@ pub async fn list(
 }
 
 /// Shows a person.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
-    (status = 200, body = PersonView),
+    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
-) -> ApiResult<axum::Json<PersonView>> {
-    let collection = extract::collection(&state, &collection).await?;
+) -> ApiResult<impl IntoResponse> {
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let row = find(&state, collection.id, person).await?;
-    Ok(axum::Json(view(&state, row).await?))
+    Ok(([version(&row).header()], axum::Json(view(&state, row).await?)))
+}
+
+/// What is to be changed of a person (RFC 7396): what is absent stays, what is null is taken away.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PersonPatch {
+    /// The caller's own id of the person, unique in the collection.
+    #[serde(default, deserialize_with = "given")]
+    external_id: Option<Option<String>>,
+    /// A name to show.
+    #[serde(default, deserialize_with = "given")]
+    name: Option<Option<String>>,
+}
+
+/// Tells null from what is absent.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::<String>::deserialize(value).map(Some)
+}
+
+/// Changes a person's name or external id; with `If-Match` only where nobody else did since it was read.
+#[utoipa::path(patch, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
+    security(("api_key" = ["write"])), request_body = PersonPatch,
+    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path),
+        ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
+    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+pub async fn update(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Path((collection, id)): Path<(String, PersonId)>,
+    headers: HeaderMap,
+    Json(patch): Json<PersonPatch>,
+) -> ApiResult<impl IntoResponse> {
+    let collection = extract::collection(&state, &caller, &collection).await?;
+    if let Some(Some(external_id)) = &patch.external_id {
+        check_external_id("#/external_id", external_id)?;
+        let person = PersonRef::External { external_id: external_id.clone(), name: None };
+        check_merged(&state, collection.id, &person).await?;
+    }
+    if let Some(Some(name)) = &patch.name {
+        check_text("#/name", name)?;
+    }
+    let changes = PersonChanges { external_id: patch.external_id, name: patch.name };
+    let is_expected = |row: &person::Model| version(row).may_change(&headers);
+    match persons::update(&state.db, collection.id, id, changes, is_expected).await? {
+        Updated::Done(row) => Ok(([version(&row).header()], axum::Json(view(&state, row).await?))),
+        Updated::Otherwise => Err(ApiError::precondition_failed()),
+        Updated::Taken => Err(taken()),
+        Updated::Nameless => Err(ApiError::invalid("#", "must leave an external_id, a name, or both")),
+        Updated::NoPerson => Err(missing(&state, collection.id, id).await?),
+    }
+}
+
+/// The version of what can be changed of a person.
+fn version(row: &person::Model) -> Version {
+    Version::of_content(&serde_json::json!([row.external_id, row.name]))
+}
+
+fn taken() -> ApiError {
+    ApiError::conflict("person_exists", "another person of this collection has that external_id")
 }
 
 /// Deletes a person with all faces and vectors.
-#[utoipa::path(delete, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
+#[utoipa::path(delete, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
     (status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn delete(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, person)): Path<(String, PersonId)>,
 ) -> ApiResult<StatusCode> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
     persons::delete(&state.db, collection.id, person).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Lists a person's faces.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/faces", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/faces", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), FaceQuery),
     responses((status = 200, body = Page<FaceView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn faces(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
     Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
     let asked = query.page();
     let limit = asked.limit()?;
@@ -215,16 +282,17 @@ pub struct PersonImageView {
 }
 
 /// Lists the pictures that show a person, in the order in which they were taken, those of unknown date last.
-#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/images", tag = "persons",
+#[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/images", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), PageQuery),
     responses((status = 200, body = Page<PersonImageView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn images(
     State(state): State<AppState>,
+    caller: Caller<Read>,
     Path((collection, person)): Path<(String, PersonId)>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<PersonImageView>>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
     let limit = page.limit()?;
     let after = page.token()?.map(place_of).transpose()?;
@@ -281,17 +349,18 @@ pub struct MergeRequest {
 
 /// Gives a person's faces to another one and deletes it. Faces keep their ids; the person's own ids are answered with
 /// 410 `person_merged` from then on.
-#[utoipa::path(post, path = "/v1/collections/{collection}/persons/{person}/merge", tag = "persons",
+#[utoipa::path(post, path = "/v1/collections/{collection}/persons/{person}/merge", tag = "persons", security(("api_key" = ["write"])),
     request_body = MergeRequest,
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)),
     responses((status = 200, body = PersonView, description = "The person who is left"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn merge(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path((collection, person)): Path<(String, PersonId)>,
     Json(request): Json<MergeRequest>,
 ) -> ApiResult<axum::Json<PersonView>> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     if request.into == person {
         return Err(ApiError::invalid("#/into", "must be another person"));
     }

@@ -6,8 +6,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use shared::access::Grant;
 use shared::db::entity::{collection, job};
-use shared::db::idempotency::Idempotency;
+use shared::db::idempotency::{self, Idempotency};
 use shared::db::jobs::outbox::DueJob;
 use shared::db::jobs::submit::{NewJob, Submitted, find_repeated, submit};
 use shared::db::rematches;
@@ -21,6 +22,7 @@ use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, fresh_view};
+use crate::auth::{Caller, Identify, Write};
 use super::webhooks::check_endpoints;
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, SubmitHeaders};
@@ -138,22 +140,23 @@ struct Checked {
 }
 
 /// Enrolls a face.
-#[utoipa::path(post, path = "/v1/collections/{collection}/enroll", tag = "jobs", request_body = EnrollRequest,
+#[utoipa::path(post, path = "/v1/collections/{collection}/enroll", tag = "jobs", security(("api_key" = ["write"])), request_body = EnrollRequest,
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn enroll(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path(collection): Path<String>,
     headers: SubmitHeaders,
     Json(request): Json<EnrollRequest>,
 ) -> ApiResult<Response> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let person = request.person.resolved()?;
     check_person(&state, &collection, &person).await?;
     check_choice(request.face)?;
-    let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
+    let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
     let checked = Checked {
         kind: JobKind::Enroll,
         pictures: vec![picture],
@@ -161,7 +164,7 @@ pub async fn enroll(
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Enroll {
+    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Enroll {
         image: images.remove(0),
         person,
         face: request.face,
@@ -170,19 +173,20 @@ pub async fn enroll(
 }
 
 /// Indexes a picture.
-#[utoipa::path(post, path = "/v1/collections/{collection}/index", tag = "jobs", request_body = IndexRequest,
+#[utoipa::path(post, path = "/v1/collections/{collection}/index", tag = "jobs", security(("api_key" = ["write"])), request_body = IndexRequest,
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn index(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path(collection): Path<String>,
     headers: SubmitHeaders,
     Json(request): Json<IndexRequest>,
 ) -> ApiResult<Response> {
-    let collection = extract::collection(&state, &collection).await?;
-    let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
+    let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
     let checked = Checked {
         kind: JobKind::Index,
         pictures: vec![picture],
@@ -190,26 +194,28 @@ pub async fn index(
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Index { image: images.remove(0) }).await
+    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Index { image: images.remove(0) })
+        .await
 }
 
 /// Identifies the faces of a picture.
-#[utoipa::path(post, path = "/v1/collections/{collection}/identify", tag = "jobs", request_body = IdentifyRequest,
+#[utoipa::path(post, path = "/v1/collections/{collection}/identify", tag = "jobs", security(("api_key" = ["identify"])), request_body = IdentifyRequest,
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn identify(
     State(state): State<AppState>,
+    caller: Caller<Identify>,
     Path(collection): Path<String>,
     headers: SubmitHeaders,
     Json(request): Json<IdentifyRequest>,
 ) -> ApiResult<Response> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     if request.max_matches.is_some_and(|k| !(1..=100).contains(&k)) {
         return Err(ApiError::invalid("#/max_matches", "must lie between 1 and 100"));
     }
-    let picture = pictures::resolve(&state, collection.id, &request.image, "#/image").await?;
+    let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
     let checked = Checked {
         kind: JobKind::Identify,
         pictures: vec![picture],
@@ -217,7 +223,7 @@ pub async fn identify(
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Identify {
+    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Identify {
         image: images.remove(0),
         max_matches: request.max_matches,
     })
@@ -225,22 +231,25 @@ pub async fn identify(
 }
 
 /// Verifies a face.
-#[utoipa::path(post, path = "/v1/collections/{collection}/verify", tag = "jobs", request_body = VerifyRequest,
+#[utoipa::path(post, path = "/v1/collections/{collection}/verify", tag = "jobs", security(("api_key" = ["identify"])), request_body = VerifyRequest,
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn verify(
     State(state): State<AppState>,
+    caller: Caller<Identify>,
     Path(collection): Path<String>,
     headers: SubmitHeaders,
     Json(request): Json<VerifyRequest>,
 ) -> ApiResult<Response> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     check_choice(request.face)?;
-    let mut found = vec![pictures::resolve(&state, collection.id, &request.image, "#/image").await?];
+    let mut found = vec![pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?];
     match (&request.other.image, request.other.person_id) {
-        (Some(image), None) => found.push(pictures::resolve(&state, collection.id, image, "#/other/image").await?),
+        (Some(image), None) => {
+            found.push(pictures::resolve(&state, &caller, collection.id, image, "#/other/image").await?);
+        }
         (None, Some(id)) => check_person(&state, &collection, &PersonRef::Id { id }).await?,
         _ => return Err(ApiError::invalid("#/other", "needs exactly one of image and person_id")),
     }
@@ -251,7 +260,7 @@ pub async fn verify(
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &collection, &headers, checked, |mut images| JobArgs::Verify {
+    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Verify {
         image: images.remove(0),
         other: match request.other.person_id {
             Some(id) => VerifyTarget::Person(id),
@@ -264,19 +273,20 @@ pub async fn verify(
 
 /// Matches the faces of the collection again that nobody was named for, or only by a match. Where a job waits to do so, that
 /// one is the answer.
-#[utoipa::path(post, path = "/v1/collections/{collection}/rematch", tag = "jobs",
+#[utoipa::path(post, path = "/v1/collections/{collection}/rematch", tag = "jobs", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name")),
     responses((status = 202, body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn rematch(
     State(state): State<AppState>,
+    caller: Caller<Write>,
     Path(collection): Path<String>,
     headers: SubmitHeaders,
 ) -> ApiResult<Response> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     match rematches::enqueue(&state.db, &collection, Some(headers.trace.as_str().to_owned())).await? {
         Submitted::New(job) => Ok(accepted(fresh(&state, job, JobArgs::Rematch { all: true, progress: None }).await)),
-        waiting => again(&state, waiting).await,
+        waiting => again(&state, &caller, waiting).await,
     }
 }
 
@@ -324,6 +334,7 @@ fn check_choice(face: FaceChoice) -> ApiResult<()> {
 /// Stores the pictures and the job, announces it, answers 202.
 async fn accept(
     state: &AppState,
+    grant: &Grant,
     collection: &collection::Model,
     headers: &SubmitHeaders,
     checked: Checked,
@@ -333,11 +344,11 @@ async fn accept(
         check_text("#/tag", tag)?;
     }
     check_endpoints(state, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
-    let idempotency = idempotency(state, collection, headers, &checked);
+    let idempotency = promised(state, grant, collection, headers, &checked);
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?
     {
-        return again(state, repeated).await;
+        return again(state, grant, repeated).await;
     }
     let mut inline_uploads: Vec<NewUpload> = Vec::new();
     let mut images = Vec::new();
@@ -368,8 +379,11 @@ async fn accept(
         idempotency,
         inline_uploads,
     };
-    let submitted = submit(&state.db, new).await;
-    if matches!(submitted, Ok(Submitted::Existing(_) | Submitted::KeyReused)) {
+    let submitted = submit(&state.db, grant, new).await;
+    if matches!(
+        submitted,
+        Ok(Submitted::Existing(_) | Submitted::KeyReused | Submitted::KeyInFlight | Submitted::OverLimit(_))
+    ) {
         // No row names these objects. After an error one may, if only the answer to the commit was lost; the sweeper sees.
         for key in keys {
             if let Err(error) = state.objects.delete(&key).await {
@@ -379,12 +393,13 @@ async fn accept(
     }
     match submitted? {
         Submitted::New(job) => Ok(accepted(fresh(state, job, args).await)),
-        repeated => again(state, repeated).await,
+        repeated => again(state, grant, repeated).await,
     }
 }
 
-fn idempotency(
+fn promised(
     state: &AppState,
+    grant: &Grant,
     collection: &collection::Model,
     headers: &SubmitHeaders,
     checked: &Checked,
@@ -396,7 +411,7 @@ fn idempotency(
         text.push_str(&serde_json::json!(only).to_string());
     }
     Some(Idempotency {
-        route: format!("{}/{}", collection.id, checked.kind.as_str()),
+        route: idempotency::route(grant, collection.id, checked.kind.as_str()),
         key,
         fingerprint: sha256_hex(text),
         keep: Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600),
@@ -425,11 +440,13 @@ async fn fresh(state: &AppState, job: job::Model, args: JobArgs) -> JobView {
     fresh_view(job, args)
 }
 
-/// The answer to a request whose key was used before.
-async fn again(state: &AppState, submitted: Submitted) -> ApiResult<Response> {
+/// The answer to a request that made no job.
+async fn again(state: &AppState, grant: &Grant, submitted: Submitted) -> ApiResult<Response> {
     match submitted {
-        Submitted::New(job) | Submitted::Existing(job) => Ok(accepted(super::jobs::load(state, job.id).await?)),
+        Submitted::New(job) | Submitted::Existing(job) => Ok(accepted(super::jobs::load(state, grant, job.id).await?)),
         Submitted::KeyReused => Err(key_reused()),
+        Submitted::KeyInFlight => Err(ApiError::key_in_flight()),
+        Submitted::OverLimit(over) => Err(over.into()),
     }
 }
 

@@ -11,8 +11,10 @@ use shared::ids::UploadId;
 use utoipa::ToSchema;
 
 use super::instant;
+use crate::auth::{Caller, Identify};
+use crate::buffered::NoRoom;
 use crate::error::{ApiError, ApiResult, ProblemBody};
-use crate::extract::{self, Body, Path};
+use crate::extract::{self, Body, Path, is_without_room};
 use crate::pictures::InlinePicture;
 use crate::state::AppState;
 
@@ -44,17 +46,18 @@ impl From<upload::Model> for UploadView {
 }
 
 /// Takes in a picture: its bytes as the body, or a `multipart/form-data` part named `file` or `image`.
-#[utoipa::path(post, path = "/v1/collections/{collection}/uploads", tag = "uploads",
+#[utoipa::path(post, path = "/v1/collections/{collection}/uploads", tag = "uploads", security(("api_key" = ["identify"])),
     params(("collection" = String, Path, description = "Its id or name")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
     (status = 201, body = UploadView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
+    caller: Caller<Identify>,
     Path(collection): Path<String>,
     request: Request,
 ) -> ApiResult<impl IntoResponse> {
-    let collection = extract::collection(&state, &collection).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
     let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let bytes = if media_type.to_ascii_lowercase().starts_with("multipart/form-data") {
         part(&state, request).await?
@@ -72,6 +75,8 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
     let broken = |e: axum::extract::multipart::MultipartError| {
         if e.status() == StatusCode::PAYLOAD_TOO_LARGE {
             ApiError::body_too_large(server.max_body_bytes)
+        } else if is_without_room(&e) {
+            ApiError::unavailable(NoRoom.to_string())
         } else {
             ApiError::bad_request(
                 "malformed_multipart",
@@ -80,7 +85,7 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
         }
     };
     let read = async {
-        let mut multipart = Multipart::from_request(request, state)
+        let mut multipart = Multipart::from_request(state.places.bodies.admit(request), state)
             .await
             .map_err(|e| ApiError::bad_request("malformed_multipart", e.body_text()))?;
         while let Some(field) = multipart.next_field().await.map_err(broken)? {
@@ -95,16 +100,17 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
 }
 
 /// Shows an upload.
-#[utoipa::path(get, path = "/v1/collections/{collection}/uploads/{upload}", tag = "uploads",
+#[utoipa::path(get, path = "/v1/collections/{collection}/uploads/{upload}", tag = "uploads", security(("api_key" = ["identify"])),
     params(("collection" = String, Path, description = "Its id or name"), ("upload" = UploadId, Path)), responses(
     (status = 200, body = UploadView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    caller: Caller<Identify>,
     Path((collection, upload)): Path<(String, UploadId)>,
 ) -> ApiResult<axum::Json<UploadView>> {
-    let collection = extract::collection(&state, &collection).await?;
-    let row = uploads::find(&state.db.read, collection.id, upload).await?;
+    let collection = extract::collection(&state, &caller, &collection).await?;
+    let row = uploads::find(&state.db.read, &caller, collection.id, upload).await?;
     let row = row.ok_or_else(|| ApiError::not_found("upload_not_found", "there is no such upload (uploads expire)"))?;
     Ok(axum::Json(row.into()))
 }

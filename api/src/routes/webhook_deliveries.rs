@@ -11,6 +11,7 @@ use shared::ids::{WebhookDeliveryId, WebhookEndpointId, WebhookEventId};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{instant, webhooks};
+use crate::auth::Administrator;
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{Json, Path, Query};
@@ -78,12 +79,13 @@ pub struct Recovered {
 }
 
 /// Lists what a webhook endpoint was told, newest first.
-#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/deliveries", tag = "webhooks",
+#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/deliveries", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path), DeliveryQuery), responses(
     (status = 200, body = Page<DeliveryView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    _: Administrator,
     Path(endpoint): Path<WebhookEndpointId>,
     Query(query): Query<DeliveryQuery>,
 ) -> ApiResult<axum::Json<Page<DeliveryView>>> {
@@ -95,24 +97,26 @@ pub async fn list(
 }
 
 /// Shows a delivery.
-#[utoipa::path(get, path = "/v1/webhook-deliveries/{delivery}", tag = "webhooks",
+#[utoipa::path(get, path = "/v1/webhook-deliveries/{delivery}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("delivery" = WebhookDeliveryId, Path)), responses(
     (status = 200, body = DeliveryView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookDeliveryId>,
 ) -> ApiResult<axum::Json<DeliveryView>> {
     Ok(axum::Json(view(log::find(&state.db, id).await?.ok_or_else(|| not_found(id))?)))
 }
 
 /// Sends a delivery again that has ended, with the same id and body.
-#[utoipa::path(post, path = "/v1/webhook-deliveries/{delivery}/redeliver", tag = "webhooks",
+#[utoipa::path(post, path = "/v1/webhook-deliveries/{delivery}/redeliver", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("delivery" = WebhookDeliveryId, Path)), responses(
     (status = 202, body = DeliveryView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn redeliver(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookDeliveryId>,
 ) -> ApiResult<(StatusCode, axum::Json<DeliveryView>)> {
     match log::redeliver(&state.db, id).await? {
@@ -132,12 +136,13 @@ pub async fn redeliver(
 
 /// Sends everything again that an endpoint was not told since a moment: what failed, and what was dropped when it was
 /// disabled. The oldest ten thousand at once.
-#[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/recover", tag = "webhooks",
+#[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/recover", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), request_body = Recovery, responses(
     (status = 202, body = Recovered),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn recover(
     State(state): State<AppState>,
+    _: Administrator,
     Path(endpoint): Path<WebhookEndpointId>,
     Json(recovery): Json<Recovery>,
 ) -> ApiResult<(StatusCode, axum::Json<Recovered>)> {

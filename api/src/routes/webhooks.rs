@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 
 use super::instant;
 use super::submit::check_text;
+use crate::auth::Administrator;
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{Json, Path, Query};
@@ -135,11 +136,12 @@ fn view(endpoint: Endpoint) -> WebhookEndpointView {
 }
 
 /// Makes a webhook endpoint; its secret is in the answer.
-#[utoipa::path(post, path = "/v1/webhook-endpoints", tag = "webhooks", request_body = NewWebhookEndpoint, responses(
+#[utoipa::path(post, path = "/v1/webhook-endpoints", tag = "webhooks", security(("api_key" = ["admin"])), request_body = NewWebhookEndpoint, responses(
     (status = 201, body = MadeWebhookEndpoint),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
+    _: Administrator,
     Json(new): Json<NewWebhookEndpoint>,
 ) -> ApiResult<impl IntoResponse> {
     let url = check_url(&state, &new.url)?;
@@ -163,11 +165,12 @@ pub async fn create(
 }
 
 /// Lists webhook endpoints.
-#[utoipa::path(get, path = "/v1/webhook-endpoints", tag = "webhooks", params(PageQuery), responses(
+#[utoipa::path(get, path = "/v1/webhook-endpoints", tag = "webhooks", security(("api_key" = ["admin"])), params(PageQuery), responses(
     (status = 200, body = Page<WebhookEndpointView>),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn list(
     State(state): State<AppState>,
+    _: Administrator,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<WebhookEndpointView>>> {
     let limit = page.limit()?;
@@ -176,12 +179,13 @@ pub async fn list(
 }
 
 /// Shows a webhook endpoint.
-#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks",
+#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
     (status = 200, body = WebhookEndpointView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn get(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookEndpointId>,
 ) -> ApiResult<axum::Json<WebhookEndpointView>> {
     Ok(axum::Json(view(find(&state, id).await?)))
@@ -189,12 +193,13 @@ pub async fn get(
 
 /// Changes a webhook endpoint. Enabling one that was disabled forgets its failures; what was dropped is sent again with
 /// `recover`.
-#[utoipa::path(patch, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks",
+#[utoipa::path(patch, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), request_body = WebhookEndpointChanges, responses(
     (status = 200, body = WebhookEndpointView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn update(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookEndpointId>,
     Json(changes): Json<WebhookEndpointChanges>,
 ) -> ApiResult<axum::Json<WebhookEndpointView>> {
@@ -215,21 +220,22 @@ pub async fn update(
 }
 
 /// Deletes a webhook endpoint, what waits for it, and the log of what it was told.
-#[utoipa::path(delete, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks",
+#[utoipa::path(delete, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
     (status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn delete(State(state): State<AppState>, Path(id): Path<WebhookEndpointId>) -> ApiResult<StatusCode> {
+pub async fn delete(State(state): State<AppState>, _: Administrator, Path(id): Path<WebhookEndpointId>) -> ApiResult<StatusCode> {
     if endpoints::delete(&state.db, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(not_found(id)) }
 }
 
 /// Shows a webhook endpoint's secret.
-#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/secret", tag = "webhooks",
+#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/secret", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
     (status = 200, body = WebhookSecret),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn secret(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookEndpointId>,
 ) -> ApiResult<axum::Json<WebhookSecret>> {
     let endpoint = find(&state, id).await?;
@@ -240,12 +246,13 @@ pub async fn secret(
 }
 
 /// Gives a webhook endpoint a new secret. For `grace_s`, messages are signed with the old one too.
-#[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/rotate-secret", tag = "webhooks",
+#[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/rotate-secret", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), request_body = SecretRotation, responses(
     (status = 200, body = WebhookSecret),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn rotate_secret(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookEndpointId>,
     Json(rotation): Json<SecretRotation>,
 ) -> ApiResult<axum::Json<WebhookSecret>> {
@@ -263,12 +270,13 @@ pub async fn rotate_secret(
 }
 
 /// Sends an `endpoint.test` event to a webhook endpoint; its delivery shows what came of it.
-#[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/test", tag = "webhooks",
+#[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/test", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
     (status = 202, body = WebhookTest),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn test(
     State(state): State<AppState>,
+    _: Administrator,
     Path(id): Path<WebhookEndpointId>,
 ) -> ApiResult<(StatusCode, axum::Json<WebhookTest>)> {
     if find(&state, id).await?.state == EndpointState::Disabled {

@@ -1,5 +1,6 @@
 //! `face-id-services`: starts and stops PostgreSQL, RabbitMQ and an S3 server for trying face-id out without containers.
 
+mod key;
 mod supervisor;
 
 use std::path::PathBuf;
@@ -25,7 +26,8 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Start them in the background, where they do not run yet, and print the settings with which face-id uses them.
+    /// Start them in the background, where they do not run yet, make an API key, and print the settings with which face-id
+    /// uses them.
     Up,
     /// Print those settings, for a shell.
     Env,
@@ -76,6 +78,7 @@ async fn up(files: &Files) -> anyhow::Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     eprint!("{}", log());
+    key::make(files).await?;
     print_settings(files)
 }
 
@@ -134,5 +137,7 @@ fn print_settings(files: &Files) -> anyhow::Result<()> {
         format!("{} is missing: these services were never started; run `make services`", path.display())
     })?;
     print!("{settings}");
+    // Where no command was built, there is none.
+    print!("{}", std::fs::read_to_string(files.key()).unwrap_or_default());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! RabbitMQ as a private node, from the distribution's package `rabbitmq-server`.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
@@ -15,6 +15,8 @@ use crate::ports::{Protocol, free_port, wait_for_answer};
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// Longest wait for the node: 15 s on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
+/// Longest wait for a node that answers to have done all of its start.
+const CTL_PATIENCE: Duration = Duration::from_secs(30);
 /// Longest wait for Erlang's name server, which has nothing to load.
 const EPMD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -75,20 +77,28 @@ impl RabbitMq {
         self.port
     }
 
-    /// Runs `rabbitmqctl` on the node.
+    /// Runs `rabbitmqctl` on the node. One that has just begun to answer may not have done all of its start yet: it is given
+    /// some time for that.
     ///
     /// # Errors
     /// The command fails.
     pub async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let output = Command::new(Path::new(SCRIPTS).join("rabbitmqctl"))
-            .args(arguments)
-            .envs(self.variables.iter().cloned())
-            .output()
-            .await
-            .context("run rabbitmqctl")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "rabbitmqctl {}: {}", arguments.join(" "), said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let deadline = Instant::now() + CTL_PATIENCE;
+        loop {
+            let output = Command::new(Path::new(SCRIPTS).join("rabbitmqctl"))
+                .args(arguments)
+                .envs(self.variables.iter().cloned())
+                .output()
+                .await
+                .context("run rabbitmqctl")?;
+            if output.status.success() {
+                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            }
+            let said = String::from_utf8_lossy(&output.stderr);
+            let is_starting = said.contains("requires the 'rabbit' app to be running");
+            ensure!(is_starting && Instant::now() < deadline, "rabbitmqctl {}: {}", arguments.join(" "), said.trim());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Starts it on its data again, after it was stopped where it runs.

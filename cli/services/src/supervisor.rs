@@ -46,6 +46,11 @@ impl Files {
         self.dir.join("env")
     }
 
+    /// One more such line: an API key of theirs.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.dir.join("key")
+    }
+
     /// There while all services answer.
     pub(crate) fn ready(&self) -> PathBuf {
         self.dir.join("ready")
@@ -95,8 +100,11 @@ impl Files {
         Ok(file)
     }
 
-    /// Deletes the services' data and logs. Ports and settings stay valid.
+    /// Deletes the services' data and logs, and the key with them. Ports and settings stay valid.
     pub(crate) fn wipe(&self) -> anyhow::Result<()> {
+        if self.key().is_file() {
+            std::fs::remove_file(self.key()).context("delete the API key")?;
+        }
         let elsewhere = services::postgres::folder(&self.dir.join("postgres"))?;
         for folder in ["postgres", "rabbitmq", "s3"].map(|name| self.dir.join(name)).into_iter().chain([elsewhere]) {
             if folder.is_dir() {
@@ -206,7 +214,7 @@ fn folders() -> anyhow::Result<Vec<(&'static str, String)>> {
 }
 
 /// A line for a shell.
-fn export(name: &str, value: &str) -> String {
+pub(crate) fn export(name: &str, value: &str) -> String {
     format!("export {name}='{}'\n", value.replace('\'', r"'\''"))
 }
 

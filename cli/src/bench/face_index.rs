@@ -7,6 +7,7 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use migrations::{Migrator, MigratorTrait};
 use sea_orm::ConnectionTrait as _;
+use shared::access::Grant;
 use shared::backends::connect;
 use shared::config::{Config, Synchronous};
 use shared::db::{Db, collections};
@@ -74,7 +75,7 @@ pub(super) async fn measure(config: &Config, faces: usize, queries: usize) -> an
     let measured = compare(&FaceIndexArgs { faces, queries }, &sqlite, &postgres).await;
     // What an interrupted run left goes too.
     for name in ["bench-large", "bench-small", "bench-record"] {
-        if let Some(left) = collections::find_by_name(&postgres.read, name).await? {
+        if let Some(left) = collections::find_by_name(&postgres.read, &Grant::everything(), name).await? {
             collections::delete(&postgres, left.id).await?;
         }
     }

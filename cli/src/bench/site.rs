@@ -53,7 +53,7 @@ impl Site {
     ) -> anyhow::Result<Self> {
         let settings = [&library.settings()?, settings].concat();
         let server = Server::for_a_while(config, &settings).await?;
-        let client = Client::new(&server.address)?;
+        let client = server.client()?;
         Ok(Self { client, library, config: config.clone(), server, servers: Servers::of(config) })
     }
 
@@ -102,7 +102,7 @@ impl Site {
     /// The id of a batch, of so many pictures at most, that has just begun.
     pub(super) async fn begin(&self, collection: &str, limit: usize) -> anyhow::Result<String> {
         let path = format!("/v1/batches?collection={collection}&kind=index");
-        let batch = self.client.post_text(&path, "application/x-ndjson", self.library.manifest(limit)).await?;
+        let batch = self.client.make_of(&path, "application/x-ndjson", self.library.manifest(limit)).await?;
         Ok(batch["id"].as_str().context("the server's batch has no id")?.to_owned())
     }
 

@@ -32,7 +32,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
     };
     let began = Instant::now();
     let server = Server::for_a_while(config, &[]).await?;
-    let client = DemoClient::new(&server.address)?;
+    let client = DemoClient::new(server.client()?);
     let played = tokio::select! {
         played = play(&client, &photos) => played,
         () = crate::child::interrupted() => Err(anyhow::anyhow!("interrupted")),

@@ -60,7 +60,7 @@ pub(crate) async fn run(mut config: Config, args: IndexArgs) -> anyhow::Result<(
     let source = source(&args.source)?;
     let mut report = args.report.as_deref().map(Report::begin).transpose()?;
     let place = Place::find(&config, args.server.as_deref(), source["folder"].as_str().map(Path::new)).await?;
-    let client = Client::new(place.address())?;
+    let client = place.client()?;
     let stop = CancellationToken::new();
     let listening = tokio::spawn({
         let stop = stop.clone();
@@ -178,7 +178,7 @@ async fn followed(client: &Client, args: &IndexArgs, source: &Value) -> anyhow::
         left
     } else {
         let body = json!({ "collection": args.collection, "kind": "index", "source": source, "gone": on_gone });
-        client.post("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
+        client.make("/v1/batches", &body).await.with_context(|| format!("index {}", args.source))?
     };
     let path = format!("/v1/batches/{}", id(&batch)?);
     let progress = Progress::begin();

@@ -74,7 +74,7 @@ impl ServerArgs {
 /// Writes the file; where that breaks off, there is none.
 pub(crate) async fn export(config: Config, args: ExportArgs) -> anyhow::Result<()> {
     let place = args.server.find(config).await?;
-    let client = Client::new(place.address())?;
+    let client = place.client()?;
     let written = tokio::select! {
         written = file::fetch(&client, &args.collection, &args.file) => written,
         () = interrupted() => Err(anyhow::anyhow!("interrupted; no file was written")),
@@ -95,7 +95,7 @@ pub(crate) async fn import(config: Config, args: ImportArgs) -> anyhow::Result<(
     let header = tokio::task::spawn_blocking(move || file::check(&path)).await??;
     let collection = args.collection.unwrap_or_else(|| header.collection.name.clone());
     let place = args.server.find(config).await?;
-    let client = Client::new(place.address())?;
+    let client = place.client()?;
     let work = async {
         make_collection(&client, &collection, &header).await?;
         upload::send(&client, &collection, &args.file).await

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::server::{Bucket, Server, Site, command, on_both, photo, read};
 
@@ -88,7 +89,8 @@ pub(crate) fn pictures(seeds: std::ops::Range<u32>) -> Vec<(String, Vec<u8>)> {
 }
 
 pub(crate) async fn post(server: &Server, body: &Value) -> (StatusCode, Value) {
-    read(server.request(Method::POST, "/v1/batches").json(body)).await
+    let key = Uuid::now_v7().to_string();
+    read(server.request(Method::POST, "/v1/batches").header("idempotency-key", key).json(body)).await
 }
 
 pub(crate) async fn post_manifest(server: &Server, lines: &[String], key: &str) -> (StatusCode, Value) {

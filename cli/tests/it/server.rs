@@ -1,10 +1,12 @@
 //! A server of a test's own, embedded or on real services, and its client.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use services::s3::S3Server;
@@ -16,6 +18,8 @@ use worker::testing::{repository, synthetic_photo};
 
 /// Nothing here takes nearly as long on a slow machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// The variable with the key that a command sends.
+pub(crate) const API_KEY: &str = "FACE_ID_API_KEY";
 /// Pictures of tests are this large.
 pub(crate) const SIDE: u32 = 256;
 
@@ -44,6 +48,8 @@ pub(crate) struct Site {
     /// Settings that name a database, a bucket and queues of the test's own; none in embedded mode.
     services: Option<Vec<(&'static str, String)>>,
     objects: PathBuf,
+    /// What its servers are called with: on services one that may do everything; none in embedded mode, which is open.
+    key: Option<String>,
 }
 
 /// A bucket that is not the installation's.
@@ -82,7 +88,27 @@ pub(crate) struct Server {
     pub(crate) probes: Option<String>,
     objects: PathBuf,
     processes: Vec<Child>,
-    http: reqwest::Client,
+    /// Sends the site's key.
+    pub(crate) http: reqwest::Client,
+    key: Option<String>,
+}
+
+/// A client that sends the key.
+pub(crate) fn http(key: Option<&str>, timeout: Duration) -> reqwest::Client {
+    let mut headers = HeaderMap::new();
+    if let Some(key) = key {
+        headers.insert(AUTHORIZATION, format!("Bearer {key}").parse().unwrap());
+    }
+    reqwest::Client::builder().timeout(timeout).default_headers(headers).no_proxy().build().unwrap()
+}
+
+/// Makes a key where the settings say, and gives what the command printed.
+pub(crate) async fn make_key<N: AsRef<OsStr>>(settings: &[(N, String)], arguments: &[&str]) -> Value {
+    let mut command = command();
+    command.args(["keys", "create", "--json", "--name", "test"]).args(arguments);
+    let made = command.envs(settings.iter().map(|(name, value)| (name, value))).output().await.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    serde_json::from_slice(&made.stdout).unwrap()
 }
 
 /// The command with the tiny pipeline as its default, and quick housekeeping.
@@ -106,7 +132,7 @@ impl Site {
     pub(crate) fn embedded() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let objects = folder.path().join("objects");
-        Self { folder, services: None, objects }
+        Self { folder, services: None, objects, key: None }
     }
 
     pub(crate) async fn services() -> Self {
@@ -114,7 +140,7 @@ impl Site {
         let (postgres, rabbitmq) = tokio::join!(services::postgres::shared(), services::rabbitmq::shared());
         let s3 = services::s3::shared().await;
         s3.create_bucket(&name).await.unwrap();
-        let settings = vec![
+        let mut settings = vec![
             ("FACE_ID_DATABASE__URL", postgres.create_database(&name).await.unwrap()),
             ("FACE_ID_QUEUE__URL", rabbitmq.url()),
             ("FACE_ID_QUEUE__NAMESPACE", name.clone()),
@@ -131,12 +157,26 @@ impl Site {
         let migrated = command().arg("migrate").envs(settings.clone()).output().await.unwrap();
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         let objects = s3.root().join(&name);
-        Self { folder: tempfile::tempdir().unwrap(), services: Some(settings), objects }
+        let key = make_key(&settings, &["--scope", "admin"]).await["token"].as_str().unwrap().to_owned();
+        settings.push((API_KEY, key.clone()));
+        Self { folder: tempfile::tempdir().unwrap(), services: Some(settings), objects, key: Some(key) }
     }
 
     /// Settings that a command needs to use the same services; none in embedded mode.
     pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
         self.services.clone().unwrap_or_default()
+    }
+
+    /// Makes a key in the site's database, whether a server runs or not.
+    pub(crate) async fn make_key(&self, arguments: &[&str]) -> Value {
+        let folder = self.folder.path().to_str().unwrap();
+        let place = if self.has_services() { &[][..] } else { &["--data-dir", folder] };
+        make_key(&self.settings(), &[arguments, place].concat()).await
+    }
+
+    /// Has its servers called with this key from now on.
+    pub(crate) fn call_with(&mut self, key: &Value) {
+        self.key = key["token"].as_str().map(str::to_owned);
     }
 
     pub(crate) fn has_services(&self) -> bool {
@@ -197,8 +237,13 @@ impl Server {
             processes.push(started(&["serve", "--bind", "127.0.0.1:0", "--data-dir", data]));
         }
         let address = first_line(processes.last_mut().unwrap(), "listening on ").await;
-        let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap();
-        Self { address, probes, objects: site.objects.clone(), processes, http }
+        let (http, key) = (http(site.key.as_deref(), TIMEOUT), site.key.clone());
+        Self { address, probes, objects: site.objects.clone(), processes, http, key }
+    }
+
+    /// What a command needs to call it.
+    pub(crate) fn key_setting(&self) -> Option<(&'static str, &str)> {
+        self.key.as_deref().map(|key| (API_KEY, key))
     }
 
     /// Waits until one of its processes has ended by itself, and kills the rest.
@@ -320,7 +365,7 @@ impl Server {
 
 /// Waits until the readiness of a worker or an api is as expected; what it then says.
 pub(crate) async fn until_ready_is(address: &str, expected: bool, patience: Duration) -> String {
-    let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap();
+    let http = http(None, TIMEOUT);
     let began = Instant::now();
     loop {
         let answer = http.get(format!("{address}/readyz")).send().await.unwrap();
@@ -335,7 +380,7 @@ pub(crate) async fn until_ready_is(address: &str, expected: bool, patience: Dura
 }
 
 /// What a process prints first, after `prefix`.
-async fn first_line(process: &mut Child, prefix: &str) -> String {
+pub(crate) async fn first_line(process: &mut Child, prefix: &str) -> String {
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let line = tokio::time::timeout(TIMEOUT, lines.next_line()).await.unwrap().unwrap();
     let line = line.expect("the process ended before it listened; its log is above");

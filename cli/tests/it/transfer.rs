@@ -27,6 +27,7 @@ const NDJSON: &str = "application/x-ndjson";
 
 async fn transfer(server: &Server, arguments: &[&str], file: &Path) -> Output {
     let mut command = command();
+    command.envs(server.key_setting());
     command.args(arguments).arg(file).args(["--server", &server.address]).output().await.unwrap()
 }
 
@@ -229,9 +230,9 @@ async fn an_interrupted_import_goes_on(site: Site) {
 }
 
 /// Waits until the collection has faces.
-async fn faces_came(address: String) {
+async fn faces_came(http: reqwest::Client, address: String) {
     loop {
-        let row = reqwest::get(format!("{address}/v1/collections/d")).await.unwrap().text().await.unwrap();
+        let row = http.get(format!("{address}/v1/collections/d")).send().await.unwrap().text().await.unwrap();
         if serde_json::from_str::<Value>(&row).unwrap()["faces"] != 0 {
             return;
         }
@@ -248,14 +249,14 @@ async fn a_broken_connection_leaves_no_half_face(site: Site) {
     assert!(file.contains(&analysed));
     // Within the crowd, of which a part is written by then.
     let part = file.as_bytes()[..file.len() * 2 / 3].to_vec();
-    let address = server.address.clone();
+    let (http, address) = (server.http.clone(), server.address.clone());
     let breaks = async move {
-        tokio::time::timeout(Duration::from_secs(60), faces_came(address)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), faces_came(http, address)).await.unwrap();
         Err(std::io::Error::other("the client dies"))
     };
     let body = reqwest::Body::wrap_stream(once(std::future::ready(Ok(part))).chain(once(breaks)));
-    let path = format!("{}/v1/collections/d/import", server.address);
-    let sent = reqwest::Client::new().post(path).header("content-type", NDJSON).body(body).send().await;
+    let sent = server.request(Method::POST, "/v1/collections/d/import");
+    let sent = sent.header("content-type", NDJSON).body(body).send().await;
     assert!(sent.is_err(), "{sent:?}");
     let strangers = faces_of(&file);
     let broken_off = exported(&server, "d").await;
@@ -273,10 +274,10 @@ async fn a_broken_connection_leaves_no_half_face(site: Site) {
 }
 
 /// Begins an import that does not end; again where it is refused.
-async fn begin(address: String, file: String) {
+async fn begin(http: reqwest::Client, address: String, file: String) {
     loop {
         let body = once(std::future::ready(Ok::<_, std::io::Error>(file.clone()))).chain(pending());
-        let request = reqwest::Client::new().post(format!("{address}/v1/collections/c/import"));
+        let request = http.post(format!("{address}/v1/collections/c/import"));
         let request = request.header("content-type", NDJSON).body(reqwest::Body::wrap_stream(body));
         request.send().await.unwrap();
     }
@@ -286,7 +287,7 @@ async fn imports_at_once_are_bounded(site: Site) {
     let server = Server::start(&site).await;
     server.make_collection("c").await;
     let file = exported(&server, "c").await;
-    let begun = |_| tokio::spawn(begin(server.address.clone(), file.clone()));
+    let begun = |_| tokio::spawn(begin(server.http.clone(), server.address.clone(), file.clone()));
     let begun: Vec<_> = (0..2).map(begun).collect();
     let until = async |wanted: StatusCode| {
         let status = async || import(&server, "c", file.clone()).await.0;

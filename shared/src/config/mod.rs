@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use secret::{Secret, SecretUrl};
 
+use crate::access::Limits;
 use crate::webhooks::address::AddressPolicy;
 
 mod secret;
@@ -22,9 +23,9 @@ const LARGEST_BATCH: usize = 256;
 /// Of `webhooks.schedule_s`.
 const MOST_RETRIES: usize = 30;
 
-/// Variables that start like a setting but are none: they steer tests and the build.
-const NOT_SETTINGS: [&str; 4] =
-    ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_CRASH_AT", "FACE_ID_STAND_STILL_AT"];
+/// Variables that start like a setting but are none: arguments of commands, and what steers tests and the build.
+const NOT_SETTINGS: [&str; 5] =
+    ["FACE_ID_REQUIRE_ASSETS", "FACE_ID_CONFIG", "FACE_ID_API_KEY", "FACE_ID_CRASH_AT", "FACE_ID_STAND_STILL_AT"];
 
 /// Every setting; `default.toml` explains each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,11 +40,16 @@ pub struct Config {
     /// The file that the settings were read from.
     #[serde(skip)]
     pub file: Option<PathBuf>,
+    /// The key that commands send to servers; an argument and no setting.
+    #[serde(skip)]
+    pub api_key: Option<Secret>,
     /// `ORT_DYLIB_PATH`, the name under which ONNX Runtime's users know it.
     #[serde(skip)]
     runtime_library: Option<PathBuf>,
     /// The HTTP API.
     pub server: ServerConfig,
+    /// How much each API key may take, where it has no limits of its own.
+    pub limits: Limits,
     /// The database.
     pub database: DatabaseConfig,
     /// The queue.
@@ -79,7 +85,11 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     pub max_wait_s: u64,
     pub body_timeout_s: u64,
-    pub allow_unauthenticated: bool,
+    pub header_timeout_s: u64,
+    pub write_timeout_s: u64,
+    pub max_connections: usize,
+    pub max_buffered_bytes: usize,
+    pub max_event_streams: usize,
     pub secret_key: Secret,
 }
 
@@ -336,13 +346,7 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
         let worker = &self.worker;
-        if !self.server.bind.ip().is_loopback() && !self.server.allow_unauthenticated {
-            return invalid(
-                "server.bind",
-                "is not a loopback address, and there are no API keys yet: use 127.0.0.1, or set \
-                 server.allow_unauthenticated where a proxy or a closed network checks who calls",
-            );
-        }
+        self.server.check()?;
         self.check_services()?;
         self.webhooks.check()?;
         self.check_times()?;
@@ -471,6 +475,27 @@ impl Config {
             || !self.queue.namespace.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
         {
             return invalid("queue.namespace", "must be one or more of letters, digits, - and _");
+        }
+        Ok(())
+    }
+}
+
+impl ServerConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
+        let times = [
+            ("server.body_timeout_s", self.body_timeout_s),
+            ("server.header_timeout_s", self.header_timeout_s),
+            ("server.write_timeout_s", self.write_timeout_s),
+        ];
+        if let Some((setting, _)) = times.into_iter().find(|(_, seconds)| !(1..=3600).contains(seconds)) {
+            return invalid(setting, "must lie between 1 and 3600 seconds");
+        }
+        if self.max_connections < 16 {
+            return invalid("server.max_connections", "must be at least 16");
+        }
+        if self.max_buffered_bytes < self.max_body_bytes {
+            return invalid("server.max_buffered_bytes", "must not be less than server.max_body_bytes");
         }
         Ok(())
     }
@@ -651,7 +676,8 @@ mod tests {
     fn mistakes_are_named() {
         let cases = [
             (("FACE_ID_SERVER__BINDD", "1"), "bindd"),
-            (("FACE_ID_SERVER__BIND", "0.0.0.0:80"), "server.bind"),
+            (("FACE_ID_SERVER__BIND", "everywhere"), "bind"),
+            (("FACE_ID_LIMITS__JOBS_IN_FLIGHT", "-1"), "jobs_in_flight"),
             (("FACE_ID_WORKER__HEARTBEAT_S", "20"), "worker.heartbeat_s"),
             (("FACE_ID_WORKER__MAX_ATTEMPTS", "0"), "worker.max_attempts"),
             (("FACE_ID_WORKER__BATCH_SIZES", "8,32"), "worker.batch_sizes"),

@@ -28,6 +28,12 @@ impl Secret {
     }
 }
 
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl SecretUrl {
     /// The URL with its password; `None` where the setting is empty.
     pub fn expose(&self) -> Option<&str> {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, execute, now, rematches, through_deadlocks};
+use super::{Db, count, execute, is_postgres, now, rematches, scoped, through_deadlocks};
+use crate::access::Grant;
 use crate::ids::CollectionId;
 
 /// How a collection decides; stored as JSON.
@@ -95,36 +96,50 @@ pub async fn create(
     }
 }
 
-/// The collection of that id.
-pub async fn find(conn: &impl ConnectionTrait, id: CollectionId) -> Result<Option<Model>, DbErr> {
-    Entity::find_by_id(id).one(conn).await
+/// The collection of that id, if the grant holds for it.
+pub async fn find(conn: &impl ConnectionTrait, grant: &Grant, id: CollectionId) -> Result<Option<Model>, DbErr> {
+    Entity::find_by_id(id).filter(scoped::filter(grant, Column::Id)).one(conn).await
 }
 
-/// The collection of that name.
-pub async fn find_by_name(conn: &impl ConnectionTrait, name: &str) -> Result<Option<Model>, DbErr> {
-    Entity::find().filter(Column::Name.eq(name)).one(conn).await
+/// The collection of that name, if the grant holds for it.
+pub async fn find_by_name(conn: &impl ConnectionTrait, grant: &Grant, name: &str) -> Result<Option<Model>, DbErr> {
+    Entity::find().filter(Column::Name.eq(name)).filter(scoped::filter(grant, Column::Id)).one(conn).await
 }
 
-/// Up to `limit` collections whose id comes after `after`, in the order of their ids.
-pub async fn list(db: &Db, after: Option<CollectionId>, limit: u64) -> Result<Vec<Model>, DbErr> {
-    let mut query = Entity::find().order_by_asc(Column::Id).limit(limit);
+/// Up to `limit` collections of the grant whose id comes after `after`, in the order of their ids.
+pub async fn list(db: &Db, grant: &Grant, after: Option<CollectionId>, limit: u64) -> Result<Vec<Model>, DbErr> {
+    let mut query = Entity::find().filter(scoped::filter(grant, Column::Id)).order_by_asc(Column::Id).limit(limit);
     if let Some(after) = after {
         query = query.filter(Column::Id.gt(after));
     }
     query.all(&db.read).await
 }
 
-/// Replaces the settings. Where others decide from then on who matches, faces are matched again.
-pub async fn update_settings(db: &Db, id: CollectionId, settings: &CollectionSettings) -> Result<(), DbErr> {
+/// Replaces the settings where they still are what the caller takes them for; false, and nothing changed, where not, or
+/// where the collection is not there. Where others decide from then on who matches, faces are matched again.
+pub async fn update_settings(
+    db: &Db,
+    id: CollectionId,
+    settings: &CollectionSettings,
+    is_expected: impl Fn(&CollectionSettings) -> bool,
+) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
-    let Some(before) = find(&txn, id).await? else { return Ok(()) };
+    // Locked as the change locks it, so that two who have read the same do not both change it; jobs are not held up by it.
+    let lock = if is_postgres(&txn) { "FOR NO KEY UPDATE" } else { "" };
+    let sql = format!("SELECT count(*) AS n FROM (SELECT id FROM collections WHERE id = $1 {lock}) AS locked");
+    count(&txn, &sql, [id.into()]).await?;
+    let Some(before) = find(&txn, &Grant::everything(), id).await? else { return Ok(false) };
+    let before = before.settings()?;
+    if !is_expected(&before) {
+        return Ok(false);
+    }
     let sql = "UPDATE collections SET settings = $1 WHERE id = $2";
     execute(&txn, sql, [to_json(settings)?.into(), id.into()]).await?;
-    let before = before.settings()?;
     if (before.target_fpir, before.match_cosine) != (settings.target_fpir, settings.match_cosine) {
         rematches::request(&txn, id, None, None).await?;
     }
-    txn.commit().await
+    txn.commit().await?;
+    Ok(true)
 }
 
 /// Counts what the collection holds.

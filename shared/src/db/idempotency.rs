@@ -5,12 +5,14 @@ use std::time::Duration;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
-use super::{Db, execute, micros, statement};
+use super::{Db, execute, is_postgres, micros, statement};
+use crate::access::Grant;
+use crate::ids::CollectionId;
 
 /// A client's promise that requests with the same key are the same request.
 #[derive(Clone, Debug)]
 pub struct Idempotency {
-    /// The method and path the key was sent to.
+    /// What the key was sent to, see [`route`].
     pub route: String,
     /// The client's key.
     pub key: String,
@@ -18,6 +20,11 @@ pub struct Idempotency {
     pub fingerprint: String,
     /// How long the key is remembered.
     pub keep: Duration,
+}
+
+/// What a caller sends a key to: the keys of one caller are not another's.
+pub fn route(grant: &Grant, collection: CollectionId, to: &str) -> String {
+    grant.owner().map_or_else(|| format!("{collection}/{to}"), |owner| format!("{owner}/{collection}/{to}"))
 }
 
 /// Which rows keys stand for: their table, and its column that names the row.
@@ -36,6 +43,22 @@ pub(super) enum Used {
     Same(Uuid),
     /// Another request.
     Otherwise,
+}
+
+/// Whether nobody else is about to have the key stand for something; nobody is until the transaction ends. `SQLite`'s one
+/// writer is alone anyway.
+pub(super) async fn try_lock(txn: &impl ConnectionTrait, idempotency: &Idempotency) -> Result<bool, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        locked: bool,
+    }
+    if !is_postgres(txn) {
+        return Ok(true);
+    }
+    let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0)) AS locked";
+    let name = format!("{}\n{}", idempotency.route, idempotency.key);
+    let row = Row::find_by_statement(statement(txn, sql, [name.into()])).one(txn).await?;
+    Ok(row.is_some_and(|row| row.locked))
 }
 
 /// What the key was used for before, if at all.

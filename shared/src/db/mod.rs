@@ -1,5 +1,6 @@
 //! The database: connections, and every query by name. Nothing outside this folder and the face indexes writes SQL.
 
+pub mod api_keys;
 pub mod batches;
 pub mod clusters;
 pub mod collections;
@@ -17,6 +18,7 @@ pub mod rejections;
 pub mod rematches;
 pub(crate) mod rows;
 pub mod schema;
+pub(crate) mod scoped;
 pub mod secret_key;
 pub mod transfer;
 pub mod uploads;
@@ -27,7 +29,8 @@ use std::time::Duration;
 
 use sea_orm::{
     AccessMode, ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DatabaseTransaction, DbErr,
-    FromQueryResult, IsolationLevel, RuntimeErr, Statement, TransactionTrait, Value,
+    FromQueryResult, IsolationLevel, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
+    TransactionTrait, Value,
 };
 
 use crate::config::Synchronous;
@@ -67,7 +70,11 @@ impl Db {
 
     /// Begins a write transaction.
     pub async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
-        self.write.begin().await
+        // On `SQLite` a transaction that begins with a read and then writes does not wait for another process's: it fails.
+        let sqlite_transaction_mode = (!is_postgres(&self.write)).then_some(SqliteTransactionMode::Immediate);
+        self.write
+            .begin_with_options(TransactionOptions { sqlite_transaction_mode, ..TransactionOptions::default() })
+            .await
     }
 
     /// Begins a transaction whose reads all see the same moment.

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use sea_orm::prelude::*;
-use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
+use sea_orm::{FromQueryResult, QueryOrder, QuerySelect, SqlErr};
 
 use super::entity::person::{Column, Entity, Model};
-use super::{Db, clusters, count, faces, is_postgres, placeholders, rematches, statement, through_deadlocks};
+use super::{Db, clusters, count, execute, faces, is_postgres, placeholders, rematches, statement, through_deadlocks};
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
@@ -122,6 +122,62 @@ pub async fn create(
         ON CONFLICT DO NOTHING RETURNING id, collection_id, external_id, name, created_at";
     let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into()];
     Model::find_by_statement(statement(&db.write, sql, values)).one(&db.write).await
+}
+
+/// What is to be changed of a person; `None` is left as it is, `Some(None)` taken away.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct PersonChanges {
+    pub external_id: Option<Option<String>>,
+    pub name: Option<Option<String>>,
+}
+
+/// What became of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Updated {
+    /// The person as it is now.
+    Done(Model),
+    /// It was not what the caller took it for; nothing was changed.
+    Otherwise,
+    /// Another person of the collection has that external id.
+    Taken,
+    /// Neither an external id nor a name would be left.
+    Nameless,
+    /// It is not there.
+    NoPerson,
+}
+
+/// Changes the person where it still is what the caller takes it for.
+pub async fn update(
+    db: &Db,
+    collection: CollectionId,
+    id: PersonId,
+    changes: PersonChanges,
+    is_expected: impl Fn(&Model) -> bool,
+) -> Result<Updated, DbErr> {
+    let txn = db.begin().await?;
+    let lock = "SELECT count(*) AS n FROM (SELECT id FROM persons WHERE id = $1 {for update}) AS locked";
+    count(&txn, lock, [id.into()]).await?;
+    let Some(mut row) = find(&txn, collection, id).await? else { return Ok(Updated::NoPerson) };
+    if !is_expected(&row) {
+        return Ok(Updated::Otherwise);
+    }
+    row.external_id = changes.external_id.unwrap_or(row.external_id);
+    row.name = changes.name.unwrap_or(row.name);
+    if row.external_id.is_none() && row.name.is_none() {
+        return Ok(Updated::Nameless);
+    }
+    let sql = "UPDATE persons SET external_id = $1, name = $2 WHERE id = $3";
+    let values = [row.external_id.clone().into(), row.name.clone().into(), id.into()];
+    match execute(&txn, sql, values).await {
+        Ok(_) => {}
+        Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => {
+            return Ok(Updated::Taken);
+        }
+        Err(error) => return Err(error),
+    }
+    txn.commit().await?;
+    Ok(Updated::Done(row))
 }
 
 /// Deletes the person with all faces and vectors. False when it is not there.

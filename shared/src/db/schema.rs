@@ -123,6 +123,10 @@ mod tests {
         assert!(matches!(check(db).await, Err(SchemaError::Behind { .. })), "one migration behind");
         migrations::Migrator::up(&db.write, None).await.unwrap();
         check(db).await.unwrap();
+        migrations::Migrator::down(&db.write, Some(1)).await.unwrap();
+        assert!(matches!(check(db).await, Err(SchemaError::Behind { .. })), "one migration back");
+        migrations::Migrator::up(&db.write, None).await.unwrap();
+        check(db).await.unwrap();
         let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_x', 0)";
         super::super::execute(&db.write, newer, []).await.unwrap();
         assert!(matches!(check(db).await, Err(SchemaError::Ahead { .. })));

@@ -7,7 +7,8 @@ use sea_orm::{ActiveValue::Set, FromQueryResult};
 
 use super::batches::listing::needs_manifest;
 use super::entity::upload::{ActiveModel, Column, Entity, Model};
-use super::{Db, execute, micros, now, placeholders, statement};
+use super::{Db, execute, micros, now, placeholders, scoped, statement};
+use crate::access::Grant;
 use crate::batch::Manifest;
 use crate::ids::{CollectionId, JobId, UploadId};
 
@@ -47,9 +48,15 @@ pub async fn create(conn: &impl ConnectionTrait, new: NewUpload) -> Result<Model
     .await
 }
 
-/// The upload of that id in that collection.
-pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: UploadId) -> Result<Option<Model>, DbErr> {
-    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
+/// The upload of that id in that collection, if the grant holds for it.
+pub async fn find(
+    conn: &impl ConnectionTrait,
+    grant: &Grant,
+    collection: CollectionId,
+    id: UploadId,
+) -> Result<Option<Model>, DbErr> {
+    let reached = scoped::filter(grant, Column::CollectionId);
+    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).filter(reached).one(conn).await
 }
 
 /// Drops the pictures that came inside a job's own request, once no unfinished job needs them. An object that an image

@@ -54,6 +54,7 @@ fn describe() {
     for (name, text) in [
         ("face_id_jobs_accepted_total", "Jobs answered with 202, by kind."),
         ("face_id_jobs_ended_total", "Jobs that ended, by kind and state."),
+        ("face_id_http_connections_refused_total", "Connections for which there was no place."),
         ("face_id_attempts_failed_total", "Attempts that failed and are repeated, by kind."),
         ("face_id_faces_changed_total", "Changes of faces by hand: assigned, unassigned, hidden or unhidden."),
         ("face_id_faces_clustered_total", "Unknown faces that were looked at for where they belong."),
@@ -77,6 +78,7 @@ fn describe() {
             "Jobs that are due and not dispatched, by lane; up to the queue's capacity.",
         ),
         ("face_id_outbox_oldest_age_seconds", Unit::Seconds, "How long the oldest of them has been due, by lane."),
+        ("face_id_http_connections", Unit::Count, "Connections of clients."),
         ("face_id_last_progress_timestamp_seconds", Unit::Seconds, "When this worker last ended a job (Unix time)."),
         ("face_id_webhook_pending", Unit::Count, "Events that wait to be told to an endpoint; up to 100000."),
         ("face_id_webhook_oldest_pending_age_seconds", Unit::Seconds, "How long the oldest of them has waited."),
@@ -125,6 +127,16 @@ pub fn job_ended(kind: JobKind, lane: Lane, state: JobState, run: Duration) {
 /// An attempt failed and is repeated.
 pub fn attempt_failed(kind: JobKind) {
     counter!("face_id_attempts_failed_total", "kind" => kind.as_str()).increment(1);
+}
+
+/// So many connections of clients stand.
+pub fn connections(open: usize) {
+    gauge!("face_id_http_connections").set(open as f64);
+}
+
+/// A connection found no place.
+pub fn connection_refused() {
+    counter!("face_id_http_connections_refused_total").increment(1);
 }
 
 /// A face was changed by hand.

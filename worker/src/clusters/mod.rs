@@ -9,6 +9,7 @@ pub mod units;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use shared::access::Grant;
 use shared::db::clusters::queue;
 use shared::db::collections;
 use shared::ids::CollectionId;
@@ -72,7 +73,7 @@ async fn step(
         queue::fold(&ctx.db, *id).await?;
     }
     let Some(id) = queue::next_collection(&ctx.db, &too_large).await? else { return Ok(false) };
-    let Some(row) = collections::find(&ctx.db.read, id).await? else {
+    let Some(row) = collections::find(&ctx.db.read, &Grant::everything(), id).await? else {
         held.collections.remove(&id);
         queue::forget(&ctx.db, id).await?;
         return Ok(true);

@@ -120,7 +120,8 @@ impl Lister {
             // Another worker may know it.
             Err(error) => return self.failed(batch, JobError::Transient(error.into())).await,
         };
-        let is_added = listing::add(&self.ctx.db, batch, &revision, listed).await?;
+        let images_per_day = self.ctx.config.limits.images_per_day;
+        let is_added = listing::add(&self.ctx.db, batch, &revision, images_per_day, listed).await?;
         if is_added {
             self.ctx.listed.notify_one();
         }

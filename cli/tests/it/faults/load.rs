@@ -137,7 +137,9 @@ async fn send(http: &reqwest::Client, url: &str, key: &str, body: &Value) -> Opt
             {
                 return job["id"].as_str().map(str::to_owned);
             }
-            assert!(!status.is_client_error(), "{status} is nobody's fault but the client's");
+            // An earlier try of the same job may be committed at this moment.
+            let is_ours = status.is_client_error() && status != StatusCode::CONFLICT;
+            assert!(!is_ours, "{status} is nobody's fault but the client's");
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::history::{self, Found, History, Job, is_terminal};
 use super::tally::Tally;
-use crate::server::{Bucket, command, until_ready_is};
+use crate::server::{API_KEY, Bucket, command, http, make_key, until_ready_is};
 
 /// Jobs a worker takes at once.
 const CONCURRENCY: &str = "4";
@@ -83,11 +83,14 @@ impl Rig {
             ("FACE_ID_QUEUE__PUBLISH_TIMEOUT_S", "3".to_owned()),
         ];
         let own = own.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let settings: Vec<_> = settings.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut settings: Vec<_> =
+            settings.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
         let migrated = command().arg("migrate").envs(settings.clone()).output().await.unwrap();
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
         history::begin(&postgres, DATABASE).await;
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).no_proxy().build().unwrap();
+        let key = make_key(&settings, &["--scope", "admin"]).await["token"].as_str().unwrap().to_owned();
+        let http = http(Some(&key), Duration::from_secs(15));
+        settings.push((API_KEY.to_owned(), key));
         let mut logs = 0;
         let api_arguments = ["api", "--bind", "127.0.0.1:0"];
         let api = start(&settings, &api_arguments, &[], "listening on ", next_log(&folder, &mut logs)).await;

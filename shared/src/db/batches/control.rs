@@ -6,10 +6,11 @@
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
+use crate::access::Grant;
 use crate::db::entity::batch::Model;
 use crate::db::jobs::transition::{Move, transition};
 use crate::db::webhooks::events;
-use crate::db::{Db, execute, placeholders, statement};
+use crate::db::{Db, execute, placeholders, scoped, statement};
 use crate::ids::{BatchId, JobId};
 
 /// Jobs of one slice: a transaction of some ten milliseconds.
@@ -30,8 +31,8 @@ pub enum Wish {
     Retry,
 }
 
-/// Does it; false when the batch is in no state for it, or not there.
-pub async fn change(db: &Db, batch: BatchId, wish: Wish) -> Result<bool, DbErr> {
+/// Does it; false when the batch is in no state for it, or none that the grant holds for.
+pub async fn change(db: &Db, grant: &Grant, batch: BatchId, wish: Wish) -> Result<bool, DbErr> {
     let (changes, guard) = match wish {
         Wish::Pause => ("state = 'paused', pace = NULL", "state = 'running'"),
         Wish::Resume => (
@@ -47,8 +48,9 @@ pub async fn change(db: &Db, batch: BatchId, wish: Wish) -> Result<bool, DbErr> 
             "state IN ('running', 'completed', 'failed')",
         ),
     };
-    let sql = format!("UPDATE batches SET {changes}, version = version + 1 WHERE id = $1 AND {guard}");
-    Ok(execute(&db.write, &sql, [batch.into()]).await? > 0)
+    let (reached, collections) = scoped::sql(grant, "collection_id", 2);
+    let sql = format!("UPDATE batches SET {changes}, version = version + 1 WHERE id = $1 AND {guard} AND {reached}");
+    Ok(execute(&db.write, &sql, std::iter::once(batch.into()).chain(collections)).await? > 0)
 }
 
 /// Batches that were cancelled and have jobs that have not ended.

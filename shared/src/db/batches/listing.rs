@@ -11,6 +11,7 @@ use serde_json::json;
 use super::deltas::{self, Delta};
 use super::missing::{self, Coverage};
 use crate::batch::Checkpoint;
+use crate::db::api_keys::usage::count_page;
 use crate::db::entity::batch::{BatchState, Column, Entity, Model, Sweep};
 use crate::db::rows::{self, Rows};
 use crate::db::{Db, execute, images, micros, now, statement};
@@ -60,8 +61,15 @@ pub async fn due(db: &Db, after: Option<BatchId>, limit: u64) -> Result<Vec<Mode
 
 /// Makes a job of each picture that the collection does not know yet, and notes how far the listing has come. False, and
 /// no job made, when the page is to be listed again: the batch is no longer as it was read, as it is held or somebody else
-/// listed the page, or too many known places are to be compared with the page for one turn.
-pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Listed) -> Result<bool, DbErr> {
+/// listed the page, or too many known places are to be compared with the page for one turn, or its key has spent the day's
+/// pictures (`images_per_day` where the key has no limit of its own).
+pub async fn add(
+    db: &Db,
+    batch: &Model,
+    detector_revision: &str,
+    images_per_day: u32,
+    listed: &Listed,
+) -> Result<bool, DbErr> {
     let Some(listed) = compared(db, batch, listed).await? else { return Ok(false) };
     let (sweep, problem) = after_page(db, batch, &listed).await?;
     failpoint("after_note");
@@ -69,6 +77,13 @@ pub async fn add(db: &Db, batch: &Model, detector_revision: &str, listed: &Liste
     let known = known(&txn, batch, detector_revision, &listed.items).await?;
     let is_new = |image: &&ImageRef| place(image).is_none_or(|place| !known.places.contains(&place));
     let new: Vec<&ImageRef> = listed.items.iter().filter(is_new).collect();
+    if let Some(key) = batch.api_key_id
+        && let Some(rest) = count_page(&txn, key, new.len(), images_per_day).await?
+    {
+        txn.rollback().await?;
+        wait_for_next_day(db, batch.id, rest).await?;
+        return Ok(false);
+    }
     let checkpoint = checkpoint_text(&Checkpoint { compared: None, ..listed.checkpoint.clone() })?;
     let sql = "UPDATE batches SET checkpoint = $1, items = items + $2, unchanged = unchanged + $3, listing_tries = 0,
             listed_at = CASE WHEN $4 THEN {now} END, problem = $5, version = version + 1, sweep = $9
@@ -147,6 +162,17 @@ pub async fn put_off(db: &Db, batch: BatchId, delay: Duration, problem: &Problem
             version = version + 1
         WHERE id = $3 AND listed_at IS NULL AND finished_at IS NULL";
     execute(&db.write, sql, [micros(delay).into(), json_text(problem)?.into(), batch.into()]).await?;
+    Ok(())
+}
+
+/// Goes on with the listing when the next day begins.
+async fn wait_for_next_day(db: &Db, batch: BatchId, rest: Duration) -> Result<(), DbErr> {
+    let detail =
+        "the API key has spent the pictures that it may have looked at in a day (UTC); the listing goes on tomorrow";
+    let problem = Problem::new("daily_images_spent", detail);
+    let sql = "UPDATE batches SET list_after = {now} + $1, problem = $2, version = version + 1
+        WHERE id = $3 AND listed_at IS NULL AND finished_at IS NULL";
+    execute(&db.write, sql, [micros(rest).into(), json_text(&problem)?.into(), batch.into()]).await?;
     Ok(())
 }
 

@@ -7,10 +7,11 @@ use sea_orm::sea_query::Expr;
 use sea_orm::{FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
 
 use super::deltas::{self, Sum};
+use crate::access::Grant;
 use crate::db::entity::batch::{Column, Entity, Model};
 use crate::db::entity::job;
 use crate::db::jobs::read::{JobWithAnswer, with_answers};
-use crate::db::{Db, placeholders, statement};
+use crate::db::{Db, placeholders, scoped, statement};
 use crate::ids::{BatchId, CollectionId};
 use crate::job::JobState;
 
@@ -23,20 +24,23 @@ pub struct BatchWithCounts {
     pub problems: BTreeMap<(JobState, String), i64>,
 }
 
-/// The batch of that id.
-pub async fn find(db: &Db, id: BatchId) -> Result<Option<BatchWithCounts>, DbErr> {
+/// The batch of that id, if the grant holds for its collection.
+pub async fn find(db: &Db, grant: &Grant, id: BatchId) -> Result<Option<BatchWithCounts>, DbErr> {
+    let query = Entity::find_by_id(id).filter(scoped::filter(grant, Column::CollectionId));
     // The row first: what is folded between the two reads would else be counted in neither.
-    Ok(with_counts(db, Entity::find_by_id(id)).await?.pop())
+    Ok(with_counts(db, query).await?.pop())
 }
 
-/// Up to `limit` batches that were made before `before`, newest first.
+/// Up to `limit` batches of the grant's collections that were made before `before`, newest first.
 pub async fn list(
     db: &Db,
+    grant: &Grant,
     collection: Option<CollectionId>,
     before: Option<BatchId>,
     limit: u64,
 ) -> Result<Vec<BatchWithCounts>, DbErr> {
-    let mut query = Entity::find().order_by_desc(Column::Id).limit(limit);
+    let reached = scoped::filter(grant, Column::CollectionId);
+    let mut query = Entity::find().filter(reached).order_by_desc(Column::Id).limit(limit);
     if let Some(collection) = collection {
         query = query.filter(Column::CollectionId.eq(collection));
     }
@@ -46,16 +50,28 @@ pub async fn list(
     with_counts(db, query).await
 }
 
-/// Up to `limit` jobs of the batch in the order of its items, those after `after`.
+/// Which jobs of a batch a list shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ItemFilter {
+    /// In this state.
+    pub state: Option<JobState>,
+    /// Those after this item.
+    pub after: Option<i64>,
+}
+
+/// Up to `limit` jobs of the batch in the order of its items, if the grant holds for its collection.
 pub async fn jobs(
     db: &Db,
+    grant: &Grant,
     batch: BatchId,
-    state: Option<JobState>,
-    after: Option<i64>,
+    ItemFilter { state, after }: ItemFilter,
     limit: u64,
 ) -> Result<Vec<JobWithAnswer>, DbErr> {
-    let mut query =
-        job::Entity::find().filter(job::Column::BatchId.eq(batch)).order_by_asc(job::Column::ItemNo).limit(limit);
+    let mut query = job::Entity::find()
+        .filter(job::Column::BatchId.eq(batch))
+        .filter(scoped::filter(grant, job::Column::CollectionId))
+        .order_by_asc(job::Column::ItemNo)
+        .limit(limit);
     if let Some(state) = state {
         query = query.filter(job::Column::State.eq(state));
         if matches!(state, JobState::Rejected | JobState::Failed | JobState::Cancelled) {

@@ -3,6 +3,7 @@
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
 
+use crate::access::Grant;
 use crate::batch::BatchSource;
 use crate::db::entity::batch::{ActiveModel, BatchState, Model, OnGone};
 use crate::db::idempotency::{self, Idempotency, OF_BATCHES, Used};
@@ -38,18 +39,23 @@ pub enum Submitted {
     Existing(BatchId),
     /// The key was used for another request.
     KeyReused,
+    /// A request with the key is being committed.
+    KeyInFlight,
 }
 
-/// Stores the batch; it is durable when this returns, and its listing is due.
-pub async fn submit(db: &Db, new: NewBatch) -> Result<Submitted, DbErr> {
+/// Stores the batch as one of the grant's own; it is durable when this returns, and its listing is due.
+pub async fn submit(db: &Db, grant: &Grant, new: NewBatch) -> Result<Submitted, DbErr> {
     let idempotency = new.idempotency.clone();
     let txn = db.begin().await?;
-    if let Some(idempotency) = &idempotency
-        && let Some(found) = repeated(&txn, idempotency).await?
-    {
-        return Ok(found);
+    if let Some(idempotency) = &idempotency {
+        if !idempotency::try_lock(&txn, idempotency).await? {
+            return Ok(Submitted::KeyInFlight);
+        }
+        if let Some(found) = repeated(&txn, idempotency).await? {
+            return Ok(found);
+        }
     }
-    let batch = insert(&txn, new).await?;
+    let batch = insert(&txn, grant, new).await?;
     if let Some(idempotency) = &idempotency
         && !idempotency::remember(&txn, OF_BATCHES, idempotency, batch.id.0).await?
     {
@@ -61,7 +67,7 @@ pub async fn submit(db: &Db, new: NewBatch) -> Result<Submitted, DbErr> {
     Ok(Submitted::New(batch.id))
 }
 
-async fn insert(txn: &impl ConnectionTrait, new: NewBatch) -> Result<Model, DbErr> {
+async fn insert(txn: &impl ConnectionTrait, grant: &Grant, new: NewBatch) -> Result<Model, DbErr> {
     let created_at = now(txn).await?;
     ActiveModel {
         id: Set(BatchId::new()),
@@ -99,6 +105,7 @@ async fn insert(txn: &impl ConnectionTrait, new: NewBatch) -> Result<Model, DbEr
         sweep: Set(None),
         moved: Set(0),
         gone: Set(0),
+        api_key_id: Set(grant.owner()),
         webhook_endpoint_ids: Set(endpoints::to_text(new.webhook_endpoints.as_deref())?),
     }
     .insert(txn)

@@ -11,6 +11,7 @@ use super::missing::Coverage;
 use super::sweep;
 use super::tests::{REVISION, begin, end, found, jobs_of, new_batch_that, on_both};
 use super::{control, missing};
+use crate::access::Grant;
 use crate::batch::Checkpoint;
 use crate::db::entity::batch::{OnGone, Sweep};
 use crate::db::faces::{NewFace, Origin};
@@ -75,7 +76,7 @@ async fn list(db: &Db, id: BatchId, names: &[&str], a_page: usize) {
         // As a lister does that was cut off before it wrote the page's jobs.
         missing::note(db, &batch, &listed).await.unwrap();
         let mut turns = 0;
-        while !listing::add(db, &found(db, id).await.batch, REVISION, &listed).await.unwrap() {
+        while !listing::add(db, &found(db, id).await.batch, REVISION, 0, &listed).await.unwrap() {
             turns += 1;
             assert!(turns < 10, "the page is never added");
         }
@@ -239,7 +240,7 @@ async fn gone_images_are_deleted_with_their_faces_when_all_was_seen() {
         assert_eq!(is_gone(db, collection, now).await, Some(true));
         assert_eq!(control::finish(db).await.unwrap(), [id]);
 
-        assert!(control::change(db, id, control::Wish::Retry).await.unwrap());
+        assert!(control::change(db, &Grant::everything(), id, control::Wish::Retry).await.unwrap());
         while control::reopen_slice(db, id).await.unwrap() {}
         work(db, id).await;
         assert_eq!(swept(db, id, 10).await, (0, 2), "the one of before is counted once it is deleted");
@@ -261,28 +262,28 @@ async fn nothing_is_judged_unless_the_listing_is_complete() {
         age(db).await;
         let id = new_batch_that(db, collection, OnGone::Delete).await;
         let batch = found(db, id).await.batch;
-        assert!(listing::add(db, &batch, REVISION, &page(&["z.jpg"], false)).await.unwrap());
+        assert!(listing::add(db, &batch, REVISION, 0, &page(&["z.jpg"], false)).await.unwrap());
         listing::give_up(db, id, &Problem::new("source_gone", "a test")).await.unwrap();
         assert!(sweep::due(db, 10).await.unwrap().is_empty(), "the listing was given up");
         assert_eq!(control::finish(db).await.unwrap(), [id]);
         assert_eq!(is_gone(db, collection, image).await, Some(false));
 
         // Tried again it goes on behind the page, and what that page did not meet is judged.
-        assert!(control::change(db, id, control::Wish::Retry).await.unwrap());
+        assert!(control::change(db, &Grant::everything(), id, control::Wish::Retry).await.unwrap());
         while control::reopen_slice(db, id).await.unwrap() {}
         let batch = found(db, id).await.batch;
-        assert!(listing::add(db, &batch, REVISION, &page(&[], true)).await.unwrap());
+        assert!(listing::add(db, &batch, REVISION, 0, &page(&[], true)).await.unwrap());
         let due = sweep::due(db, 10).await.unwrap();
         assert_eq!(due.len(), 1);
         sweep::put_off(db, id, Duration::from_secs(60)).await.unwrap();
         assert!(sweep::due(db, 10).await.unwrap().is_empty(), "not before its time");
-        assert!(control::change(db, id, control::Wish::Cancel).await.unwrap());
+        assert!(control::change(db, &Grant::everything(), id, control::Wish::Cancel).await.unwrap());
         assert!(!sweep::judge(db, &due[0], &[uri("gone.jpg")], &[]).await.unwrap(), "it was cancelled");
         assert_eq!(control::finish(db).await.unwrap(), [id]);
 
         let id = new_batch_that(db, collection, OnGone::Keep).await;
         let batch = found(db, id).await.batch;
-        assert!(listing::add(db, &batch, REVISION, &page(&[], true)).await.unwrap());
+        assert!(listing::add(db, &batch, REVISION, 0, &page(&[], true)).await.unwrap());
         let batch = found(db, id).await.batch;
         assert_eq!(batch.sweep, None, "nothing at all was listed");
         assert!(batch.problem.unwrap().contains("source_empty"));
@@ -306,7 +307,7 @@ async fn a_page_goes_on_where_its_turn_ended() {
         execute(&db.write, sql, [collection.into()]).await.unwrap();
         let id = new_batch_that(db, collection, OnGone::Keep).await;
         let last = page(&["17400.jpg"], true);
-        let add = async || listing::add(db, &found(db, id).await.batch, REVISION, &last).await.unwrap();
+        let add = async || listing::add(db, &found(db, id).await.batch, REVISION, 0, &last).await.unwrap();
         assert!(!add().await, "too many to compare in one turn");
         let batch = found(db, id).await.batch;
         assert_eq!((batch.items, batch.listed_at), (0, None));
@@ -331,7 +332,7 @@ async fn nothing_is_said_of_what_lay_below_an_empty_folder() {
         listed.coverage.as_mut().unwrap().empty =
             ["always", "away"].map(|name| format!("file:///photos/{name}")).to_vec();
         let batch = found(db, id).await.batch;
-        assert!(listing::add(db, &batch, REVISION, &listed).await.unwrap());
+        assert!(listing::add(db, &batch, REVISION, 0, &listed).await.unwrap());
         assert_eq!(sweep::missing(db, id, 10).await.unwrap(), ["away0.jpg", "gone/3.jpg"].map(uri));
         let checkpoint = found(db, id).await.batch.checkpoint().unwrap();
         assert_eq!(checkpoint.skipped, 1, "the other one never held anything");

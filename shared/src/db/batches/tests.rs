@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::control::{self, Wish, change};
 use super::deltas::{Folded, fold};
 use super::listing::{self, Listed};
-use super::read::{self, BatchWithCounts};
+use super::read::{self, BatchWithCounts, ItemFilter};
 use super::submit::{NewBatch, Submitted, submit};
+use crate::access::Grant;
 use crate::batch::{BatchSource, Checkpoint};
 use crate::db::entity::batch::{BatchState, OnGone};
 use crate::db::faces::Origin;
@@ -50,7 +51,7 @@ pub(super) async fn new_batch_that(db: &Db, collection: CollectionId, on_gone: O
         traceparent: None,
         idempotency: None,
     };
-    match submit(db, new).await.unwrap() {
+    match submit(db, &Grant::everything(), new).await.unwrap() {
         Submitted::New(id) => id,
         other => panic!("a batch without a key is new, got {other:?}"),
     }
@@ -67,16 +68,21 @@ fn page(names: &[&str], is_last: bool) -> Listed {
 }
 
 pub(super) async fn found(db: &Db, id: BatchId) -> BatchWithCounts {
-    read::find(db, id).await.unwrap().unwrap()
+    read::find(db, &Grant::everything(), id).await.unwrap().unwrap()
 }
 
 async fn list(db: &Db, id: BatchId, listed: &Listed) -> bool {
     let batch = found(db, id).await.batch;
-    listing::add(db, &batch, REVISION, listed).await.unwrap()
+    listing::add(db, &batch, REVISION, 0, listed).await.unwrap()
 }
 
 pub(super) async fn jobs_of(db: &Db, id: BatchId) -> Vec<JobId> {
-    read::jobs(db, id, None, None, 100).await.unwrap().into_iter().map(|j| j.job.id).collect()
+    read::jobs(db, &Grant::everything(), id, ItemFilter::default(), 100)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|j| j.job.id)
+        .collect()
 }
 
 pub(super) async fn begin(db: &Db, jobs: &[JobId]) -> Option<Claim> {
@@ -105,17 +111,18 @@ async fn every_page_is_listed_once() {
         let id = new_batch(db, collection).await;
         let fresh = found(db, id).await.batch;
         let first = page(&["a.jpg", "b.jpg"], false);
-        assert!(listing::add(db, &fresh, REVISION, &first).await.unwrap());
-        assert!(!listing::add(db, &fresh, REVISION, &first).await.unwrap(), "another lister was first");
-        assert!(change(db, id, Wish::Pause).await.unwrap());
+        assert!(listing::add(db, &fresh, REVISION, 0, &first).await.unwrap());
+        assert!(!listing::add(db, &fresh, REVISION, 0, &first).await.unwrap(), "another lister was first");
+        assert!(change(db, &Grant::everything(), id, Wish::Pause).await.unwrap());
         assert!(!list(db, id, &page(&["c.jpg"], true)).await, "nothing is listed while it is held");
         assert!(listing::due(db, None, 10).await.unwrap().iter().all(|b| b.id != id));
-        assert!(change(db, id, Wish::Resume).await.unwrap());
+        assert!(change(db, &Grant::everything(), id, Wish::Resume).await.unwrap());
         assert!(list(db, id, &page(&["c.jpg"], true)).await);
         let batch = found(db, id).await.batch;
         assert_eq!((batch.items, batch.unchanged, batch.queued, batch.listed_at.is_some()), (3, 0, 3, true));
         assert_eq!(batch.checkpoint().unwrap().after.as_deref(), Some("/photos/c.jpg"));
-        let jobs = read::jobs(db, id, Some(JobState::Queued), Some(0), 10).await.unwrap();
+        let queued = ItemFilter { state: Some(JobState::Queued), after: Some(0) };
+        let jobs = read::jobs(db, &Grant::everything(), id, queued, 10).await.unwrap();
         let items: Vec<_> = jobs.iter().map(|j| (j.job.item_no, j.job.tag.as_deref(), j.job.lane)).collect();
         assert_eq!(items, [(Some(1), Some("tag"), Lane::Bulk), (Some(2), Some("tag"), Lane::Bulk)]);
     })
@@ -149,7 +156,7 @@ async fn what_the_collection_knows_is_not_looked_at_again() {
         assert_eq!((batch.items, batch.unchanged, batch.queued), (4, 2, 2));
         let other = new_batch(db, collection).await;
         let batch = found(db, other).await.batch;
-        assert!(listing::add(db, &batch, "detector-2", &page(&["a.jpg"], true)).await.unwrap());
+        assert!(listing::add(db, &batch, "detector-2", 0, &page(&["a.jpg"], true)).await.unwrap());
         assert_eq!(found(db, other).await.batch.unchanged, 0, "a new detector looks at all");
     })
     .await;
@@ -195,7 +202,7 @@ async fn a_batch_ends_once_a_round() {
         assert_eq!(control::finish(db).await.unwrap(), []);
         assert_eq!(found(db, id).await.batch.state, BatchState::Completed);
 
-        assert!(change(db, id, Wish::Retry).await.unwrap());
+        assert!(change(db, &Grant::everything(), id, Wish::Retry).await.unwrap());
         assert_eq!(control::being_retried(db).await.unwrap(), [id]);
         assert_eq!(control::finish(db).await.unwrap(), [], "its failed jobs are still to be put back");
         while control::reopen_slice(db, id).await.unwrap() {}
@@ -218,8 +225,11 @@ async fn a_cancelled_batch_leaves_nothing_open() {
         list(db, id, &page(&["a.jpg", "b.jpg", "c.jpg"], false)).await;
         let jobs = jobs_of(db, id).await;
         let claimed = begin(db, &jobs[..1]).await.unwrap();
-        assert!(change(db, id, Wish::Cancel).await.unwrap());
-        assert!(!change(db, id, Wish::Resume).await.unwrap() && !change(db, id, Wish::Retry).await.unwrap());
+        assert!(change(db, &Grant::everything(), id, Wish::Cancel).await.unwrap());
+        assert!(
+            !change(db, &Grant::everything(), id, Wish::Resume).await.unwrap()
+                && !change(db, &Grant::everything(), id, Wish::Retry).await.unwrap()
+        );
         assert!(!list(db, id, &page(&["d.jpg"], true)).await, "nothing is listed any more");
         assert_eq!(control::being_cancelled(db).await.unwrap(), [id]);
         let slice = control::cancel_slice(db, id, -1).await.unwrap();
@@ -243,11 +253,11 @@ async fn a_message_that_meets_a_pause_is_not_counted_on() {
         let jobs = jobs_of(db, id).await;
         let due = || async { outbox::due(db, Lane::Bulk, "tiny", id.0, 10).await.unwrap() };
         let published = due().await;
-        assert!(change(db, id, Wish::Pause).await.unwrap());
+        assert!(change(db, &Grant::everything(), id, Wish::Pause).await.unwrap());
         assert!(begin(db, &jobs).await.is_none(), "its batch is held");
         // The dispatcher marks what it published only now that the message is used up.
         outbox::mark_dispatched(db, &published).await.unwrap();
-        assert!(change(db, id, Wish::Resume).await.unwrap());
+        assert!(change(db, &Grant::everything(), id, Wish::Resume).await.unwrap());
         assert_eq!(due().await.iter().map(|job| job.id).collect::<Vec<_>>(), jobs, "it is sent again");
     })
     .await;
@@ -269,7 +279,7 @@ async fn a_listing_that_is_given_up_can_be_tried_again() {
         while fold(db).await.unwrap() != Folded::Nothing {}
         assert_eq!(control::finish(db).await.unwrap(), [id]);
         assert_eq!(found(db, id).await.batch.state, BatchState::Failed);
-        assert!(change(db, id, Wish::Retry).await.unwrap());
+        assert!(change(db, &Grant::everything(), id, Wish::Retry).await.unwrap());
         while control::reopen_slice(db, id).await.unwrap() {}
         assert!(list(db, id, &page(&["b.jpg"], true)).await, "it goes on where it broke off");
         assert_eq!(counts(db, id).await, [1, 0, 1, 0, 0, 0]);
@@ -296,9 +306,9 @@ async fn a_repeated_key_gives_the_same_batch() {
                 keep: LEASE,
             }),
         };
-        let Submitted::New(id) = submit(db, request("a")).await.unwrap() else { panic!("the key is new") };
-        assert!(matches!(submit(db, request("a")).await.unwrap(), Submitted::Existing(same) if same == id));
-        assert!(matches!(submit(db, request("b")).await.unwrap(), Submitted::KeyReused));
+        let Submitted::New(id) = submit(db, &Grant::everything(), request("a")).await.unwrap() else { panic!("the key is new") };
+        assert!(matches!(submit(db, &Grant::everything(), request("a")).await.unwrap(), Submitted::Existing(same) if same == id));
+        assert!(matches!(submit(db, &Grant::everything(), request("b")).await.unwrap(), Submitted::KeyReused));
     })
     .await;
 }
@@ -313,7 +323,10 @@ async fn a_cancel_ends_a_retry() {
         for job in &jobs {
             end(db, claimed.id, *job, &Outcome::Failed(problem("source_refused"))).await;
         }
-        assert!(change(db, id, Wish::Retry).await.unwrap() && change(db, id, Wish::Cancel).await.unwrap());
+        assert!(
+            change(db, &Grant::everything(), id, Wish::Retry).await.unwrap()
+                && change(db, &Grant::everything(), id, Wish::Cancel).await.unwrap()
+        );
         assert!(control::being_retried(db).await.unwrap().is_empty());
         assert!(!control::reopen_slice(db, id).await.unwrap(), "nothing is put back any more");
         while fold(db).await.unwrap() != Folded::Nothing {}
@@ -352,7 +365,7 @@ async fn what_ended_long_ago_is_deleted() {
         assert_eq!(retention::delete_ended(db, Some(jobs[1]), keep).await.unwrap(), retention::Slice::default());
         assert_eq!(retention::delete_ended(db, None, keep).await.unwrap().deleted, 1);
         assert_eq!(retention::delete_ended_batches(db, keep, 10).await.unwrap(), 1);
-        assert!(read::find(db, id).await.unwrap().is_none());
+        assert!(read::find(db, &Grant::everything(), id).await.unwrap().is_none());
     })
     .await;
 }

@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::{BatchId, CollectionId};
+use crate::ids::{ApiKeyId, BatchId, CollectionId};
 use crate::job::JobKind;
 
 /// Where a batch stands.
@@ -116,6 +116,8 @@ pub struct Model {
     pub moved: i64,
     /// Images of which no place is left.
     pub gone: i64,
+    /// The first key of the line that asked for it.
+    pub api_key_id: Option<ApiKeyId>,
     /// Only these endpoints are told of it and its jobs, a JSON list of their ids; `None`: all that want to know.
     pub webhook_endpoint_ids: Option<String>,
 }

@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 
 use sea_orm::prelude::Uuid;
 
-use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
+use crate::ids::{ApiKeyId, BatchId, ClaimId, CollectionId, JobId};
 use crate::job::{JobKind, JobState, Lane};
 
 /// A row of `jobs`.
@@ -45,6 +45,8 @@ pub struct Model {
     pub source_id: Option<Uuid>,
     /// The code of its problem, once it is rejected or failed.
     pub problem_code: Option<String>,
+    /// The first key of the line that made it; of a single job only.
+    pub api_key_id: Option<ApiKeyId>,
     /// Only these endpoints are told of it, a JSON list of their ids; `None`: all that want to know.
     pub webhook_endpoint_ids: Option<String>,
 }

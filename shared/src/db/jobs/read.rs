@@ -1,10 +1,11 @@
 //! Reading jobs.
 
 use sea_orm::prelude::*;
-use sea_orm::{FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{Condition, FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
 
+use crate::access::{Grant, Scope};
 use crate::db::entity::job::{Column, Entity, Model};
-use crate::db::{Db, placeholders, statement};
+use crate::db::{Db, placeholders, scoped, statement};
 use crate::ids::{CollectionId, JobId};
 use crate::job::{JobArgs, JobKind, JobState, Problem};
 
@@ -30,15 +31,21 @@ pub struct JobFilter {
     pub state: Option<JobState>,
 }
 
-/// The job of that id.
-pub async fn find(db: &Db, id: JobId) -> Result<Option<JobWithAnswer>, DbErr> {
-    let rows = Entity::find_by_id(id).all(&db.read).await?;
+/// The job of that id, if the grant shows it.
+pub async fn find(db: &Db, grant: &Grant, id: JobId) -> Result<Option<JobWithAnswer>, DbErr> {
+    let rows = Entity::find_by_id(id).filter(shown(grant)).all(&db.read).await?;
     Ok(with_answers(db, rows).await?.pop())
 }
 
-/// Up to `limit` jobs that were made before `before`, newest first.
-pub async fn list(db: &Db, filter: JobFilter, before: Option<JobId>, limit: u64) -> Result<Vec<JobWithAnswer>, DbErr> {
-    let mut query = Entity::find().order_by_desc(Column::Id).limit(limit);
+/// Up to `limit` jobs that the grant shows and that were made before `before`, newest first.
+pub async fn list(
+    db: &Db,
+    grant: &Grant,
+    filter: JobFilter,
+    before: Option<JobId>,
+    limit: u64,
+) -> Result<Vec<JobWithAnswer>, DbErr> {
+    let mut query = Entity::find().filter(shown(grant)).order_by_desc(Column::Id).limit(limit);
     if let Some(collection) = filter.collection {
         query = query.filter(Column::CollectionId.eq(collection));
     }
@@ -53,6 +60,12 @@ pub async fn list(db: &Db, filter: JobFilter, before: Option<JobId>, limit: u64)
     }
     let rows = query.all(&db.read).await?;
     with_answers(db, rows).await
+}
+
+/// Whoever may not read at all sees the jobs that it made.
+fn shown(grant: &Grant) -> Condition {
+    let reached = scoped::filter(grant, Column::CollectionId);
+    if grant.has(Scope::Read) { reached } else { reached.add(Column::ApiKeyId.eq(grant.owner())) }
 }
 
 /// The jobs with what their payloads say.

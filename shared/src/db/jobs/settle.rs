@@ -8,8 +8,9 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::transition::{Move, transition};
+use crate::access::{Grant, Scope};
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{Db, count, execute, placeholders, statement, uploads};
+use crate::db::{Db, count, execute, placeholders, scoped, statement, uploads};
 use crate::ids::{ClaimId, JobId};
 use crate::job::{JobArgs, JobState, Problem};
 
@@ -77,6 +78,8 @@ pub enum Cancel {
     Requested,
     /// The job had ended before.
     AlreadyFinished,
+    /// The grant allows it for none but its own jobs, and this is none; or there is no such job.
+    NotAllowed,
 }
 
 /// Locks the job and its claim until the transaction ends, and says whether the attempt may still write; a claim that is
@@ -197,12 +200,22 @@ pub async fn release(db: &Db, claim: ClaimId, jobs: &[JobId]) -> Result<(), DbEr
     txn.commit().await
 }
 
-/// Cancels a job: at once while it waits, by asking its worker while it runs.
-pub async fn cancel(db: &Db, job: JobId) -> Result<Cancel, DbErr> {
+/// Cancels a job: at once while it waits, by asking its worker while it runs. Whoever may not write cancels its own.
+pub async fn cancel(db: &Db, grant: &Grant, job: JobId) -> Result<Cancel, DbErr> {
     let txn = db.begin().await?;
+    let (mut allowed, collections) = scoped::sql(grant, "collection_id", 2);
+    let mut values = vec![job.into()];
+    values.extend(collections);
+    if !grant.has(Scope::Write) {
+        values.push(grant.owner().into());
+        allowed = format!("{allowed} AND api_key_id = ${}", values.len());
+    }
     // Locked, so that it cannot go from running to waiting between the two looks.
-    let lock = "SELECT count(*) AS n FROM (SELECT id FROM jobs WHERE id = $1 {for update}) AS locked";
-    count(&txn, lock, [job.into()]).await?;
+    let lock =
+        format!("SELECT count(*) AS n FROM (SELECT id FROM jobs WHERE id = $1 AND {allowed} {{for update}}) AS locked");
+    if count(&txn, &lock, values).await? == 0 {
+        return Ok(Cancel::NotAllowed);
+    }
     let cancelled = transition(&txn, &[job], Move::CancelQueued).await?;
     if !cancelled.is_empty() {
         execute(&txn, "UPDATE job_payloads SET problem = NULL WHERE job_id = $1", [job.into()]).await?;

@@ -3,6 +3,8 @@
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
 
+use crate::access::Grant;
+use crate::db::api_keys::usage::{OverLimit, count_job};
 use crate::db::entity::job::{ActiveModel, Entity, Model};
 use crate::db::idempotency::{self, Idempotency, OF_JOBS, Used};
 use crate::db::webhooks::endpoints;
@@ -37,6 +39,10 @@ pub enum Submitted {
     Existing(Model),
     /// The key was used for another request.
     KeyReused,
+    /// A request with the key is being committed.
+    KeyInFlight,
+    /// The grant's limits allow no further job.
+    OverLimit(OverLimit),
 }
 
 /// The job that this key made before, if any, so that a repeat need not store its picture again.
@@ -44,18 +50,24 @@ pub async fn find_repeated(db: &Db, idempotency: &Idempotency) -> Result<Option<
     repeated(&db.read, idempotency).await
 }
 
-/// Stores the job; it is durable when this returns.
-pub async fn submit(db: &Db, new: NewJob) -> Result<Submitted, DbErr> {
+/// Stores the job as one of the grant's own; it is durable when this returns.
+pub async fn submit(db: &Db, grant: &Grant, new: NewJob) -> Result<Submitted, DbErr> {
     let txn = db.begin().await?;
-    if let Some(idempotency) = &new.idempotency
-        && let Some(found) = repeated(&txn, idempotency).await?
-    {
-        return Ok(found);
+    if let Some(idempotency) = &new.idempotency {
+        if !idempotency::try_lock(&txn, idempotency).await? {
+            return Ok(Submitted::KeyInFlight);
+        }
+        if let Some(found) = repeated(&txn, idempotency).await? {
+            return Ok(found);
+        }
+    }
+    if let Some(over) = count_job(&txn, grant, new.args.images().len()).await? {
+        return Ok(Submitted::OverLimit(over));
     }
     for upload in new.inline_uploads.clone() {
         uploads::create(&txn, upload).await?;
     }
-    let job = insert(&txn, &new).await?;
+    let job = insert(&txn, grant, &new).await?;
     if let Some(idempotency) = new.idempotency
         && !idempotency::remember(&txn, OF_JOBS, &idempotency, job.id.0).await?
     {
@@ -67,7 +79,7 @@ pub async fn submit(db: &Db, new: NewJob) -> Result<Submitted, DbErr> {
     Ok(Submitted::New(job))
 }
 
-async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr> {
+async fn insert(txn: &impl ConnectionTrait, grant: &Grant, new: &NewJob) -> Result<Model, DbErr> {
     let created_at = now(txn).await?;
     let job = ActiveModel {
         id: Set(JobId::new()),
@@ -92,6 +104,7 @@ async fn insert(txn: &impl ConnectionTrait, new: &NewJob) -> Result<Model, DbErr
         item_no: Set(None),
         source_id: Set(Some(new.collection.0)),
         problem_code: Set(None),
+        api_key_id: Set(grant.owner()),
         webhook_endpoint_ids: Set(endpoints::to_text(new.webhook_endpoints.as_deref())?),
     }
     .insert(txn)

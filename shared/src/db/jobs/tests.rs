@@ -11,6 +11,7 @@ use super::outbox;
 use super::recovery::{reap, recover_all};
 use super::settle::{self, Cancel, Outcome};
 use super::submit::{NewJob, Submitted, submit};
+use crate::access::Grant;
 use crate::db::entity::job;
 use crate::db::idempotency::Idempotency;
 use crate::db::{Db, collections, execute, uploads};
@@ -225,7 +226,7 @@ impl World {
     }
 
     async fn cancel(&mut self, job: usize) {
-        let done = settle::cancel(&self.db, self.ids[job]).await.unwrap();
+        let done = settle::cancel(&self.db, &Grant::everything(), self.ids[job]).await.unwrap();
         let job = &mut self.jobs[job];
         let wanted = match job.state {
             JobState::Queued => {
@@ -303,7 +304,7 @@ fn request(collection: CollectionId, idempotency: Option<Idempotency>) -> NewJob
 }
 
 async fn new_job(db: &Db, collection: CollectionId) -> JobId {
-    match submit(db, request(collection, None)).await.unwrap() {
+    match submit(db, &Grant::everything(), request(collection, None)).await.unwrap() {
         Submitted::New(job) => job.id,
         other => panic!("a job without a key is new, got {other:?}"),
     }
@@ -360,8 +361,9 @@ async fn one_job_for_a_key(db: &Db) {
         let (route, key, fingerprint) = ("r".to_owned(), "k".to_owned(), fingerprint.to_owned());
         request(collection, Some(Idempotency { route, key, fingerprint, keep: LEASE }))
     };
-    // All at once: one makes the job, the others find it.
-    let submitted = futures_util::future::join_all((0..8).map(|_| submit(db, request("f")))).await;
+    let grant = Grant::everything();
+    // All at once: one makes the job, the others find it, or are told to come again.
+    let submitted = futures_util::future::join_all((0..8).map(|_| submit(db, &grant, request("f")))).await;
     let mut ids = Vec::new();
     let mut new = 0;
     for one in submitted {
@@ -371,10 +373,13 @@ async fn one_job_for_a_key(db: &Db) {
                 ids.push(job.id);
             }
             Submitted::Existing(job) => ids.push(job.id),
+            Submitted::KeyInFlight => {}
             Submitted::KeyReused => panic!("the fingerprints are the same"),
+            Submitted::OverLimit(over) => panic!("there is no limit, got {over:?}"),
         }
     }
     ids.dedup();
     assert_eq!((new, ids.len()), (1, 1));
-    assert!(matches!(submit(db, request("other")).await.unwrap(), Submitted::KeyReused));
+    assert!(matches!(submit(db, &grant, request("f")).await.unwrap(), Submitted::Existing(job) if job.id == ids[0]));
+    assert!(matches!(submit(db, &grant, request("other")).await.unwrap(), Submitted::KeyReused));
 }

@@ -18,6 +18,7 @@ use super::entity::{collection, job};
 use super::jobs::submit::{NewJob, Submitted, submit};
 use super::rows::{self, Column, Rows};
 use super::{Db, collections, count, execute, micros, persons, placeholders, statement};
+use crate::access::Grant;
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, PersonId};
 use crate::job::{JobArgs, RematchScope};
@@ -86,7 +87,7 @@ pub async fn begin_wanted(db: &Db) -> Result<usize, DbErr> {
         if execute(&db.write, &sql, [collection_id.into(), micros(SETTLE).into()]).await? > 0 {
             continue;
         }
-        if let Some(collection) = collections::find(&db.write, collection_id).await? {
+        if let Some(collection) = collections::find(&db.write, &Grant::everything(), collection_id).await? {
             find_or_submit(db, &collection, false, None).await?;
             made += 1;
         }
@@ -117,7 +118,8 @@ async fn find_or_submit(
             inline_uploads: Vec::new(),
             webhook_endpoints: None,
         };
-        match submit(db, new).await {
+        // It is the collection's, whoever asked for it.
+        match submit(db, &Grant::everything(), new).await {
             Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => {}
             submitted => return submitted,
         }

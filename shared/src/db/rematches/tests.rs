@@ -120,10 +120,10 @@ async fn what_changes_templates_asks_for_a_rematch() {
         assert!(faces::delete(&scene.db, scene.collection.id, three).await.unwrap());
         assert_eq!(scene.take().await, touched(&[two], &[person]), "an unknown face that is deleted changes none");
         let settings = CollectionSettings { max_matches: 1, ..CollectionSettings::default() };
-        collections::update_settings(&scene.db, scene.collection.id, &settings).await.unwrap();
+        assert!(collections::update_settings(&scene.db, scene.collection.id, &settings, |_| true).await.unwrap());
         assert_eq!(scene.take().await, None);
         let settings = CollectionSettings { match_cosine: Some(0.3), ..settings };
-        collections::update_settings(&scene.db, scene.collection.id, &settings).await.unwrap();
+        assert!(collections::update_settings(&scene.db, scene.collection.id, &settings, |_| true).await.unwrap());
         assert_eq!(scene.take().await, Some(RematchScope::All));
         for n in 0..=MAX_TOUCHED {
             request(&scene.db.write, scene.collection.id, Some(FaceId(Uuid::from_u128(n as u128))), None)
@@ -193,7 +193,7 @@ async fn what_a_job_took_is_asked_for_again_when_it_is_given_up() {
                 let args = JobArgs::Rematch { all: true, progress: None };
                 assert!(settle::go_on(&txn, claimed.id, job.id, &args).await.unwrap());
                 txn.commit().await.unwrap();
-                settle::cancel(&db, job.id).await.unwrap();
+                settle::cancel(&db, &Grant::everything(), job.id).await.unwrap();
             } else {
                 let why = settle::Outcome::Failed(crate::job::Problem::new("attempts_exhausted", "a test"));
                 assert!(settle::finish(&txn, claimed.id, job.id, &why).await.unwrap());
@@ -202,7 +202,7 @@ async fn what_a_job_took_is_asked_for_again_when_it_is_given_up() {
             assert_eq!(again().await, Some(RematchScope::All), "cancelled: {is_cancelled}");
         }
         let Submitted::New(job) = enqueue(&db, &scene.collection, None).await.unwrap() else { panic!("a new job") };
-        settle::cancel(&db, job.id).await.unwrap();
+        settle::cancel(&db, &Grant::everything(), job.id).await.unwrap();
         assert_eq!(count(&db.read, "SELECT count(*) AS n FROM rematch_requests", []).await.unwrap(), 1, "its own");
     }
 }
