@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use shared::config::WebhooksConfig;
@@ -16,6 +16,7 @@ use shared::webhooks::address::AddressPolicy;
 use shared::webhooks::target::Target;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
@@ -24,6 +25,10 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 const READ: usize = 64 * 1024;
 /// And how much is kept.
 const KEPT: usize = 1024;
+/// How long a body is read, once the status has come: it is for people who look at the log.
+const READ_FOR: Duration = Duration::from_secs(2);
+/// Addresses of a name that are tried at most.
+const MOST_ADDRESSES: u32 = 4;
 
 /// What opens connections; cheap to clone.
 #[derive(Clone)]
@@ -102,22 +107,27 @@ impl Dialer {
                 Err(_) => return Err(DialError::ConnectTimeout(self.connect_timeout)),
             };
             if !target.is_https() {
-                return exchange(socket, request).await;
+                return ask(socket, request).await;
             }
             let name = ServerName::try_from(target.host())
                 .map_err(|error| DialError::Tls(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
-            exchange(self.tls.connect(name, socket).await.map_err(DialError::Tls)?, request).await
+            ask(self.tls.connect(name, socket).await.map_err(DialError::Tls)?, request).await
         };
-        tokio::time::timeout(self.timeout, exchange).await.unwrap_or(Err(DialError::Timeout(self.timeout)))
+        let answered = tokio::time::timeout(self.timeout, exchange).await;
+        let asked = answered.unwrap_or(Err(DialError::Timeout(self.timeout)))?;
+        Ok(asked.finished().await)
     }
 
-    /// Connects to the first of the target's addresses that may be dialled and answers.
+    /// Connects to the first of the target's addresses that may be dialled and answers. One that is silent leaves the others
+    /// their share of the time.
     async fn connect(&self, target: &Target) -> Result<TcpStream, DialError> {
         let mut failure = DialError::Refused(target.host());
-        for address in self.addresses(target).await? {
-            match TcpStream::connect(address).await {
-                Ok(socket) => return Ok(socket),
-                Err(error) => failure = DialError::Connect(error),
+        let share = self.connect_timeout / MOST_ADDRESSES;
+        for address in self.addresses(target).await?.into_iter().take(MOST_ADDRESSES as usize) {
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(socket)) => return Ok(socket),
+                Ok(Err(error)) => failure = DialError::Connect(error),
+                Err(_) => failure = DialError::ConnectTimeout(share),
             }
         }
         Err(failure)
@@ -134,33 +144,56 @@ impl Dialer {
     }
 }
 
-async fn exchange<S>(socket: S, request: Request<Full<Bytes>>) -> Result<Answer, DialError>
+/// An answer whose head has come.
+struct Asked {
+    status: u16,
+    retry_after: Option<Duration>,
+    body: Incoming,
+    /// Drives the connection, which ends with it.
+    driven: AbortOnDrop,
+}
+
+/// A task that ends when this is dropped.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Asked {
+    /// With the beginning of the body, as far as it comes soon: the status is the answer.
+    async fn finished(self) -> Answer {
+        let Self { status, retry_after, body, driven } = self;
+        let mut kept = Vec::new();
+        let _ = tokio::time::timeout(READ_FOR, read(body, &mut kept)).await;
+        drop(driven);
+        // NUL is no character that PostgreSQL stores.
+        let beginning = String::from_utf8_lossy(&kept).replace('\0', "\u{fffd}");
+        Answer { status, retry_after, beginning }
+    }
+}
+
+/// Sends the request and waits for the head of the answer.
+async fn ask<S>(socket: S, request: Request<Full<Bytes>>) -> Result<Asked, DialError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-    let answered = async {
-        let response = sender.send_request(request).await?;
-        let retry_after = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
-        let status = response.status().as_u16();
-        let beginning = beginning(response.into_body()).await;
-        Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), beginning })
-    };
-    // The connection is driven here and nowhere else: it ends with the exchange. What goes wrong with it, whoever waits for
-    // the answer is told.
-    let driven = async {
+    // What goes wrong with it, whoever waits for the answer is told.
+    let driven = AbortOnDrop(tokio::spawn(async move {
         let _ = connection.await;
-        std::future::pending().await
-    };
-    tokio::select! {
-        answer = answered => answer,
-        never = driven => never,
-    }
+    }));
+    let response = sender.send_request(request).await?;
+    let retry_after = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
+    let status = response.status().as_u16();
+    Ok(Asked { status, retry_after: retry_after.map(Duration::from_secs), body: response.into_body(), driven })
 }
 
-/// The status is the answer: a body that breaks off, or does not end, changes nothing.
-async fn beginning(mut body: hyper::body::Incoming) -> String {
-    let (mut kept, mut read) = (Vec::new(), 0);
+/// Reads some of a body; one that breaks off, or does not end, changes nothing.
+async fn read(mut body: Incoming, kept: &mut Vec<u8>) {
+    let mut read = 0;
     while read < READ
         && let Some(Ok(frame)) = body.frame().await
     {
@@ -168,6 +201,4 @@ async fn beginning(mut body: hyper::body::Incoming) -> String {
         read += data.len();
         kept.extend_from_slice(&data[..data.len().min(KEPT - kept.len())]);
     }
-    // NUL is no character that PostgreSQL stores.
-    String::from_utf8_lossy(&kept).replace('\0', "\u{fffd}")
 }
