@@ -51,6 +51,7 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
     let state = AppState {
         config: Arc::clone(&config),
         catalogue,
+        secret_key: backends.secret_key.clone(),
         db: backends.db.clone(),
         queue: backends.queue.clone(),
         objects: backends.objects.clone(),

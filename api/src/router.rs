@@ -12,6 +12,7 @@ use crate::auth::authenticate;
 use crate::requests::observe;
 use crate::routes::{
     batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, submit, uploads,
+    webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
 
@@ -119,6 +120,15 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::get, keys::revoke))
         .routes(routes!(keys::rotate))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::get, webhooks::update, webhooks::delete))
+        .routes(routes!(webhooks::secret))
+        .routes(routes!(webhooks::rotate_secret))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhook_deliveries::list))
+        .routes(routes!(webhook_deliveries::get))
+        .routes(routes!(webhook_deliveries::redeliver))
+        .routes(routes!(webhook_deliveries::recover))
 }
 
 #[cfg(test)]

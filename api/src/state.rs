@@ -10,6 +10,7 @@ use shared::finished::FinishedJobs;
 use shared::health::Check;
 use shared::objects::ObjectStore;
 use shared::queue::JobQueue;
+use shared::secret_key::SecretKey;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,8 @@ const IMPORTS: usize = 2;
 pub struct AppState {
     pub config: Arc<Config>,
     pub catalogue: Arc<Catalogue>,
+    /// What secrets in the database are encrypted with.
+    pub secret_key: SecretKey,
     pub db: Db,
     pub queue: Arc<dyn JobQueue>,
     pub objects: Arc<dyn ObjectStore>,

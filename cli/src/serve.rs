@@ -16,12 +16,14 @@ use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::db::Db;
 use shared::db::jobs::recovery::recover_all;
+use shared::db::secret_key;
 use shared::face_index::ExactFaceIndex;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
 use shared::objects::{FolderStore, ImportRoots};
 use shared::process;
 use shared::queue::EmbeddedQueue;
+use shared::secret_key::SecretKey;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +71,9 @@ pub(crate) async fn run(mut config: Config, args: ServeArgs) -> anyhow::Result<(
     let mut lock = Lock::take(&config.data_dir)?;
     let db = open_database(&config).await?;
     let door = door(&config, &db).await?;
-    let (state, context) = assemble(Arc::clone(&config), &db, door, &stop).await?;
+    let key = SecretKey::configured_or_own(&config)?;
+    secret_key::check(&db, &key).await?;
+    let (state, context) = assemble(Arc::clone(&config), &db, door, key, &stop).await?;
     let listener =
         TcpListener::bind(config.server.bind).await.with_context(|| format!("listen on {}", config.server.bind))?;
     lock.tell(&format!("http://{}", listener.local_addr()?))?;
@@ -121,6 +125,7 @@ async fn assemble(
     config: Arc<Config>,
     db: &Db,
     door: Door,
+    secret_key: SecretKey,
     stop: &CancellationToken,
 ) -> anyhow::Result<(AppState, WorkerContext)> {
     let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
@@ -135,6 +140,7 @@ async fn assemble(
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     let context = WorkerContext {
         config: Arc::clone(&config),
+        secret_key: secret_key.clone(),
         db: db.clone(),
         queue: queue.clone(),
         objects: objects.clone(),
@@ -162,6 +168,7 @@ async fn assemble(
         places: Places::configured(&config.server),
         config,
         catalogue,
+        secret_key,
         db: db.clone(),
         queue,
         objects,

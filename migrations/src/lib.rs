@@ -20,6 +20,7 @@ mod m20261126_000012_person_merges;
 mod m20261126_000013_capture_times;
 mod m20261126_000014_gone_places;
 mod m20261126_000015_api_keys;
+mod m20261126_000016_webhooks;
 mod statements;
 
 /// All migrations in order.
@@ -44,6 +45,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000013_capture_times::Migration),
             Box::new(m20261126_000014_gone_places::Migration),
             Box::new(m20261126_000015_api_keys::Migration),
+            Box::new(m20261126_000016_webhooks::Migration),
         ]
     }
 }

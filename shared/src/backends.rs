@@ -8,11 +8,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::db::Db;
 use crate::db::schema::{self, SchemaError};
+use crate::db::secret_key;
 use crate::finished::FinishedJobs;
 use crate::health::Check;
 use crate::objects::{ObjectError, S3Options, S3Store};
 use crate::queue::JobQueue;
 use crate::queue::amqp::{AmqpOptions, AmqpOptionsError, AmqpQueue, finished};
+use crate::secret_key::{SecretKey, SecretKeyError};
 
 /// Connections to all of them.
 pub struct Backends {
@@ -24,6 +26,8 @@ pub struct Backends {
     pub objects: Arc<S3Store>,
     /// Who waits in this process hears of ends in others.
     pub finished: FinishedJobs,
+    /// What secrets in the database are encrypted with.
+    pub secret_key: SecretKey,
     amqp: AmqpOptions,
 }
 
@@ -47,6 +51,9 @@ pub enum BackendsError {
     /// The database is not at this version's schema, or the server cannot store vectors.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    /// There is no secret key, or it is not the database's.
+    #[error(transparent)]
+    SecretKey(#[from] SecretKeyError),
     /// The broker's settings make no sense.
     #[error(transparent)]
     Queue(#[from] AmqpOptionsError),
@@ -64,9 +71,11 @@ impl Backends {
     /// # Errors
     /// See [`BackendsError`].
     pub async fn open(config: &Config, consume: Option<Vec<String>>) -> Result<Self, BackendsError> {
+        let secret_key = SecretKey::configured(config)?;
         let db = connect(config).await?;
         schema::check_server(&db).await?;
         schema::check(&db).await?;
+        secret_key::check(&db, &secret_key).await?;
         let url = config.queue.url().ok_or(BackendsError::NotConfigured)?;
         let amqp = AmqpOptions {
             consume,
@@ -78,7 +87,7 @@ impl Backends {
         };
         let queue = Arc::new(AmqpQueue::start(amqp.clone())?);
         let objects = Arc::new(open_objects(config)?);
-        Ok(Self { db, queue, objects, finished: FinishedJobs::new(), amqp })
+        Ok(Self { db, queue, objects, finished: FinishedJobs::new(), secret_key, amqp })
     }
 
     /// Tells other processes of jobs that end here, until `stop`.

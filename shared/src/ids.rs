@@ -85,6 +85,18 @@ id!(
     ApiKeyId
 );
 id!(
+    /// An address that is told of events.
+    WebhookEndpointId
+);
+id!(
+    /// Something that happened and is told; the `webhook-id` that receivers see.
+    WebhookEventId
+);
+id!(
+    /// The telling of one event to one endpoint.
+    WebhookDeliveryId
+);
+id!(
     /// One worker's hold on a delivery of jobs; every write of an attempt is fenced on it.
     ClaimId
 );

@@ -9,6 +9,7 @@
 //! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
 //! - [`transfer`]: a collection's people and faces as a file
 //! - [`backends`]: the services of a production set-up, opened together
+//! - [`secret_key`]: the installation's key; [`webhooks`]: what is told to other programs, and how
 //! - [`finished`]: who waits for a job hears that it is done; [`digest`]: checksums as text; [`failpoints`]: where tests let
 //!   a process die
 
@@ -31,7 +32,9 @@ pub mod job;
 pub mod objects;
 pub mod process;
 pub mod queue;
+pub mod secret_key;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transfer;
+pub mod webhooks;

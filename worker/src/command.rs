@@ -91,6 +91,7 @@ async fn context(
     engines.get(pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     Ok(WorkerContext {
         config: Arc::clone(config),
+        secret_key: backends.secret_key.clone(),
         db: backends.db.clone(),
         queue: Arc::clone(&backends.queue) as Arc<dyn JobQueue>,
         objects: backends.objects.clone(),

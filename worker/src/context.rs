@@ -15,6 +15,7 @@ use shared::health::Check;
 use shared::job::Lane;
 use shared::objects::{ImportRoots, ObjectStore};
 use shared::queue::JobQueue;
+use shared::secret_key::SecretKey;
 use tokio::sync::{Mutex, Notify, OnceCell};
 
 use crate::assets::Assets;
@@ -27,6 +28,8 @@ use crate::vision::decode::DecodeLimits;
 pub struct WorkerContext {
     /// Settings.
     pub config: Arc<Config>,
+    /// What secrets in the database are encrypted with.
+    pub secret_key: SecretKey,
     /// The database.
     pub db: Db,
     /// Where messages come from.

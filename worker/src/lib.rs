@@ -9,6 +9,7 @@
 //! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
 //! - [`clusters`] finds out which unknown faces are one person's
 //! - `rematches` has faces looked up again when templates change
+//! - `webhooks` tells other programs what happened
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
 pub mod analysis;
@@ -40,5 +41,6 @@ pub mod sweeper;
 pub mod testing;
 pub mod thresholds;
 pub mod vision;
+mod webhooks;
 
 pub use run::run;

@@ -21,7 +21,7 @@ fn backoff(base_s: f64, max_s: f64, attempt: i32, unit: f64) -> Duration {
 }
 
 /// A random number in 0..1.
-fn random_unit() -> f64 {
+pub(crate) fn random_unit() -> f64 {
     let bytes = Uuid::new_v4().into_bytes();
     f64::from(u16::from_be_bytes([bytes[0], bytes[1]])) / 65_536.0
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use sea_orm::DbErr;
 use shared::db::jobs::retention;
+use shared::db::webhooks::log;
 use shared::db::{clusters, idempotency, uploads};
 use shared::ids::JobId;
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ const LIMIT: u64 = 1000;
 const JOB_SLICES: usize = 100;
 /// Changes of clusters that one round forgets: each may have thousands of faces.
 const CHANGES: u64 = 100;
+/// Slices of old events that one round deletes.
+const EVENT_SLICES: usize = 20;
 /// Keys of one page of the object store.
 const PAGE: usize = 1000;
 /// How often the whole object store is compared with the database.
@@ -65,6 +68,9 @@ async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
     if let Err(error) = forget_changes(ctx).await {
         failed("changes of clusters", &error.into());
     }
+    if let Err(error) = delete_events(ctx).await {
+        failed("webhook events", &error.into());
+    }
     if let Err(error) = ctx.objects.clean(ABANDONED_AFTER).await {
         failed("unfinished writes", &error.into());
     }
@@ -77,6 +83,17 @@ async fn forget_changes(ctx: &WorkerContext) -> Result<(), DbErr> {
     let days = ctx.config.retention.cluster_change_days;
     if days > 0 {
         clusters::forget_changes(&ctx.db, Duration::from_secs(u64::from(days) * 24 * 3600), CHANGES).await?;
+    }
+    Ok(())
+}
+
+async fn delete_events(ctx: &WorkerContext) -> Result<(), DbErr> {
+    let days = ctx.config.retention.webhook_days;
+    let keep = Duration::from_secs(u64::from(days) * 24 * 3600);
+    for _ in 0..EVENT_SLICES {
+        if days == 0 || log::delete_old(&ctx.db, keep, LIMIT).await? < LIMIT {
+            break;
+        }
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use shared::access::token::Presented;
-use shared::access::{Grant, Scope};
+use shared::access::{Grant, Reach, Scope};
 
 pub use self::allowance::RATE_LIMIT;
 pub use self::gate::{Door, Gate};
@@ -99,6 +99,22 @@ impl<N: Needs> FromRequestParts<AppState> for Caller<N> {
             return Ok(Self { grant, needs: PhantomData });
         }
         Err(ApiError::lacks(N::ANY_OF))
+    }
+}
+
+/// A caller who administers all collections: what the handler touches belongs to none of them.
+#[derive(Debug)]
+pub struct Administrator;
+
+impl FromRequestParts<AppState> for Administrator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let caller = Caller::<Admin>::from_request_parts(parts, state).await?;
+        match caller.reach() {
+            Reach::All => Ok(Self),
+            Reach::Only(_) => Err(ApiError::forbidden("this needs a key of all collections; yours is of single ones")),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use shared::db::entity::batch::{BatchState, OnGone};
 use shared::db::entity::collection;
 use shared::db::idempotency::{self, Idempotency};
 use shared::digest::sha256_hex;
-use shared::ids::{BatchId, CollectionId};
+use shared::ids::{BatchId, CollectionId, WebhookEndpointId};
 use shared::job::{JobKind, JobState, Problem};
 use shared::objects::ImportRoots;
 use utoipa::{IntoParams, ToSchema};
@@ -26,6 +26,7 @@ use super::instant;
 use super::jobs::JobView;
 use super::submit::{check_text, key_reused};
 use crate::auth::{Caller, Read, Write};
+use super::webhooks::check_endpoints;
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::etag::Version;
@@ -52,6 +53,8 @@ pub struct BatchRequest {
     gone: OnGone,
     /// Given back with the batch and each of its jobs.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it and its jobs; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// One of the two; a list of pictures is sent as a manifest.
@@ -74,6 +77,8 @@ pub struct ManifestQuery {
     kind: Option<JobKind>,
     /// With a manifest: given back with the batch and each of its jobs.
     tag: Option<String>,
+    /// With a manifest: the only webhook endpoints that are told of it and its jobs, with commas between them.
+    webhook_endpoint_ids: Option<String>,
 }
 
 /// Where a batch stands, as clients see it.
@@ -213,13 +218,17 @@ pub async fn create(
     } else {
         of_place(&state, &caller, Json::from_request(request, &state).await?).await?
     };
-    let Asked { collection, kind, source, on_gone, identity, tag } = asked;
+    let Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints } = asked;
     let manifest = match &source {
         BatchSource::Manifest(manifest) => Some(manifest.clone()),
         BatchSource::S3(_) | BatchSource::Folder(_) => None,
     };
     let keep = Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600);
-    let fingerprint = sha256_hex(serde_json::json!([identity, kind, tag, on_gone]).to_string());
+    let mut text = serde_json::json!([identity, kind, tag, on_gone]).to_string();
+    if let Some(only) = &webhook_endpoints {
+        text.push_str(&serde_json::json!(only).to_string());
+    }
+    let fingerprint = sha256_hex(text);
     let route = idempotency::route(&caller, collection.id, "batches");
     let idempotency = Some(Idempotency { route, key, fingerprint, keep });
     let new = NewBatch {
@@ -229,6 +238,7 @@ pub async fn create(
         source,
         on_gone,
         tag,
+        webhook_endpoints,
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
     };
@@ -260,6 +270,7 @@ struct Asked {
     /// What tells its pictures from another request's.
     identity: String,
     tag: Option<String>,
+    webhook_endpoints: Option<Vec<WebhookEndpointId>>,
 }
 
 async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequest>) -> ApiResult<Asked> {
@@ -282,8 +293,10 @@ async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequ
         }
     };
     let identity = serde_json::json!(&source).to_string();
-    let (kind, on_gone, tag) = (request.kind, request.gone, request.tag);
-    Ok(Asked { collection, kind, source, on_gone, identity, tag })
+    check_endpoints(state, "#/webhook_endpoint_ids", request.webhook_endpoint_ids.as_deref()).await?;
+    let (kind, on_gone, tag, webhook_endpoints) =
+        (request.kind, request.gone, request.tag, request.webhook_endpoint_ids);
+    Ok(Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints })
 }
 
 async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, request: Request) -> ApiResult<Asked> {
@@ -292,10 +305,19 @@ async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, requ
     check_kind("kind", kind)?;
     query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
     let collection = extract::collection(state, grant, &query.collection.ok_or_else(|| absent("collection"))?).await?;
+    let webhook_endpoints = query.webhook_endpoint_ids.as_deref().map(endpoint_ids).transpose()?;
+    check_endpoints(state, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
     let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
     let source = BatchSource::Manifest(intake.manifest);
     let on_gone = OnGone::default();
-    Ok(Asked { collection, kind, source, on_gone, identity: intake.sha256, tag: query.tag })
+    Ok(Asked { collection, kind, source, on_gone, identity: intake.sha256, tag: query.tag, webhook_endpoints })
+}
+
+fn endpoint_ids(text: &str) -> ApiResult<Vec<WebhookEndpointId>> {
+    let ids = text.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>();
+    ids.map_err(|_| {
+        ApiError::invalid("webhook_endpoint_ids", "must be ids of webhook endpoints with commas between them")
+    })
 }
 
 fn check_kind(pointer: &str, kind: JobKind) -> ApiResult<()> {

@@ -13,6 +13,8 @@ pub mod keys;
 pub mod persons;
 pub mod submit;
 pub mod uploads;
+pub mod webhook_deliveries;
+pub mod webhooks;
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -16,13 +16,14 @@ use shared::db::uploads::NewUpload;
 use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::failpoints::failpoint;
-use shared::ids::PersonId;
+use shared::ids::{PersonId, WebhookEndpointId};
 use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, UploadedImage, VerifyTarget};
 use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, fresh_view};
 use crate::auth::{Caller, Identify, Write};
+use super::webhooks::check_endpoints;
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, SubmitHeaders};
 use crate::pictures::{self, ImageInput, Picture};
@@ -46,6 +47,8 @@ pub struct EnrollRequest {
     face: FaceChoice,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// A person by its id, or by the caller's own id of it.
@@ -81,6 +84,8 @@ pub struct IndexRequest {
     image: ImageInput,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// Find the persons on a picture.
@@ -93,6 +98,8 @@ pub struct IdentifyRequest {
     max_matches: Option<usize>,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// Compare a face with another picture's or with a person's.
@@ -108,6 +115,8 @@ pub struct VerifyRequest {
     face: FaceChoice,
     /// Given back with the job.
     tag: Option<String>,
+    /// The only webhook endpoints that are told of it; all that want to know where absent.
+    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
 /// One of the two.
@@ -127,6 +136,7 @@ struct Checked {
     /// What else tells two requests apart, as JSON.
     rest: serde_json::Value,
     tag: Option<String>,
+    webhook_endpoints: Option<Vec<WebhookEndpointId>>,
 }
 
 /// Enrolls a face.
@@ -152,6 +162,7 @@ pub async fn enroll(
         pictures: vec![picture],
         rest: serde_json::json!([&person, request.face]),
         tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
     };
     accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Enroll {
         image: images.remove(0),
@@ -176,8 +187,13 @@ pub async fn index(
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
-    let rest = serde_json::Value::Null;
-    let checked = Checked { kind: JobKind::Index, pictures: vec![picture], rest, tag: request.tag };
+    let checked = Checked {
+        kind: JobKind::Index,
+        pictures: vec![picture],
+        rest: serde_json::Value::Null,
+        tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
+    };
     accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Index { image: images.remove(0) })
         .await
 }
@@ -205,6 +221,7 @@ pub async fn identify(
         pictures: vec![picture],
         rest: serde_json::json!(request.max_matches),
         tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
     };
     accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Identify {
         image: images.remove(0),
@@ -241,6 +258,7 @@ pub async fn verify(
         pictures: found,
         rest: serde_json::json!([request.other.person_id, request.face]),
         tag: request.tag,
+        webhook_endpoints: request.webhook_endpoint_ids,
     };
     accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Verify {
         image: images.remove(0),
@@ -325,6 +343,7 @@ async fn accept(
     if let Some(tag) = &checked.tag {
         check_text("#/tag", tag)?;
     }
+    check_endpoints(state, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
     let idempotency = promised(state, grant, collection, headers, &checked);
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?
@@ -355,6 +374,7 @@ async fn accept(
         pipeline: collection.pipeline.clone(),
         args: args.clone(),
         tag: checked.tag,
+        webhook_endpoints: checked.webhook_endpoints,
         traceparent: Some(headers.trace.as_str().to_owned()),
         idempotency,
         inline_uploads,
@@ -386,7 +406,10 @@ fn promised(
 ) -> Option<Idempotency> {
     let key = headers.idempotency_key.clone()?;
     let pictures: Vec<&str> = checked.pictures.iter().map(Picture::identity).collect();
-    let text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
+    let mut text = serde_json::json!([pictures, checked.rest, checked.tag]).to_string();
+    if let Some(only) = &checked.webhook_endpoints {
+        text.push_str(&serde_json::json!(only).to_string());
+    }
     Some(Idempotency {
         route: idempotency::route(grant, collection.id, checked.kind.as_str()),
         key,

@@ -191,6 +191,7 @@ impl Services {
             ("FACE_ID_OBJECTS__REGION", REGION.to_owned()),
             ("FACE_ID_OBJECTS__ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
+            ("FACE_ID_SERVER__SECRET_KEY", services::FACE_ID_SECRET_KEY.to_owned()),
         ];
         let lines: String = services.into_iter().chain(folders()?).map(|(name, value)| export(name, &value)).collect();
         std::fs::write(files.settings(), lines)?;

@@ -22,4 +22,6 @@ mod streams;
 mod traces;
 mod transfer;
 mod versions;
+mod webhook_docs;
+mod webhooks;
 mod workers;

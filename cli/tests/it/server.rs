@@ -148,6 +148,7 @@ impl Site {
             ("FACE_ID_OBJECTS__ENDPOINT", s3.endpoint()),
             ("FACE_ID_OBJECTS__ACCESS_KEY_ID", services::s3::ACCESS_KEY.to_owned()),
             ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", services::s3::SECRET_KEY.to_owned()),
+            ("FACE_ID_SERVER__SECRET_KEY", services::FACE_ID_SECRET_KEY.to_owned()),
             // A worker that was killed is missed soon.
             ("FACE_ID_WORKER__LEASE_S", "3".to_owned()),
             ("FACE_ID_WORKER__HEARTBEAT_S", "1".to_owned()),

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use secret::{Secret, SecretUrl};
 
 use crate::access::Limits;
+use crate::webhooks::address::AddressPolicy;
 
 mod secret;
 
@@ -17,6 +19,9 @@ const DEFAULTS: &str = include_str!("default.toml");
 
 /// Of `worker.batch_sizes`: what goes into a batch is held in memory twice.
 const LARGEST_BATCH: usize = 256;
+
+/// Of `webhooks.schedule_s`.
+const MOST_RETRIES: usize = 30;
 
 /// Variables that start like a setting but are none: arguments of commands, and what steers tests and the build.
 const NOT_SETTINGS: [&str; 5] =
@@ -63,6 +68,8 @@ pub struct Config {
     pub vision: VisionConfig,
     /// Clusters of unknown faces.
     pub clustering: ClusteringConfig,
+    /// What is told to other programs.
+    pub webhooks: WebhooksConfig,
     /// How long things are kept.
     pub retention: RetentionConfig,
     /// Logging.
@@ -83,6 +90,7 @@ pub struct ServerConfig {
     pub max_connections: usize,
     pub max_buffered_bytes: usize,
     pub max_event_streams: usize,
+    pub secret_key: Secret,
 }
 
 /// `[database]`
@@ -212,6 +220,21 @@ pub struct ClusteringConfig {
     pub max_faces: usize,
 }
 
+/// `[webhooks]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml explains each setting")]
+pub struct WebhooksConfig {
+    pub schedule_s: Vec<f64>,
+    pub connect_timeout_s: f64,
+    pub timeout_s: f64,
+    pub max_in_flight: usize,
+    pub max_in_flight_per_endpoint: u32,
+    pub disable_after_s: f64,
+    pub allow_http: bool,
+    pub allowed_networks: Vec<String>,
+}
+
 /// `[retention]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -221,6 +244,7 @@ pub struct RetentionConfig {
     pub idempotency_hours: u32,
     pub job_days: u32,
     pub cluster_change_days: u32,
+    pub webhook_days: u32,
 }
 
 /// `[log]`
@@ -283,6 +307,8 @@ impl Config {
             .with_list_parse_key("models.accepted_licences")
             .with_list_parse_key("objects.allowed_buckets")
             .with_list_parse_key("import.roots")
+            .with_list_parse_key("webhooks.allowed_networks")
+            .with_list_parse_key("webhooks.schedule_s")
             .with_list_parse_key("worker.batch_sizes")
             .with_list_parse_key("worker.pipelines")
             .source(Some(variables));
@@ -322,24 +348,8 @@ impl Config {
         let worker = &self.worker;
         self.server.check()?;
         self.check_services()?;
-        let times = [
-            ("worker.lease_s", worker.lease_s),
-            ("worker.heartbeat_s", worker.heartbeat_s),
-            ("worker.poll_s", worker.poll_s),
-            ("worker.reap_s", worker.reap_s),
-            ("worker.sweep_s", worker.sweep_s),
-            ("worker.job_timeout_s", worker.job_timeout_s),
-            ("worker.retry_base_s", worker.retry_base_s),
-            ("worker.retry_max_s", worker.retry_max_s),
-            ("worker.grace_s", worker.grace_s),
-            ("queue.publish_timeout_s", self.queue.publish_timeout_s),
-            ("objects.operation_timeout_s", self.objects.operation_timeout_s),
-        ];
-        for (setting, seconds) in times {
-            if !(0.001..=86_400.0).contains(&seconds) {
-                return invalid(setting, "must lie between 0.001 and 86400 seconds");
-            }
-        }
+        self.webhooks.check()?;
+        self.check_times()?;
         if worker.heartbeat_s * 3.0 > worker.lease_s * 1.001 {
             return invalid("worker.heartbeat_s", "must be at most a third of worker.lease_s");
         }
@@ -370,6 +380,32 @@ impl Config {
         }
         if self.database.connections < 2 {
             return invalid("database.connections", "must be at least 2: a heartbeat must not wait for a result");
+        }
+        Ok(())
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
+        let worker = &self.worker;
+        let times = [
+            ("worker.lease_s", worker.lease_s),
+            ("worker.heartbeat_s", worker.heartbeat_s),
+            ("worker.poll_s", worker.poll_s),
+            ("worker.reap_s", worker.reap_s),
+            ("worker.sweep_s", worker.sweep_s),
+            ("worker.job_timeout_s", worker.job_timeout_s),
+            ("worker.retry_base_s", worker.retry_base_s),
+            ("worker.retry_max_s", worker.retry_max_s),
+            ("worker.grace_s", worker.grace_s),
+            ("queue.publish_timeout_s", self.queue.publish_timeout_s),
+            ("objects.operation_timeout_s", self.objects.operation_timeout_s),
+            ("webhooks.connect_timeout_s", self.webhooks.connect_timeout_s),
+            ("webhooks.timeout_s", self.webhooks.timeout_s),
+        ];
+        for (setting, seconds) in times {
+            if !(0.001..=86_400.0).contains(&seconds) {
+                let why = "must lie between 0.001 and 86400 seconds".to_owned();
+                return Err(ConfigError::Invalid { setting, why });
+            }
         }
         Ok(())
     }
@@ -503,6 +539,45 @@ impl ModelsConfig {
     }
 }
 
+impl WebhooksConfig {
+    /// The delays between attempts.
+    pub fn schedule(&self) -> Vec<Duration> {
+        self.schedule_s.iter().map(|seconds| Duration::from_secs_f64(*seconds)).collect()
+    }
+
+    /// Which addresses may be dialled.
+    pub fn address_policy(&self) -> AddressPolicy {
+        AddressPolicy::new(self.networks().filter_map(|(_, network)| network.ok()).collect())
+    }
+
+    /// The allowed networks as written and as read. An empty variable is a list of one empty name.
+    fn networks(&self) -> impl Iterator<Item = (&str, Result<IpNet, ipnet::AddrParseError>)> {
+        self.allowed_networks.iter().map(|n| n.trim()).filter(|n| !n.is_empty()).map(|n| (n, n.parse()))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, why: String| Err(ConfigError::Invalid { setting, why });
+        let day_fits = |seconds: &f64| (0.001..=86_400.0).contains(seconds);
+        if !(1..=MOST_RETRIES).contains(&self.schedule_s.len()) || !self.schedule_s.iter().all(day_fits) {
+            let why = format!("must be 1 to {MOST_RETRIES} delays, each between 0.001 and 86400 seconds");
+            return invalid("webhooks.schedule_s", why);
+        }
+        if !(1..=1000).contains(&self.max_in_flight) || self.max_in_flight_per_endpoint < 1 {
+            let why = "must lie between 1 and 1000, and webhooks.max_in_flight_per_endpoint be at least 1";
+            return invalid("webhooks.max_in_flight", why.to_owned());
+        }
+        if !(0.001..=31_536_000.0).contains(&self.disable_after_s) {
+            return invalid("webhooks.disable_after_s", "must lie between 0.001 and 31536000 seconds".to_owned());
+        }
+        match self.networks().find(|(_, network)| network.is_err()) {
+            Some((text, _)) => {
+                invalid("webhooks.allowed_networks", format!("{text} is no network like 10.1.0.0/16 or fd00::/8"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl WorkerConfig {
     /// Pictures worked on at once: the setting, or two a core, so that one decodes while the other infers.
     pub fn concurrency(&self) -> usize {
@@ -568,6 +643,7 @@ mod tests {
             ("FACE_ID_WORKER__HEARTBEAT_S", "1"),
             ("FACE_ID_MODELS__ACCEPTED_LICENCES", "a,b"),
             ("FACE_ID_WORKER__BATCH_SIZES", "1,16"),
+            ("FACE_ID_WEBHOOKS__SCHEDULE_S", "0.5,2"),
         ])
         .unwrap();
         assert_eq!(config.server.bind.port(), 9);
@@ -575,6 +651,7 @@ mod tests {
         assert!((config.worker.lease_s - 3.0).abs() < f64::EPSILON);
         assert_eq!(config.models.accepted_licences, ["a", "b"]);
         assert_eq!(config.worker.batch_sizes, [1, 16]);
+        assert_eq!(config.webhooks.schedule(), [Duration::from_millis(500), Duration::from_secs(2)]);
     }
 
     #[test]
@@ -608,6 +685,9 @@ mod tests {
             (("FACE_ID_WORKER__BATCH_SIZES", "1,257"), "worker.batch_sizes"),
             (("FACE_ID_WORKER__BATCH_SIZES", ""), "batch_sizes"),
             (("FACE_ID_LOG__FORMAT", "xml"), "xml"),
+            (("FACE_ID_WEBHOOKS__ALLOWED_NETWORKS", "10.0.0.0/33"), "10.0.0.0/33"),
+            (("FACE_ID_WEBHOOKS__SCHEDULE_S", "1,-1"), "webhooks.schedule_s"),
+            (("FACE_ID_WEBHOOKS__MAX_IN_FLIGHT", "0"), "webhooks.max_in_flight"),
             (("FACE_ID_DATABASE__URL", "postgres://u:p@h/d"), "queue.url"),
         ];
         for (pair, wanted) in cases {

@@ -19,8 +19,10 @@ pub mod rematches;
 pub(crate) mod rows;
 pub mod schema;
 pub(crate) mod scoped;
+pub mod secret_key;
 pub mod transfer;
 pub mod uploads;
+pub mod webhooks;
 
 use std::path::Path;
 use std::time::Duration;

@@ -64,6 +64,7 @@ fn describe() {
         ("face_id_dead_letters_total", "Messages that the queue gave up."),
         ("face_id_stale_writes_refused_total", "Attempts that wanted to write after their claim was taken away."),
         ("face_id_leases_expired_total", "Jobs whose worker went silent, by what became of them."),
+        ("face_id_webhook_attempts_total", "Attempts to tell a webhook endpoint of an event, by outcome."),
         ("face_id_queue_epochs_total", "Times the queue was found new or without its messages."),
     ] {
         describe_counter!(name, text);
@@ -79,6 +80,9 @@ fn describe() {
         ("face_id_outbox_oldest_age_seconds", Unit::Seconds, "How long the oldest of them has been due, by lane."),
         ("face_id_http_connections", Unit::Count, "Connections of clients."),
         ("face_id_last_progress_timestamp_seconds", Unit::Seconds, "When this worker last ended a job (Unix time)."),
+        ("face_id_webhook_pending", Unit::Count, "Events that wait to be told to an endpoint; up to 100000."),
+        ("face_id_webhook_oldest_pending_age_seconds", Unit::Seconds, "How long the oldest of them has waited."),
+        ("face_id_webhook_endpoints_disabled", Unit::Count, "Webhook endpoints that are disabled."),
         ("face_id_leader", Unit::Count, "1 while this worker leads, by role."),
     ] {
         describe_gauge!(name, unit, text);
@@ -90,6 +94,7 @@ fn describe() {
             Unit::Seconds,
             "From the start of the last attempt to the job's end, by kind and lane.",
         ),
+        ("face_id_webhook_attempt_seconds", Unit::Seconds, "Attempts to tell a webhook endpoint, by outcome."),
         ("face_id_http_request_seconds", Unit::Seconds, "HTTP requests, by route, method and status."),
         (
             "face_id_inference_batch_fill",
@@ -207,6 +212,19 @@ pub fn leads(role: &'static str, leads: bool) {
 pub fn batch_run(stage: &'static str, inputs: usize, rows: usize) {
     let fill = inputs as f64 / rows.max(1) as f64;
     histogram!("face_id_inference_batch_fill", "stage" => stage, "rows" => rows.to_string()).record(fill);
+}
+
+/// A webhook endpoint was told; `outcome` is `delivered`, `redirect`, `client_error`, `server_error` or `no_answer`.
+pub fn webhook_attempted(outcome: &'static str, took: Duration) {
+    counter!("face_id_webhook_attempts_total", "outcome" => outcome).increment(1);
+    histogram!("face_id_webhook_attempt_seconds", "outcome" => outcome).record(took);
+}
+
+/// What waits to be told, and how many endpoints are not told any more.
+pub fn webhook_backlog(pending: i64, oldest: Duration, disabled: i64) {
+    gauge!("face_id_webhook_pending").set(pending as f64);
+    gauge!("face_id_webhook_oldest_pending_age_seconds").set(oldest.as_secs_f64());
+    gauge!("face_id_webhook_endpoints_disabled").set(disabled as f64);
 }
 
 /// A request was answered.

@@ -70,6 +70,7 @@ impl Rig {
             ("FACE_ID_OBJECTS__ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
             ("FACE_ID_OBJECTS__SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
             ("FACE_ID_OBJECTS__ALLOWED_BUCKETS", library.name.clone()),
+            ("FACE_ID_SERVER__SECRET_KEY", services::FACE_ID_SECRET_KEY.to_owned()),
             ("FACE_ID_OBJECTS__OPERATION_TIMEOUT_S", "8".to_owned()),
             ("FACE_ID_WORKER__LEASE_S", LEASE.as_secs().to_string()),
             ("FACE_ID_WORKER__HEARTBEAT_S", "1".to_owned()),

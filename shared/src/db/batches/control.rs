@@ -7,7 +7,9 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use crate::access::Grant;
+use crate::db::entity::batch::Model;
 use crate::db::jobs::transition::{Move, transition};
+use crate::db::webhooks::events;
 use crate::db::{Db, execute, placeholders, scoped, statement};
 use crate::ids::{BatchId, JobId};
 
@@ -151,7 +153,7 @@ struct Item {
 }
 
 /// Ends the batches of which every item was listed, every job has ended and every missing place is judged, each once a
-/// round; returns them.
+/// round, and says so to the webhook endpoints that want to know; returns them.
 pub async fn finish(db: &Db) -> Result<Vec<BatchId>, DbErr> {
     let sql = "UPDATE batches SET finished_at = {now}, pace = NULL, version = version + 1,
             state = CASE WHEN state = 'cancelled' THEN state WHEN listing_failed THEN 'failed' ELSE 'completed' END
@@ -160,9 +162,12 @@ pub async fn finish(db: &Db) -> Result<Vec<BatchId>, DbErr> {
                 AND (listing_failed OR sweep IS DISTINCT FROM 'waits')))
             AND succeeded + rejected + failed + cancelled = items - unchanged
             AND NOT EXISTS (SELECT 1 FROM batch_deltas d WHERE d.batch_id = batches.id)
-        RETURNING id";
-    let rows = Row::find_by_statement(statement(&db.write, sql, [])).all(&db.write).await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+        RETURNING *";
+    let txn = db.begin().await?;
+    let ended = Model::find_by_statement(statement(&txn, sql, [])).all(&txn).await?;
+    events::batches_ended(&txn, &ended).await?;
+    txn.commit().await?;
+    Ok(ended.into_iter().map(|batch| batch.id).collect())
 }
 
 /// Measures how many jobs of each running batch end in a second.

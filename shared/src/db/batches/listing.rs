@@ -253,8 +253,8 @@ async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef])
         Rows::new(&[("id", rows::Column::Id), ("item_no", rows::Column::Integer)], made.iter().map(row).collect());
     let sql = format!(
         "INSERT INTO jobs (id, collection_id, kind, lane, pipeline, state, attempt, run_at, alone, cancel_requested, tag,
-            version, created_at, traceparent, batch_id, item_no, source_id)
-         SELECT r.id, $2, $3, $4, $5, 'queued', 0, {{now}}, 0, FALSE, $6, 0, {{now}}, $7, $8, r.item_no, $8 FROM {}",
+            version, created_at, traceparent, batch_id, item_no, source_id, webhook_endpoint_ids)
+         SELECT r.id, $2, $3, $4, $5, 'queued', 0, {{now}}, 0, FALSE, $6, 0, {{now}}, $7, $8, r.item_no, $8, $9 FROM {}",
         jobs.table(txn)
     );
     let values = [
@@ -266,6 +266,7 @@ async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef])
         batch.tag.clone().into(),
         batch.traceparent.clone().into(),
         batch.id.into(),
+        batch.webhook_endpoint_ids.clone().into(),
     ];
     execute(txn, &sql, values).await?;
     let row = |(id, _, args): &(JobId, i64, String)| json!({ "id": rows::id(id.0), "args": args });

@@ -7,8 +7,9 @@ use crate::access::Grant;
 use crate::batch::BatchSource;
 use crate::db::entity::batch::{ActiveModel, BatchState, Model, OnGone};
 use crate::db::idempotency::{self, Idempotency, OF_BATCHES, Used};
+use crate::db::webhooks::endpoints;
 use crate::db::{Db, now};
-use crate::ids::{BatchId, CollectionId};
+use crate::ids::{BatchId, CollectionId, WebhookEndpointId};
 use crate::job::JobKind;
 
 /// What a client asks for.
@@ -22,6 +23,8 @@ pub struct NewBatch {
     pub source: BatchSource,
     pub on_gone: OnGone,
     pub tag: Option<String>,
+    /// The only webhook endpoints that are told of it and its jobs; `None`: all that want to know.
+    pub webhook_endpoints: Option<Vec<WebhookEndpointId>>,
     /// The W3C trace context of the request.
     pub traceparent: Option<String>,
     pub idempotency: Option<Idempotency>,
@@ -105,6 +108,7 @@ async fn insert(txn: &impl ConnectionTrait, grant: &Grant, new: NewBatch) -> Res
         moved: Set(0),
         gone: Set(0),
         api_key_id: Set(grant.owner()),
+        webhook_endpoint_ids: Set(endpoints::to_text(new.webhook_endpoints.as_deref())?),
     }
     .insert(txn)
     .await

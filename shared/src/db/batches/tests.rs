@@ -47,6 +47,7 @@ pub(super) async fn new_batch_that(db: &Db, collection: CollectionId, on_gone: O
         source: BatchSource::Folder("/photos".to_owned()),
         on_gone,
         tag: Some("tag".to_owned()),
+        webhook_endpoints: None,
         traceparent: None,
         idempotency: None,
     };
@@ -296,6 +297,7 @@ async fn a_repeated_key_gives_the_same_batch() {
             source: BatchSource::Folder("/photos".to_owned()),
             on_gone: OnGone::Keep,
             tag: None,
+            webhook_endpoints: None,
             traceparent: None,
             idempotency: Some(Idempotency {
                 route: collection.to_string(),

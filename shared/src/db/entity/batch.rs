@@ -118,6 +118,8 @@ pub struct Model {
     pub gone: i64,
     /// The first key of the line that asked for it.
     pub api_key_id: Option<ApiKeyId>,
+    /// Only these endpoints are told of it and its jobs, a JSON list of their ids; `None`: all that want to know.
+    pub webhook_endpoint_ids: Option<String>,
 }
 
 /// Joins are written as named queries.

@@ -47,6 +47,8 @@ pub struct Model {
     pub problem_code: Option<String>,
     /// The first key of the line that made it; of a single job only.
     pub api_key_id: Option<ApiKeyId>,
+    /// Only these endpoints are told of it, a JSON list of their ids; `None`: all that want to know.
+    pub webhook_endpoint_ids: Option<String>,
 }
 
 /// Joins are written as named queries.

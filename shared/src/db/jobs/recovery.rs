@@ -7,6 +7,7 @@ use sea_orm::prelude::*;
 
 use super::settle::{Outcome, close_if_empty, finish, finish_cancelled};
 use super::transition::{Move, transition};
+use crate::db::webhooks::deliveries;
 use crate::db::{Db, execute, statement};
 use crate::ids::{ClaimId, JobId};
 use crate::job::Problem;
@@ -47,6 +48,7 @@ pub async fn recover_all(db: &Db) -> Result<Recovered, DbErr> {
     }
     execute(&txn, "UPDATE jobs SET dispatched_at = NULL WHERE dispatched_at IS NOT NULL", []).await?;
     execute(&txn, "DELETE FROM leaders", []).await?;
+    deliveries::recover_all(&txn).await?;
     txn.commit().await?;
     Ok(recovered)
 }

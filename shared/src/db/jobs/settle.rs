@@ -129,7 +129,7 @@ pub async fn finish_all(
     }
     let mut finished = Vec::with_capacity(ended.len());
     for ((state, code), jobs) in alike {
-        finished.extend(transition(txn, &jobs, Move::Finish(claim, state, code)).await?);
+        finished.extend(transition(txn, &jobs, Move::Finish(claim, state, code, ended)).await?);
     }
     if finished.is_empty() {
         return Ok(finished);

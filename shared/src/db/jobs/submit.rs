@@ -7,8 +7,9 @@ use crate::access::Grant;
 use crate::db::api_keys::usage::{OverLimit, count_job};
 use crate::db::entity::job::{ActiveModel, Entity, Model};
 use crate::db::idempotency::{self, Idempotency, OF_JOBS, Used};
+use crate::db::webhooks::endpoints;
 use crate::db::{Db, execute, micros, now, uploads};
-use crate::ids::{CollectionId, JobId};
+use crate::ids::{CollectionId, JobId, WebhookEndpointId};
 use crate::job::{ImageRef, JobArgs, JobState};
 
 /// What a client asks for.
@@ -25,6 +26,8 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// Uploads that come with this very request, to be recorded together with it.
     pub inline_uploads: Vec<uploads::NewUpload>,
+    /// The only webhook endpoints that are told of it; `None`: all that want to know.
+    pub webhook_endpoints: Option<Vec<WebhookEndpointId>>,
 }
 
 /// What became of a submission.
@@ -104,6 +107,7 @@ async fn insert(txn: &impl ConnectionTrait, grant: &Grant, new: &NewJob) -> Resu
         source_id: Set(Some(new.collection.0)),
         problem_code: Set(None),
         api_key_id: Set(grant.owner()),
+        webhook_endpoint_ids: Set(endpoints::to_text(new.webhook_endpoints.as_deref())?),
     }
     .insert(txn)
     .await?;

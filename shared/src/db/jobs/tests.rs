@@ -299,6 +299,7 @@ fn request(collection: CollectionId, idempotency: Option<Idempotency>) -> NewJob
         traceparent: None,
         idempotency,
         inline_uploads: vec![upload],
+        webhook_endpoints: None,
     }
 }
 

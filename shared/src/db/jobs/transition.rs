@@ -5,7 +5,9 @@ use std::time::Duration;
 use sea_orm::prelude::*;
 use sea_orm::{ActiveEnum, FromQueryResult};
 
+use super::settle::Outcome;
 use crate::db::batches::deltas::{self, Delta};
+use crate::db::webhooks::events::{self, LISTENED};
 use crate::db::{micros, placeholders, rematches, statement};
 use crate::ids::{BatchId, ClaimId, CollectionId, JobId};
 use crate::job::{JobKind, JobState};
@@ -18,8 +20,9 @@ pub(in crate::db) enum Move<'a> {
     Claim(ClaimId, i32),
     /// queued -> cancelled: a client no longer wants it.
     CancelQueued,
-    /// running -> a terminal state: the attempt ended, perhaps with a problem of this code.
-    Finish(ClaimId, JobState, Option<&'a str>),
+    /// running -> a terminal state: the attempt ended, perhaps with a problem of this code. The outcomes are what is told of
+    /// the jobs, these and perhaps others.
+    Finish(ClaimId, JobState, Option<&'a str>, &'a [(JobId, &'a Outcome)]),
     /// running -> queued: the attempt failed in a way that may pass.
     Retry(ClaimId, Duration),
     /// running -> queued: the attempt has done a part of the job. The next one counts as its first.
@@ -35,7 +38,7 @@ pub(in crate::db) enum Move<'a> {
 }
 
 /// Moves those of `jobs` whose row allows it and returns them; a job that somebody else moved first is left alone. What
-/// moved is added to its batch's account.
+/// moved is added to its batch's account, and its end is an event for the webhook endpoints that want to know.
 pub(in crate::db) async fn transition(
     txn: &impl ConnectionTrait,
     jobs: &[JobId],
@@ -49,12 +52,16 @@ pub(in crate::db) async fn transition(
         kind: JobKind,
         collection_id: CollectionId,
         started_at: Option<i64>,
+        /// Whether there is anybody to tell; asked here, so that where nobody is, it costs no question of its own.
+        is_listened: bool,
     }
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
     let (sql, values) = update(jobs, step);
-    let sql = format!("{sql} RETURNING id, batch_id, problem_code, kind, collection_id, started_at");
+    let sql = format!(
+        "{sql} RETURNING id, batch_id, problem_code, kind, collection_id, started_at, {LISTENED} AS is_listened"
+    );
     let mut moved = Moved::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
     moved.sort_unstable_by_key(|m| m.id);
     let (from, to) = step.states();
@@ -72,7 +79,13 @@ pub(in crate::db) async fn transition(
             rematches::request_again(txn, rematch.collection_id).await?;
         }
     }
-    Ok(moved.into_iter().map(|m| m.id).collect())
+    let is_listened = to.is_terminal() && moved.iter().any(|m| m.is_listened);
+    let moved: Vec<JobId> = moved.into_iter().map(|m| m.id).collect();
+    if is_listened {
+        let outcomes = if let Move::Finish(_, _, _, outcomes) = step { outcomes } else { &[] };
+        events::jobs_ended(txn, &moved, outcomes).await?;
+    }
+    Ok(moved)
 }
 
 impl Move<'_> {
@@ -81,7 +94,7 @@ impl Move<'_> {
         match self {
             Self::Claim(..) => (JobState::Queued, JobState::Running),
             Self::CancelQueued => (JobState::Queued, JobState::Cancelled),
-            Self::Finish(_, state, _) => (JobState::Running, state),
+            Self::Finish(_, state, ..) => (JobState::Running, state),
             Self::GoOn(_) | Self::Retry(..) | Self::Release(_) | Self::LoseLease(..) | Self::LoseProcess(_) => {
                 (JobState::Running, JobState::Queued)
             }
@@ -124,7 +137,7 @@ fn parts(step: Move<'_>) -> (&'static str, &'static str, Vec<Value>) {
         Move::CancelQueued => {
             ("state = 'cancelled', cancel_requested = TRUE, finished_at = {now}", "state = 'queued'", vec![])
         }
-        Move::Finish(claim, state, code) => (
+        Move::Finish(claim, state, code, _) => (
             "state = $2, claim_id = NULL, finished_at = {now}, problem_code = $3",
             "state = 'running' AND claim_id = $1",
             vec![claim.into(), state.to_value().into(), code.into()],

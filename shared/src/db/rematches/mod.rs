@@ -116,6 +116,7 @@ async fn find_or_submit(
             traceparent: traceparent.clone(),
             idempotency: None,
             inline_uploads: Vec::new(),
+            webhook_endpoints: None,
         };
         // It is the collection's, whoever asked for it.
         match submit(db, &Grant::everything(), new).await {
