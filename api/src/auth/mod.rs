@@ -102,9 +102,9 @@ impl<N: Needs> FromRequestParts<AppState> for Caller<N> {
     }
 }
 
-/// A caller who administers all collections: what the handler touches belongs to none of them.
+/// A caller who administers all collections: what the handler touches belongs to none of them. With its grant.
 #[derive(Debug)]
-pub struct Administrator;
+pub struct Administrator(pub Arc<Grant>);
 
 impl FromRequestParts<AppState> for Administrator {
     type Rejection = ApiError;
@@ -112,7 +112,7 @@ impl FromRequestParts<AppState> for Administrator {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let caller = Caller::<Admin>::from_request_parts(parts, state).await?;
         match caller.reach() {
-            Reach::All => Ok(Self),
+            Reach::All => Ok(Self(caller.into_grant())),
             Reach::Only(_) => Err(ApiError::forbidden("this needs a key of all collections; yours is of single ones")),
         }
     }

@@ -25,8 +25,8 @@ use uuid::Uuid;
 use super::instant;
 use super::jobs::JobView;
 use super::submit::{check_text, key_reused};
-use crate::auth::{Caller, Read, Write};
 use super::webhooks::check_endpoints;
+use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::etag::Version;
@@ -293,7 +293,7 @@ async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequ
         }
     };
     let identity = serde_json::json!(&source).to_string();
-    check_endpoints(state, "#/webhook_endpoint_ids", request.webhook_endpoint_ids.as_deref()).await?;
+    check_endpoints(state, collection.id, "#/webhook_endpoint_ids", request.webhook_endpoint_ids.as_deref()).await?;
     let (kind, on_gone, tag, webhook_endpoints) =
         (request.kind, request.gone, request.tag, request.webhook_endpoint_ids);
     Ok(Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints })
@@ -306,7 +306,7 @@ async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, requ
     query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
     let collection = extract::collection(state, grant, &query.collection.ok_or_else(|| absent("collection"))?).await?;
     let webhook_endpoints = query.webhook_endpoint_ids.as_deref().map(endpoint_ids).transpose()?;
-    check_endpoints(state, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
+    check_endpoints(state, collection.id, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
     let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
     let source = BatchSource::Manifest(intake.manifest);
     let on_gone = OnGone::default();

@@ -22,8 +22,8 @@ use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, fresh_view};
-use crate::auth::{Caller, Identify, Write};
 use super::webhooks::check_endpoints;
+use crate::auth::{Caller, Identify, Write};
 use crate::error::{ApiError, ApiResult, ProblemBody};
 use crate::extract::{self, Json, Path, SubmitHeaders};
 use crate::pictures::{self, ImageInput, Picture};
@@ -343,7 +343,7 @@ async fn accept(
     if let Some(tag) = &checked.tag {
         check_text("#/tag", tag)?;
     }
-    check_endpoints(state, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
+    check_endpoints(state, collection.id, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
     let idempotency = promised(state, grant, collection, headers, &checked);
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
+use shared::access::Grant;
 use shared::db::collections;
 use shared::db::webhooks::endpoints::{self, Changes, Endpoint, EndpointState, MOST, NewEndpoint};
 use shared::db::webhooks::events;
@@ -141,12 +142,12 @@ fn view(endpoint: Endpoint) -> WebhookEndpointView {
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
-    _: Administrator,
+    Administrator(grant): Administrator,
     Json(new): Json<NewWebhookEndpoint>,
 ) -> ApiResult<impl IntoResponse> {
     let url = check_url(&state, &new.url)?;
     check_text("#/description", &new.description)?;
-    check_collections(&state, new.collection_ids.as_deref()).await?;
+    check_collections(&state, &grant, new.collection_ids.as_deref()).await?;
     let secret = secret_of(new.secret.as_deref())?;
     let new = NewEndpoint {
         url,
@@ -199,13 +200,13 @@ pub async fn get(
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn update(
     State(state): State<AppState>,
-    _: Administrator,
+    Administrator(grant): Administrator,
     Path(id): Path<WebhookEndpointId>,
     Json(changes): Json<WebhookEndpointChanges>,
 ) -> ApiResult<axum::Json<WebhookEndpointView>> {
     let url = changes.url.as_deref().map(|url| check_url(&state, url)).transpose()?;
     changes.description.as_ref().map_or(Ok(()), |text| check_text("#/description", text))?;
-    check_collections(&state, changes.collection_ids.as_ref().and_then(|ids| ids.as_deref())).await?;
+    check_collections(&state, &grant, changes.collection_ids.as_ref().and_then(|ids| ids.as_deref())).await?;
     let changes = Changes {
         url,
         description: changes.description,
@@ -224,7 +225,11 @@ pub async fn update(
     params(("endpoint" = WebhookEndpointId, Path)), responses(
     (status = 204),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
-pub async fn delete(State(state): State<AppState>, _: Administrator, Path(id): Path<WebhookEndpointId>) -> ApiResult<StatusCode> {
+pub async fn delete(
+    State(state): State<AppState>,
+    _: Administrator,
+    Path(id): Path<WebhookEndpointId>,
+) -> ApiResult<StatusCode> {
     if endpoints::delete(&state.db, id).await? { Ok(StatusCode::NO_CONTENT) } else { Err(not_found(id)) }
 }
 
@@ -301,9 +306,10 @@ fn not_found(id: WebhookEndpointId) -> ApiError {
     ApiError::not_found("webhook_endpoint_not_found", format!("there is no webhook endpoint {id}"))
 }
 
-/// Refuses ids that no endpoint has, of those that alone are told of a job or batch.
+/// Refuses ids of which no endpoint is told of the collection, among those that alone are told of a job or batch.
 pub(super) async fn check_endpoints(
     state: &AppState,
+    collection: CollectionId,
     pointer: &str,
     ids: Option<&[WebhookEndpointId]>,
 ) -> ApiResult<()> {
@@ -311,8 +317,10 @@ pub(super) async fn check_endpoints(
     if ids.len() > usize::try_from(MOST).unwrap_or_default() {
         return Err(ApiError::invalid(pointer, format!("must name at most {MOST} endpoints")));
     }
-    match endpoints::missing(&state.db, ids).await?.first() {
-        Some(id) => Err(ApiError::invalid(pointer, format!("names {id}, which is no webhook endpoint"))),
+    match endpoints::missing(&state.db, collection, ids).await?.first() {
+        Some(id) => {
+            Err(ApiError::invalid(pointer, format!("names {id}, which is no webhook endpoint of this collection")))
+        }
         None => Ok(()),
     }
 }
@@ -328,13 +336,13 @@ fn check_url(state: &AppState, url: &str) -> ApiResult<String> {
     }
 }
 
-async fn check_collections(state: &AppState, ids: Option<&[CollectionId]>) -> ApiResult<()> {
+async fn check_collections(state: &AppState, grant: &Grant, ids: Option<&[CollectionId]>) -> ApiResult<()> {
     let ids = ids.unwrap_or_default();
     if ids.len() > MAX_COLLECTIONS {
         return Err(ApiError::invalid("#/collection_ids", format!("must name at most {MAX_COLLECTIONS} collections")));
     }
     for id in ids {
-        if collections::find(&state.db.read, *id).await?.is_none() {
+        if collections::find(&state.db.read, grant, *id).await?.is_none() {
             return Err(ApiError::invalid("#/collection_ids", format!("names {id}, which is no collection")));
         }
     }

@@ -194,6 +194,7 @@ fn job(collection: CollectionId) -> NewJob {
         pipeline: "tiny".to_owned(),
         args: JobArgs::Identify { image, max_matches: None },
         tag: None,
+        webhook_endpoints: None,
         traceparent: None,
         idempotency: None,
         inline_uploads: Vec::new(),
@@ -345,6 +346,7 @@ async fn pictures_of_a_day_are_counted_for_jobs_and_batches() {
             source: BatchSource::S3("s3://b/".to_owned()),
             on_gone: OnGone::Keep,
             tag: None,
+            webhook_endpoints: None,
             traceparent: None,
             idempotency: None,
         };

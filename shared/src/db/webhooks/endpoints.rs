@@ -156,8 +156,12 @@ pub async fn list(db: &Db, after: Option<WebhookEndpointId>, limit: u64) -> Resu
     Ok(endpoints)
 }
 
-/// Which of these are no endpoint.
-pub async fn missing(db: &Db, ids: &[WebhookEndpointId]) -> Result<Vec<WebhookEndpointId>, DbErr> {
+/// Which of these are no endpoint that is told of the collection.
+pub async fn missing(
+    db: &Db,
+    collection: CollectionId,
+    ids: &[WebhookEndpointId],
+) -> Result<Vec<WebhookEndpointId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Found {
         id: WebhookEndpointId,
@@ -165,8 +169,13 @@ pub async fn missing(db: &Db, ids: &[WebhookEndpointId]) -> Result<Vec<WebhookEn
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let sql = format!("SELECT id FROM webhook_endpoints WHERE id IN ({})", placeholders(1, ids.len()));
-    let found = statement(&db.read, &sql, ids.iter().map(|id| Value::from(*id)));
+    let sql = format!(
+        "SELECT id FROM webhook_endpoints e WHERE id IN ({}) AND (all_collections OR EXISTS
+            (SELECT 1 FROM webhook_endpoint_collections c WHERE c.endpoint_id = e.id AND c.collection_id = $1))",
+        placeholders(2, ids.len())
+    );
+    let values = std::iter::once(collection.into()).chain(ids.iter().map(|id| Value::from(*id)));
+    let found = statement(&db.read, &sql, values);
     let found: Vec<_> = Found::find_by_statement(found).all(&db.read).await?.into_iter().map(|row| row.id).collect();
     Ok(ids.iter().copied().filter(|id| !found.contains(id)).collect())
 }

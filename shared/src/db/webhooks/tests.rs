@@ -9,6 +9,7 @@ use super::deliveries::{self, Attempt, Bounds, Claimed, Recorded, Verdict};
 use super::endpoints::{self, Changes, Endpoint, EndpointState, NewEndpoint};
 use super::events;
 use super::log::{self, DeliveryState, Redelivery};
+use crate::access::Grant;
 use crate::batch::BatchSource;
 use crate::db::batches::{control, submit as batches};
 use crate::db::entity::batch::OnGone;
@@ -92,7 +93,7 @@ async fn job(db: &Db, collection: CollectionId, kind: JobKind, only: Option<Vec<
         inline_uploads: Vec::new(),
         webhook_endpoints: only,
     };
-    match submit(db, new).await.unwrap() {
+    match submit(db, &Grant::everything(), new).await.unwrap() {
         Submitted::New(job) => job.id,
         other => panic!("{other:?} is not new"),
     }
@@ -178,8 +179,8 @@ mod scenes {
         end(db, ids[0], Outcome::Succeeded(json!({ "decision": "match", "faces": [] }))).await;
         end(db, ids[1], Outcome::Rejected(problem())).await;
         end(db, ids[2], Outcome::Failed(problem())).await;
-        settle::cancel(db, ids[3]).await.unwrap();
-        settle::cancel(db, ids[3]).await.unwrap();
+        settle::cancel(db, &Grant::everything(), ids[3]).await.unwrap();
+        settle::cancel(db, &Grant::everything(), ids[3]).await.unwrap();
         assert_eq!(types(db).await, ["job.succeeded", "job.rejected", "job.failed", "job.cancelled"]);
         assert_eq!(deliveries_of(db, id).await, [DeliveryState::Pending; 4]);
         let first = &bodies(db).await[0];
@@ -266,7 +267,9 @@ mod scenes {
             traceparent: None,
             idempotency: None,
         };
-        let batches::Submitted::New(id) = batches::submit(db, new).await.unwrap() else { panic!("it is new") };
+        let batches::Submitted::New(id) = batches::submit(db, &Grant::everything(), new).await.unwrap() else {
+            panic!("it is new")
+        };
         run(db, "UPDATE batches SET listed_at = 1").await;
         let ended: usize = {
             let (one, two) = tokio::join!(control::finish(db), control::finish(db));
@@ -277,7 +280,7 @@ mod scenes {
         assert_eq!((ended, told.len()), (1, 1), "two that end it at once tell once");
         let data = &told[0]["data"];
         assert_eq!((&data["batch_id"], &data["state"], &data["round"]), (&json!(id), &json!("completed"), &json!(1)));
-        assert!(control::change(db, id, control::Wish::Retry).await.unwrap());
+        assert!(control::change(db, &Grant::everything(), id, control::Wish::Retry).await.unwrap());
         control::reopen_slice(db, id).await.unwrap();
         control::finish(db).await.unwrap();
         assert_eq!(bodies(db).await[1]["data"]["round"], 2);
