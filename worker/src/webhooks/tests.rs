@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::Full;
 use hyper::Request;
@@ -120,6 +120,18 @@ async fn long_answers_are_cut() {
 }
 
 #[tokio::test]
+async fn a_status_is_the_answer_whatever_its_body_does() {
+    let began = Instant::now();
+    let (trickling, _) = receiver("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nsome").await;
+    let answer = send(&format!("http://127.0.0.1:{trickling}/"), &settings("127.0.0.0/8")).await.unwrap();
+    assert_eq!((answer.status, answer.beginning.as_str()), (200, "some"));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let (long_head, _) = receiver(format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(100_000))).await;
+    let error = send(&format!("http://127.0.0.1:{long_head}/"), &settings("127.0.0.0/8")).await.unwrap_err();
+    assert!(matches!(error, DialError::Http(_)), "{error}");
+}
+
+#[tokio::test]
 async fn what_gives_no_answer_says_why() {
     let allowed = settings("127.0.0.0/8");
     let sent = async |url: String| send(&url, &allowed).await.map(|answer| answer.status).unwrap_err().to_string();
@@ -145,4 +157,9 @@ async fn retry_after_is_read() {
     let (port, _) = receiver("HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n").await;
     let answer = send(&format!("http://127.0.0.1:{port}/"), &settings("127.0.0.0/8")).await.unwrap();
     assert_eq!((answer.status, answer.retry_after), (429, Some(Duration::from_secs(7))));
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
+    let (port, _) = receiver(format!("HTTP/1.1 503 Later\r\nretry-after: {date}\r\ncontent-length: 0\r\n\r\n")).await;
+    let answer = send(&format!("http://127.0.0.1:{port}/"), &settings("127.0.0.0/8")).await.unwrap();
+    let left = answer.retry_after.unwrap();
+    assert!(left > Duration::from_secs(60) && left <= Duration::from_secs(90), "{left:?}");
 }
