@@ -126,7 +126,7 @@ async fn a_status_is_the_answer_whatever_its_body_does() {
     let answer = send(&format!("http://127.0.0.1:{trickling}/"), &settings("127.0.0.0/8")).await.unwrap();
     assert_eq!((answer.status, answer.beginning.as_str()), (200, "some"));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    let (long_head, _) = receiver(format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(100_000))).await;
+    let (long_head, _) = receiver(format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(1_000_000))).await;
     let error = send(&format!("http://127.0.0.1:{long_head}/"), &settings("127.0.0.0/8")).await.unwrap_err();
     assert!(matches!(error, DialError::Http(_)), "{error}");
 }
