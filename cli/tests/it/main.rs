@@ -24,6 +24,7 @@ mod streams;
 mod traces;
 mod transfer;
 mod versions;
+mod walk;
 mod webhook_docs;
 mod webhooks;
 mod workers;
