@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Door, Gate};
+use crate::backlog::Backlog;
 use crate::in_flight::InFlightKeys;
 use crate::serve::serve_within;
 use crate::state::{AppState, Places};
@@ -59,6 +60,7 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
         gate: Arc::new(Gate::new(backends.db.clone(), config.limits, Door::NeedsKey, tasks.clone())),
         unrunnable: Arc::default(),
         checks: backends.checks(),
+        backlog: Arc::new(Backlog::configured(&config.server)),
         in_flight: InFlightKeys::default(),
         places: Places::configured(&config.server),
         tasks,

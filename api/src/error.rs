@@ -89,6 +89,11 @@ impl ApiError {
         Self { retry_after_s, ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, detail) }
     }
 
+    /// 503: more is asked for than is done.
+    pub fn overloaded(code: &'static str, detail: impl Into<String>, wait: Duration) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::too_many(code, detail, wait) }
+    }
+
     /// 404: what the path or body names is not there.
     pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)

@@ -85,6 +85,11 @@ impl FromRequestParts<AppState> for SubmitHeaders {
 }
 
 impl SubmitHeaders {
+    /// The same without its key, for jobs of which a request makes several.
+    pub(crate) fn without_key(&self) -> Self {
+        Self { idempotency_key: None, _in_flight: None, trace: self.trace.clone() }
+    }
+
     /// The key of a request that is not taken without one.
     pub fn required_key(&self) -> ApiResult<&str> {
         self.idempotency_key.as_deref().ok_or_else(|| {

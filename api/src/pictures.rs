@@ -1,5 +1,6 @@
 //! Taking in pictures: what they are by their first bytes, where they are put, which one a request means.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -8,18 +9,20 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use shared::access::Grant;
+use shared::db::entity::image;
 use shared::db::uploads::{self, NewUpload};
 use shared::digest::sha256_hex;
 use shared::heif;
 use shared::ids::{CollectionId, UploadId};
 use shared::job::{ImageRef, UploadedImage};
+use shared::objects::ImportRoots;
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
 
 /// Base64 with or without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
@@ -143,6 +146,31 @@ pub async fn resolve(
             Ok(Picture::There(ImageRef::Reference { s3: uri.clone(), fingerprint: None }))
         }
         _ => Err(ApiError::invalid(pointer, "needs exactly one of upload_id, base64 and s3")),
+    }
+}
+
+/// The bytes of a collection's image, wherever they lie; `None` where they are not there any more, or may not be read.
+pub(crate) async fn stored(state: &AppState, image: &image::Model) -> ApiResult<Option<Vec<u8>>> {
+    let most = state.config.vision.max_image_bytes;
+    let file = image.uri.as_deref().and_then(|uri| uri.strip_prefix("file://")).map(PathBuf::from);
+    let read = match (&image.object_key, file, &image.uri) {
+        (Some(key), _, _) => state.objects.get(key, most).await,
+        (None, Some(file), _) => {
+            let roots = ImportRoots::new(state.config.import.roots.clone());
+            let read = tokio::task::spawn_blocking(move || roots.read(&file, most));
+            read.await.map_err(|error| ApiError::internal(&error))?
+        }
+        (None, None, Some(uri)) => state.objects.get_reference(uri, most).await,
+        (None, None, None) => return Ok(None),
+    };
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.is_transient() => Err(error.into()),
+        Err(_) => {
+            // The error names the place, which may be called like a person.
+            tracing::warn!(image.id = %image.id, "a stored picture cannot be read any more");
+            Ok(None)
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::authenticate;
+use crate::legacy;
 use crate::requests::observe;
 use crate::routes::{
     batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, submit, uploads,
@@ -42,7 +43,10 @@ impl Modify for ApiKey {
 /// All routes and layers.
 pub fn router(state: AppState) -> Router {
     let body_limit = DefaultBodyLimit::max(state.config.server.max_body_bytes);
-    let (keyed, _) = keyed().split_for_parts();
+    let (mut keyed, _) = keyed().split_for_parts();
+    if state.config.server.legacy_api {
+        keyed = keyed.merge(legacy::routes());
+    }
     let (open, _) = open().split_for_parts();
     let document = documented().into_openapi().to_json().expect("the document is plain data; this is a bug");
     let json = [("content-type", "application/json")];

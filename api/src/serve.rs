@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use crate::backlog;
 use crate::connections::Connections;
 use crate::router::router;
 use crate::state::AppState;
@@ -13,8 +14,11 @@ use crate::state::AppState;
 pub async fn serve_within(listener: TcpListener, state: AppState, grace: Duration) {
     let (stop, tasks) = (state.stop.clone(), state.tasks.clone());
     let mut connections = Connections::new(&state.config.server, router(state.clone()));
+    let watching = tokio::spawn(backlog::watch(state));
     connections.take(listener, &stop).await;
     connections.end(grace).await;
+    // It ends with the token that ended the taking of connections.
+    let _ = watching.await;
     tasks.close();
     if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
         tracing::warn!("an export was still under way after the grace period");

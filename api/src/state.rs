@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Gate;
+use crate::backlog::Backlog;
 use crate::buffered::BodyRoom;
 use crate::in_flight::InFlightKeys;
 
@@ -40,6 +41,8 @@ pub struct AppState {
     pub gate: Arc<Gate>,
     /// Pipelines that the worker in this process cannot run; none where workers are other processes.
     pub unrunnable: Arc<BTreeSet<String>>,
+    /// How much waits, and whether more is taken.
+    pub backlog: Arc<Backlog>,
     /// What `/readyz` tries.
     pub checks: Vec<Check>,
     /// Idempotency keys of requests that are being answered.

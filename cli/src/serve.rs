@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use api::auth::{Door, Gate};
+use api::backlog::Backlog;
 use api::command::require_key;
 use api::in_flight::InFlightKeys;
 use api::state::{AppState, Places};
@@ -164,6 +165,7 @@ async fn assemble(
     let tasks = TaskTracker::new();
     let state = AppState {
         gate: Arc::new(Gate::new(db.clone(), config.limits, door, tasks.clone())),
+        backlog: Arc::new(Backlog::configured(&config.server)),
         in_flight: InFlightKeys::default(),
         places: Places::configured(&config.server),
         config,

@@ -21,6 +21,7 @@ mod m20261126_000013_capture_times;
 mod m20261126_000014_gone_places;
 mod m20261126_000015_api_keys;
 mod m20261126_000016_webhooks;
+mod m20261126_000017_waiting_jobs;
 mod statements;
 
 /// All migrations in order.
@@ -46,6 +47,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000014_gone_places::Migration),
             Box::new(m20261126_000015_api_keys::Migration),
             Box::new(m20261126_000016_webhooks::Migration),
+            Box::new(m20261126_000017_waiting_jobs::Migration),
         ]
     }
 }

@@ -50,6 +50,15 @@ impl FinishedJobs {
 pub struct FinishedListener(broadcast::Receiver<JobId>);
 
 impl FinishedListener {
+    /// Waits until jobs have ended, here or elsewhere; how many.
+    pub async fn some(&mut self) -> u64 {
+        match self.0.recv().await {
+            Ok(_) => 1,
+            Err(broadcast::error::RecvError::Lagged(missed)) => missed,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+
     /// Waits until `job` may have ended.
     pub async fn wait_for(&mut self, job: JobId) {
         loop {

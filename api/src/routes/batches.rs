@@ -204,6 +204,7 @@ pub struct ItemQuery {
     params(ManifestQuery,
         ("Idempotency-Key" = String, Header, description = "Repeats with the same key give the same batch")),
     responses((status = 202, body = BatchView),
+    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn create(
     State(state): State<AppState>,
@@ -277,6 +278,7 @@ async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequ
     check_kind("#/kind", request.kind)?;
     request.tag.as_ref().map_or(Ok(()), |tag| check_text("#/tag", tag))?;
     let collection = extract::collection(state, grant, &request.collection).await?;
+    state.backlog.check_bulk(&collection.pipeline)?;
     let source = match (request.source.s3, request.source.folder) {
         (Some(prefix), None) => {
             let checked = state.objects.check_prefix(&prefix);
@@ -305,6 +307,7 @@ async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, requ
     check_kind("kind", kind)?;
     query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
     let collection = extract::collection(state, grant, &query.collection.ok_or_else(|| absent("collection"))?).await?;
+    state.backlog.check_bulk(&collection.pipeline)?;
     let webhook_endpoints = query.webhook_endpoint_ids.as_deref().map(endpoint_ids).transpose()?;
     check_endpoints(state, collection.id, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
     let intake = manifest::take_in(state, collection.id, request.into_body()).await?;

@@ -10,7 +10,6 @@ use shared::db::collections::{self, CollectionSettings};
 use shared::db::entity::collection;
 use shared::ids::CollectionId;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::instant;
 use crate::auth::{Admin, Caller, Read};
@@ -79,8 +78,7 @@ fn check_settings(settings: &CollectionSettings) -> ApiResult<()> {
 }
 
 fn check_name(name: &str) -> ApiResult<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if (1..=64).contains(&name.len()) && name.chars().all(plain) && name.parse::<Uuid>().is_err() {
+    if collections::is_collection_name(name) {
         return Ok(());
     }
     Err(ApiError::invalid("#/name", "must be 1 to 64 letters, digits, '.', '_' or '-', and no UUID"))
@@ -101,22 +99,34 @@ pub async fn create(
     check_name(&new.name)?;
     check_settings(&new.settings)?;
     let pipeline = new.pipeline.unwrap_or_else(|| state.config.models.default_pipeline.clone());
-    let entry = state.catalogue.pipeline(&pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
-    if !entry.restricted_files().is_empty() && !state.config.models.accepted_licences.contains(&pipeline) {
+    let made = make(&state, &new.name, &pipeline, &new.settings).await?;
+    let row =
+        made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;
+    let location = [(header::LOCATION, format!("/v1/collections/{}", row.id))];
+    Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
+}
+
+/// Makes a collection of checked settings; `None` when its name is taken.
+pub(crate) async fn make(
+    state: &AppState,
+    name: &str,
+    pipeline: &str,
+    settings: &CollectionSettings,
+) -> ApiResult<Option<collection::Model>> {
+    let entry = state.catalogue.pipeline(pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
+    if !entry.restricted_files().is_empty()
+        && !state.config.models.accepted_licences.iter().any(|accepted| accepted == pipeline)
+    {
         let detail = format!(
             "{pipeline} has weights for non-commercial use only, and this server's operator has not accepted that"
         );
         return Err(ApiError::unprocessable("licence_not_accepted", detail));
     }
-    if state.unrunnable.contains(&pipeline) {
+    if state.unrunnable.contains(pipeline) {
         let detail = format!("this server cannot run {pipeline}; its log and /readyz say why");
         return Err(ApiError::unprocessable("pipeline_not_runnable", detail));
     }
-    let made = collections::create(&state.db, &new.name, &pipeline, &new.settings).await?;
-    let row =
-        made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;
-    let location = [(header::LOCATION, format!("/v1/collections/{}", row.id))];
-    Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
+    Ok(collections::create(&state.db, name, pipeline, settings).await?)
 }
 
 /// Lists collections.

@@ -33,7 +33,7 @@ pub struct JobView {
     pub id: JobId,
     collection_id: CollectionId,
     kind: JobKind,
-    state: JobState,
+    pub(crate) state: JobState,
     /// Attempts begun so far.
     attempt: i32,
     pipeline: String,
@@ -50,9 +50,9 @@ pub struct JobView {
     started_at: Option<String>,
     finished_at: Option<String>,
     /// Of a job that succeeded; its form depends on the kind.
-    result: Option<serde_json::Value>,
+    pub(crate) result: Option<serde_json::Value>,
     /// Why it was rejected or failed, or why the last attempt of a queued job did.
-    problem: Option<Problem>,
+    pub(crate) problem: Option<Problem>,
 }
 
 impl JobView {
@@ -60,7 +60,7 @@ impl JobView {
         Version::of(&[self.version])
     }
 
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.state.is_terminal()
     }
 }
@@ -230,7 +230,7 @@ pub async fn cancel(
 }
 
 /// The job when it has ended, or is not what the client knows by an `If-None-Match`, or as it is after `wait`.
-async fn wait_for(
+pub(crate) async fn wait_for(
     state: &AppState,
     grant: &Grant,
     id: JobId,

@@ -144,6 +144,7 @@ struct Checked {
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
+    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn enroll(
     State(state): State<AppState>,
@@ -157,19 +158,37 @@ pub async fn enroll(
     check_person(&state, &collection, &person).await?;
     check_choice(request.face)?;
     let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
-    let checked = Checked {
-        kind: JobKind::Enroll,
-        pictures: vec![picture],
-        rest: serde_json::json!([&person, request.face]),
+    let wanted = Enrollment {
+        picture,
+        person,
+        face: request.face,
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Enroll {
-        image: images.remove(0),
-        person,
-        face: request.face,
-    })
-    .await
+    enroll_picture(&state, &caller, &collection, &headers, wanted).await.map(accepted)
+}
+
+/// A picture's face that is to be a person's, checked.
+pub(crate) struct Enrollment {
+    pub(crate) picture: Picture,
+    pub(crate) person: PersonRef,
+    pub(crate) face: FaceChoice,
+    pub(crate) tag: Option<String>,
+    pub(crate) webhook_endpoints: Option<Vec<WebhookEndpointId>>,
+}
+
+/// Makes the job that enrolls it.
+pub(crate) async fn enroll_picture(
+    state: &AppState,
+    grant: &Grant,
+    collection: &collection::Model,
+    headers: &SubmitHeaders,
+    Enrollment { picture, person, face, tag, webhook_endpoints }: Enrollment,
+) -> ApiResult<JobView> {
+    let rest = serde_json::json!([&person, face]);
+    let checked = Checked { kind: JobKind::Enroll, pictures: vec![picture], rest, tag, webhook_endpoints };
+    let args = |mut images: Vec<ImageRef>| JobArgs::Enroll { image: images.remove(0), person, face };
+    accept(state, grant, collection, headers, checked, args).await
 }
 
 /// Indexes a picture.
@@ -177,6 +196,7 @@ pub async fn enroll(
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
+    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn index(
     State(state): State<AppState>,
@@ -194,8 +214,8 @@ pub async fn index(
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Index { image: images.remove(0) })
-        .await
+    let args = |mut images: Vec<ImageRef>| JobArgs::Index { image: images.remove(0) };
+    accept(&state, &caller, &collection, &headers, checked, args).await.map(accepted)
 }
 
 /// Identifies the faces of a picture.
@@ -203,6 +223,7 @@ pub async fn index(
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
+    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn identify(
     State(state): State<AppState>,
@@ -216,18 +237,35 @@ pub async fn identify(
         return Err(ApiError::invalid("#/max_matches", "must lie between 1 and 100"));
     }
     let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
-    let checked = Checked {
-        kind: JobKind::Identify,
-        pictures: vec![picture],
-        rest: serde_json::json!(request.max_matches),
+    let wanted = Identification {
+        picture,
+        max_matches: request.max_matches,
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
     };
-    accept(&state, &caller, &collection, &headers, checked, |mut images| JobArgs::Identify {
-        image: images.remove(0),
-        max_matches: request.max_matches,
-    })
-    .await
+    identify_picture(&state, &caller, &collection, &headers, wanted).await.map(accepted)
+}
+
+/// A picture whose faces are to be identified, checked.
+pub(crate) struct Identification {
+    pub(crate) picture: Picture,
+    pub(crate) max_matches: Option<usize>,
+    pub(crate) tag: Option<String>,
+    pub(crate) webhook_endpoints: Option<Vec<WebhookEndpointId>>,
+}
+
+/// Makes the job that identifies them.
+pub(crate) async fn identify_picture(
+    state: &AppState,
+    grant: &Grant,
+    collection: &collection::Model,
+    headers: &SubmitHeaders,
+    Identification { picture, max_matches, tag, webhook_endpoints }: Identification,
+) -> ApiResult<JobView> {
+    let rest = serde_json::json!(max_matches);
+    let checked = Checked { kind: JobKind::Identify, pictures: vec![picture], rest, tag, webhook_endpoints };
+    let args = |mut images: Vec<ImageRef>| JobArgs::Identify { image: images.remove(0), max_matches };
+    accept(state, grant, collection, headers, checked, args).await
 }
 
 /// Verifies a face.
@@ -235,6 +273,7 @@ pub async fn identify(
     params(("collection" = String, Path, description = "Its id or name"),
         ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
     responses((status = 202, body = JobView),
+    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
 pub async fn verify(
     State(state): State<AppState>,
@@ -269,6 +308,7 @@ pub async fn verify(
         face: request.face,
     })
     .await
+    .map(accepted)
 }
 
 /// Matches the faces of the collection again that nobody was named for, or only by a match. Where a job waits to do so, that
@@ -286,11 +326,11 @@ pub async fn rematch(
     let collection = extract::collection(&state, &caller, &collection).await?;
     match rematches::enqueue(&state.db, &collection, Some(headers.trace.as_str().to_owned())).await? {
         Submitted::New(job) => Ok(accepted(fresh(&state, job, JobArgs::Rematch { all: true, progress: None }).await)),
-        waiting => again(&state, &caller, waiting).await,
+        waiting => again(&state, &caller, waiting).await.map(accepted),
     }
 }
 
-pub(super) async fn check_person(
+pub(crate) async fn check_person(
     state: &AppState,
     collection: &collection::Model,
     person: &PersonRef,
@@ -308,14 +348,14 @@ pub(super) async fn check_person(
     }
 }
 
-pub(super) fn check_external_id(pointer: &str, external_id: &str) -> ApiResult<()> {
+pub(crate) fn check_external_id(pointer: &str, external_id: &str) -> ApiResult<()> {
     if external_id.trim().is_empty() {
         return Err(ApiError::invalid(pointer, "must not be empty"));
     }
     check_text(pointer, external_id)
 }
 
-pub(super) fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
+pub(crate) fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
     if text.len() > MAX_TEXT || text.contains('\0') {
         return Err(ApiError::invalid(pointer, format!("must be at most {MAX_TEXT} bytes without NUL")));
     }
@@ -331,7 +371,7 @@ fn check_choice(face: FaceChoice) -> ApiResult<()> {
     Err(ApiError::invalid("#/face/box", "must have finite numbers, and a width and height above zero"))
 }
 
-/// Stores the pictures and the job, announces it, answers 202.
+/// Stores the pictures and the job, and announces it.
 async fn accept(
     state: &AppState,
     grant: &Grant,
@@ -339,7 +379,7 @@ async fn accept(
     headers: &SubmitHeaders,
     checked: Checked,
     args: impl FnOnce(Vec<ImageRef>) -> JobArgs,
-) -> ApiResult<Response> {
+) -> ApiResult<JobView> {
     if let Some(tag) = &checked.tag {
         check_text("#/tag", tag)?;
     }
@@ -350,6 +390,7 @@ async fn accept(
     {
         return again(state, grant, repeated).await;
     }
+    state.backlog.admit(&collection.pipeline, checked.kind.lane())?;
     let mut inline_uploads: Vec<NewUpload> = Vec::new();
     let mut images = Vec::new();
     for picture in checked.pictures {
@@ -392,7 +433,7 @@ async fn accept(
         }
     }
     match submitted? {
-        Submitted::New(job) => Ok(accepted(fresh(state, job, args).await)),
+        Submitted::New(job) => Ok(fresh(state, job, args).await),
         repeated => again(state, grant, repeated).await,
     }
 }
@@ -441,9 +482,9 @@ async fn fresh(state: &AppState, job: job::Model, args: JobArgs) -> JobView {
 }
 
 /// The answer to a request that made no job.
-async fn again(state: &AppState, grant: &Grant, submitted: Submitted) -> ApiResult<Response> {
+async fn again(state: &AppState, grant: &Grant, submitted: Submitted) -> ApiResult<JobView> {
     match submitted {
-        Submitted::New(job) | Submitted::Existing(job) => Ok(accepted(super::jobs::load(state, grant, job.id).await?)),
+        Submitted::New(job) | Submitted::Existing(job) => super::jobs::load(state, grant, job.id).await,
         Submitted::KeyReused => Err(key_reused()),
         Submitted::KeyInFlight => Err(ApiError::key_in_flight()),
         Submitted::OverLimit(over) => Err(over.into()),

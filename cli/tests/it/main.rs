@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it should be")]
 
+mod backlog;
 mod bad_input;
 mod batches;
 mod bench;
@@ -12,6 +13,7 @@ mod faults;
 mod gone;
 mod jobs;
 mod keys;
+mod legacy;
 mod library;
 mod main_path;
 mod offer;
@@ -22,6 +24,7 @@ mod streams;
 mod traces;
 mod transfer;
 mod versions;
+mod walk;
 mod webhook_docs;
 mod webhooks;
 mod workers;

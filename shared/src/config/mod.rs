@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use secret::{Secret, SecretUrl};
 
 use crate::access::Limits;
+use crate::db::collections::is_collection_name;
 use crate::webhooks::address::AddressPolicy;
 
 mod list;
@@ -23,6 +24,12 @@ const LARGEST_BATCH: usize = 256;
 
 /// Of `webhooks.schedule_s`.
 const MOST_RETRIES: usize = 30;
+
+/// Of `server.max_queued_jobs`.
+const MOST_QUEUED: u64 = 1_000_000;
+
+/// Of `server.max_queue_age_s`: thirty days.
+const MOST_AGE_S: u64 = 2_592_000;
 
 /// Variables that start like a setting but are none: arguments of commands, and what steers tests and the build.
 const NOT_SETTINGS: [&str; 5] =
@@ -91,6 +98,11 @@ pub struct ServerConfig {
     pub max_connections: usize,
     pub max_buffered_bytes: usize,
     pub max_event_streams: usize,
+    pub max_queued_jobs: u64,
+    pub max_queue_age_s: u64,
+    pub legacy_api: bool,
+    pub legacy_collection: String,
+    pub legacy_pictures: String,
     pub secret_key: Secret,
 }
 
@@ -350,6 +362,12 @@ impl Config {
         let invalid = |setting, why: &str| Err(ConfigError::Invalid { setting, why: why.to_owned() });
         let worker = &self.worker;
         self.server.check()?;
+        if self.has_services() && self.server.legacy_pictures.starts_with('/') {
+            return invalid(
+                "server.legacy_pictures",
+                "must be s3://bucket/prefix: folders are read by `face-id serve` only",
+            );
+        }
         self.check_services()?;
         self.webhooks.check()?;
         self.check_times()?;
@@ -496,6 +514,25 @@ impl ServerConfig {
         }
         if self.max_connections < 16 {
             return invalid("server.max_connections", "must be at least 16");
+        }
+        if self.max_queued_jobs == 1 || self.max_queued_jobs > MOST_QUEUED {
+            return invalid(
+                "server.max_queued_jobs",
+                "must be 0, or lie between 2 and 1000000: they are counted each second",
+            );
+        }
+        if self.max_queue_age_s == 1 || self.max_queue_age_s > MOST_AGE_S {
+            return invalid("server.max_queue_age_s", "must be 0, or lie between 2 and 2592000 seconds");
+        }
+        if !is_collection_name(&self.legacy_collection) {
+            return invalid(
+                "server.legacy_collection",
+                "must be 1 to 64 letters, digits, '.', '_' or '-', and no UUID",
+            );
+        }
+        let pictures = &self.legacy_pictures;
+        if !pictures.is_empty() && !pictures.starts_with("s3://") && !Path::new(pictures).is_absolute() {
+            return invalid("server.legacy_pictures", "must be an absolute path or begin with s3://");
         }
         if self.max_buffered_bytes < self.max_body_bytes {
             return invalid("server.max_buffered_bytes", "must not be less than server.max_body_bytes");
@@ -690,6 +727,10 @@ mod tests {
             (("FACE_ID_WORKER__BATCH_SIZES", "1,8,8"), "worker.batch_sizes"),
             (("FACE_ID_WORKER__BATCH_SIZES", "1,257"), "worker.batch_sizes"),
             (("FACE_ID_WORKER__BATCH_SIZES", ""), "batch_sizes"),
+            (("FACE_ID_SERVER__MAX_QUEUED_JOBS", "1"), "server.max_queued_jobs"),
+            (("FACE_ID_SERVER__MAX_QUEUE_AGE_S", "9999999"), "server.max_queue_age_s"),
+            (("FACE_ID_SERVER__LEGACY_COLLECTION", "a b"), "server.legacy_collection"),
+            (("FACE_ID_SERVER__LEGACY_PICTURES", "pictures"), "server.legacy_pictures"),
             (("FACE_ID_LOG__FORMAT", "xml"), "xml"),
             (("FACE_ID_WEBHOOKS__ALLOWED_NETWORKS", "10.0.0.0/33"), "10.0.0.0/33"),
             (("FACE_ID_WEBHOOKS__SCHEDULE_S", "1,-1"), "webhooks.schedule_s"),

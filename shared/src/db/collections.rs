@@ -52,6 +52,12 @@ impl CollectionSettings {
     }
 }
 
+/// Whether a collection may be called that: 1 to 64 letters, digits, `.`, `_` or `-`, and no UUID, which would be an id.
+pub fn is_collection_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=64).contains(&name.len()) && name.chars().all(plain) && name.parse::<Uuid>().is_err()
+}
+
 impl Model {
     /// The stored settings.
     ///

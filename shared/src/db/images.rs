@@ -273,6 +273,20 @@ pub async fn is_analysed(conn: &impl ConnectionTrait, image: ImageId, detector_r
     Ok(count(conn, sql, [image.into(), detector_revision.into()]).await? > 0)
 }
 
+/// Whether what lies at a place with that fingerprint shows a face that was enrolled for the person of that external id.
+pub async fn is_enrolled_from(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    (uri, fingerprint): (&str, &str),
+    external_id: &str,
+) -> Result<bool, DbErr> {
+    let sql = "SELECT count(*) AS n FROM image_sources s
+        JOIN faces f ON f.image_id = s.image_id AND f.assigned_by = 'enrolled'
+        JOIN persons p ON p.id = f.person_id AND p.external_id = $4
+        WHERE s.collection_id = $1 AND s.uri = $2 AND s.fingerprint = $3";
+    Ok(count(conn, sql, [collection.into(), uri.into(), fingerprint.into(), external_id.into()]).await? > 0)
+}
+
 /// Locks the image: a job that stores faces of it at this moment is waited for.
 pub(super) async fn lock(txn: &impl ConnectionTrait, image: ImageId) -> Result<(), DbErr> {
     let sql = "SELECT count(*) AS n FROM (SELECT id FROM images WHERE id = $1 {for update}) AS locked";

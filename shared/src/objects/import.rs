@@ -1,6 +1,8 @@
 //! Pictures of this machine's own folders, read in place: only below folders that the operator allows.
 
+use std::fs::Metadata;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::ObjectError;
@@ -61,6 +63,11 @@ impl ImportRoots {
         }
         Ok(bytes)
     }
+}
+
+/// What stands for a file's bytes: its size and when it was changed.
+pub fn file_fingerprint(file: &Metadata) -> String {
+    format!("{}-{}.{:09}", file.len(), file.mtime(), file.mtime_nsec())
 }
 
 fn failed(action: &'static str, path: &Path, source: std::io::Error) -> ObjectError {

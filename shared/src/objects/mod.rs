@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 
 pub use folder::FolderStore;
-pub use import::ImportRoots;
+pub use import::{ImportRoots, file_fingerprint};
 pub use s3::{Presigned, S3Options, S3Store, parse_s3_uri};
 
 /// A listed object.

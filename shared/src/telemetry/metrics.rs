@@ -54,6 +54,7 @@ fn describe() {
     for (name, text) in [
         ("face_id_jobs_accepted_total", "Jobs answered with 202, by kind."),
         ("face_id_jobs_ended_total", "Jobs that ended, by kind and state."),
+        ("face_id_jobs_refused_total", "Jobs and batches refused because too much waits, by lane and code."),
         ("face_id_http_connections_refused_total", "Connections for which there was no place."),
         ("face_id_attempts_failed_total", "Attempts that failed and are repeated, by kind."),
         ("face_id_faces_changed_total", "Changes of faces by hand: assigned, unassigned, hidden or unhidden."),
@@ -78,6 +79,12 @@ fn describe() {
             "Jobs that are due and not dispatched, by lane; up to the queue's capacity.",
         ),
         ("face_id_outbox_oldest_age_seconds", Unit::Seconds, "How long the oldest of them has been due, by lane."),
+        (
+            "face_id_waiting_jobs",
+            Unit::Count,
+            "Jobs of no batch that wait for a worker, by pipeline and lane; up to server.max_queued_jobs.",
+        ),
+        ("face_id_waiting_oldest_age_seconds", Unit::Seconds, "How long the first of them has been due."),
         ("face_id_http_connections", Unit::Count, "Connections of clients."),
         ("face_id_last_progress_timestamp_seconds", Unit::Seconds, "When this worker last ended a job (Unix time)."),
         ("face_id_webhook_pending", Unit::Count, "Events that wait to be told to an endpoint; up to 100000."),
@@ -201,6 +208,18 @@ pub fn queue_blocked(blocked: bool) {
 pub fn outbox(lane: Lane, jobs: usize, oldest: Duration) {
     gauge!("face_id_outbox_jobs", "lane" => lane.as_str()).set(jobs as f64);
     gauge!("face_id_outbox_oldest_age_seconds", "lane" => lane.as_str()).set(oldest.as_secs_f64());
+}
+
+/// What waits for a worker in a lane of a pipeline; there are few pipelines.
+pub fn waiting(pipeline: &str, lane: Lane, jobs: u64, oldest: Duration) {
+    let labels = [("pipeline", pipeline.to_owned()), ("lane", lane.as_str().to_owned())];
+    gauge!("face_id_waiting_jobs", &labels).set(jobs as f64);
+    gauge!("face_id_waiting_oldest_age_seconds", &labels).set(oldest.as_secs_f64());
+}
+
+/// A job or batch was refused because too much waits.
+pub fn job_refused(lane: Lane, code: &'static str) {
+    counter!("face_id_jobs_refused_total", "lane" => lane.as_str(), "code" => code).increment(1);
 }
 
 /// This process leads in a role or not.

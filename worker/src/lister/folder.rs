@@ -3,14 +3,14 @@
 
 use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Metadata};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use shared::batch::{Checkpoint, is_picture_name};
 use shared::db::batches::listing::Listed;
 use shared::db::batches::missing::Coverage;
 use shared::job::{ImageRef, Problem};
+use shared::objects::file_fingerprint;
 
 use super::sweep::coverage_of;
 use crate::jobs::JobError;
@@ -184,11 +184,7 @@ fn picture(path: &Path) -> Result<Option<(String, String)>, String> {
     }
     let Some(name) = path.to_str() else { return Err("its name is no text".to_owned()) };
     let metadata = fs::metadata(path).map_err(|e| e.to_string())?;
-    Ok(metadata.is_file().then(|| (name.to_owned(), fingerprint(&metadata))))
-}
-
-fn fingerprint(file: &Metadata) -> String {
-    format!("{}-{}.{:09}", file.len(), file.mtime(), file.mtime_nsec())
+    Ok(metadata.is_file().then(|| (name.to_owned(), file_fingerprint(&metadata))))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const NONE: &str = "00000000-0000-7000-8000-000000000000";
 
 /// A site whose servers ask for keys, and are called with one that may do everything.
-async fn keyed(mut site: Site) -> Site {
+pub(crate) async fn keyed(mut site: Site) -> Site {
     if !site.has_services() {
         let admin = site.make_key(&["--scope", "admin"]).await;
         site.call_with(&admin);
@@ -45,7 +45,7 @@ async fn send(
     read(if let Some(body) = body { request.json(body) } else { request }).await
 }
 
-fn token(made: &Value) -> &str {
+pub(crate) fn token(made: &Value) -> &str {
     made["token"].as_str().unwrap()
 }
 

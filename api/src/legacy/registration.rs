@@ -1,0 +1,98 @@
+//! `/api/register/`, `/api/delete/` and `/api/clear/`: an enroll job, and the end of one person or of all.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::Value;
+use shared::db::entity::collection;
+use shared::db::entity::person;
+use shared::db::{collections as stored_collections, persons};
+use shared::ids::PersonId;
+use shared::job::{FaceChoice, JobState, PersonRef};
+
+use super::answer::{self, CLEARED, DELETED, NOT_SAVED, SAVED};
+use super::input::{self, Text};
+use super::{check_reach, deadline, ended, found, found_or_made};
+use crate::auth::{Admin, Caller, Write};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{Json, SubmitHeaders};
+use crate::routes::collections;
+use crate::routes::submit::{Enrollment, check_external_id, check_person, check_text, enroll_picture};
+use crate::state::AppState;
+
+/// What the front end sends to register somebody.
+#[derive(Debug, Deserialize)]
+pub(super) struct RegisterRequest {
+    picture: String,
+    #[serde(rename = "ID")]
+    id: Text,
+    name: Option<Text>,
+    /// Persons have none.
+    description: Option<Value>,
+    boundingbox: Option<Value>,
+}
+
+/// What it sends to delete somebody.
+#[derive(Debug, Deserialize)]
+pub(super) struct DeleteRequest {
+    #[serde(rename = "delete_ID")]
+    id: Text,
+}
+
+pub(super) async fn register(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    headers: SubmitHeaders,
+    Json(request): Json<RegisterRequest>,
+) -> ApiResult<Response> {
+    let face = input::face_box(request.boundingbox.as_ref())?.map_or(FaceChoice::Largest, FaceChoice::Box);
+    let picture = input::picture(&request.picture)?;
+    check_external_id("#/ID", &request.id.0)?;
+    let name = request.name.map(|name| name.0).filter(|name| !name.is_empty());
+    name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
+    let person = PersonRef::External { external_id: request.id.0, name };
+    let collection = found_or_made(&state, &caller).await?;
+    check_person(&state, &collection, &person).await?;
+    let until = deadline(&state);
+    let enrollment = Enrollment { picture, person, face, tag: None, webhook_endpoints: None };
+    let job = enroll_picture(&state, &caller, &collection, &headers, enrollment).await?;
+    let job = ended(&state, &caller, job.id, until).await?;
+    let response = match job.state {
+        JobState::Succeeded => answer::told(SAVED),
+        _ => answer::unsuccessful(NOT_SAVED, job),
+    };
+    let ignored = input::is_given(request.description.as_ref()).then_some("description");
+    Ok(answer::ignoring(ignored, response))
+}
+
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    caller: Caller<Write>,
+    Json(request): Json<DeleteRequest>,
+) -> ApiResult<Response> {
+    let absent = || ApiError::not_found("person_not_found", "nobody with that delete_ID is registered");
+    let collection = found(&state, &caller).await?.ok_or_else(absent)?;
+    let person = named(&state, &collection, &request.id.0).await?.ok_or_else(absent)?;
+    if persons::delete(&state.db, collection.id, person.id).await? { Ok(answer::told(DELETED)) } else { Err(absent()) }
+}
+
+/// The person of that external id, or else of that id, by which a recognition names somebody who has none.
+async fn named(state: &AppState, collection: &collection::Model, id: &str) -> ApiResult<Option<person::Model>> {
+    let found = persons::find_by_external_id(&state.db.read, collection.id, id).await?;
+    match (found, id.parse()) {
+        (None, Ok(id)) => Ok(persons::find(&state.db.read, collection.id, PersonId(id)).await?),
+        (found, _) => Ok(found),
+    }
+}
+
+/// Deletes the collection, as nothing else takes jobs and uploads along, and makes it again as it was.
+pub(super) async fn clear(State(state): State<AppState>, caller: Caller<Admin>) -> ApiResult<Response> {
+    check_reach(&caller)?;
+    if let Some(collection) = found(&state, &caller).await? {
+        let settings = collection.settings()?;
+        stored_collections::delete(&state.db, collection.id).await?;
+        // A request that came between may have made it.
+        collections::make(&state, &collection.name, &collection.pipeline, &settings).await?;
+    }
+    Ok(answer::told(CLEARED))
+}
