@@ -1,7 +1,7 @@
 //! Who may do what: keys, their scopes and collections, their ends, and their limits.
 
 mod limits;
-mod reach;
+pub(crate) mod reach;
 mod scopes;
 
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const NONE: &str = "00000000-0000-7000-8000-000000000000";
 
 /// A site whose servers ask for keys, and are called with one that may do everything.
-async fn keyed(mut site: Site) -> Site {
+pub(crate) async fn keyed(mut site: Site) -> Site {
     if !site.has_services() {
         let admin = site.make_key(&["--scope", "admin"]).await;
         site.call_with(&admin);
