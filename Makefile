@@ -21,6 +21,8 @@ PHOTOS_12MP := $(FACE_ID_CACHE_DIR)/bench-photos
 BENCH ?=
 # Random requests to each operation in `make contract`.
 CONTRACT_EXAMPLES ?= 60
+# Events that a receiver is told of which answers as badly as it can.
+CONTRACT_EVENTS ?= 100
 
 .PHONY: help openapi setup setup-heic setup-services setup-contract build demo test check serve eval services services-down faults contract bench build-heic test-heic
 
@@ -67,7 +69,7 @@ faults: setup-services ## Break everything in turn under load; a table, and what
 
 contract: setup-services setup-contract ## Hold the HTTP and webhook contract against tools, at length; what came of it as JSON in the last line
 	@rm -f $(addprefix target/tmp/,contract-embedded.json contract-services.json reach-embedded.json reach-services.json webhooks.json ssrf.json)
-	@CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) cargo test --workspace --locked --no-fail-fast -- the_api_does_what_its_document_says keys::reach webhooks; status=$$?; \
+	@CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) CONTRACT_EVENTS=$(CONTRACT_EVENTS) cargo test --workspace --locked --no-fail-fast -- the_api_does_what_its_document_says keys::reach webhooks; status=$$?; \
 	python=$$(. scripts/packages.sh && find_python) && $$python scripts/contract/summary.py target/tmp && exit $$status
 
 check: setup ## Formatting, lints, documentation, dependency directions, Dockerfiles, licences
