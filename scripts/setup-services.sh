@@ -12,6 +12,10 @@ postgres=$folder/pgserver/pginstall/bin/postgres
 missing=()
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
 if ! command -v setpriv >/dev/null || ! command -v setsid >/dev/null; then missing+=(util-linux); fi
+# The tests run the snippets of the manual.
+for program in node openssl curl; do
+  command -v $program >/dev/null || missing+=("${program/#%node/nodejs}")
+done
 if [ ! -x "$postgres" ] && [ -z "$(find_python)" ]; then missing+=(python3 python3-pip); fi
 if [ ${#missing[@]} != 0 ]; then
   install_packages "${missing[@]}"

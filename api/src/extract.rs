@@ -104,10 +104,24 @@ impl SubmitHeaders {
 fn key_of(header: &str) -> Option<String> {
     let header = header.trim();
     let key = match header.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"')?.replace("\\\"", "\"").replace("\\\\", "\\"),
+        Some(rest) => unquoted(rest.strip_suffix('"')?)?,
         None => header.to_owned(),
     };
-    (1..=MAX_KEY).contains(&key.len()).then_some(key)
+    let is_printable = key.chars().all(|c| matches!(c, ' '..='~'));
+    (is_printable && (1..=MAX_KEY).contains(&key.len())).then_some(key)
+}
+
+/// What stands between quotes: a backslash stands before a quote or another one, and before nothing else.
+fn unquoted(text: &str) -> Option<String> {
+    let (mut plain, mut characters) = (String::with_capacity(text.len()), text.chars());
+    while let Some(character) = characters.next() {
+        plain.push(match character {
+            '"' => return None,
+            '\\' => characters.next().filter(|next| matches!(next, '"' | '\\'))?,
+            other => other,
+        });
+    }
+    Some(plain)
 }
 
 impl FromRequest<AppState> for Body {
@@ -230,7 +244,7 @@ mod tests {
         assert_eq!(key_of("k-1").as_deref(), Some("k-1"));
         assert_eq!(key_of(r#""k-1""#).as_deref(), Some("k-1"));
         assert_eq!(key_of(r#""a\"b\\c""#).as_deref(), Some(r#"a"b\c"#));
-        for bad in ["", "\"", "\"\"", "\"open", &"x".repeat(256)] {
+        for bad in ["", "\"", "\"\"", "\"open", "\"a\"b\"", r#""a\b""#, "a\tb", &"x".repeat(256)] {
             assert_eq!(key_of(bad), None, "{bad}");
         }
     }

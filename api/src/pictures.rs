@@ -34,6 +34,7 @@ pub struct ImageInput {
     /// An upload of the same collection.
     pub upload_id: Option<UploadId>,
     /// The picture's bytes in base64, instead of an upload.
+    #[schema(format = Byte)]
     pub base64: Option<String>,
     /// `s3://bucket/key` of a picture in a bucket that the operator allows, instead of an upload.
     pub s3: Option<String>,

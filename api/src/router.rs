@@ -3,42 +3,19 @@
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use axum::{Router, middleware};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi};
+use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::authenticate;
 use crate::legacy;
+use crate::openapi::{Document, complete};
 use crate::requests::observe;
 use crate::routes::{
     batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, submit, uploads,
     webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
-
-/// Where the document's own facts come from.
-#[derive(OpenApi)]
-#[openapi(modifiers(&ApiKey), info(
-    title = "face-id",
-    description = "Asynchronous face recognition: enroll, index, identify and verify faces as jobs.",
-    license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
-))]
-struct Document;
-
-/// How callers say who they are; each operation names the scope that it needs.
-struct ApiKey;
-
-impl Modify for ApiKey {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .bearer_format("fid_PREFIX_SECRET")
-            .description(Some("An API key; `face-id keys create` makes one."));
-        let components = document.components.get_or_insert_default();
-        components.add_security_scheme("api_key", SecurityScheme::Http(scheme.build()));
-    }
-}
 
 /// All routes and layers.
 pub fn router(state: AppState) -> Router {
@@ -48,7 +25,7 @@ pub fn router(state: AppState) -> Router {
         keyed = keyed.merge(legacy::routes());
     }
     let (open, _) = open().split_for_parts();
-    let document = documented().into_openapi().to_json().expect("the document is plain data; this is a bug");
+    let document = complete(&documented().into_openapi()).to_string();
     let json = [("content-type", "application/json")];
     // Whatever a handler of it takes or forgets: without a good key nothing gets there.
     let keyed = keyed.route_layer(middleware::from_fn_with_state(state.clone(), authenticate));
@@ -65,8 +42,7 @@ pub fn router(state: AppState) -> Router {
 /// # Panics
 /// The document cannot be written, which is a bug.
 pub fn openapi() -> String {
-    let document = documented().into_openapi().to_pretty_json().expect("the document is plain data; this is a bug");
-    document + "\n"
+    format!("{:#}\n", complete(&documented().into_openapi()))
 }
 
 fn documented() -> OpenApiRouter<AppState> {

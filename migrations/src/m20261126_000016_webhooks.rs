@@ -99,7 +99,7 @@ const UP: [&str; 14] = [
     // was deleted must not become all the others.
     "ALTER TABLE jobs ADD COLUMN webhook_endpoint_ids text",
     "ALTER TABLE batches ADD COLUMN webhook_endpoint_ids text",
-    "CREATE INDEX webhook_deliveries_pending ON webhook_deliveries (created_at) WHERE state = 'pending'",
+    "CREATE INDEX webhook_deliveries_pending ON webhook_deliveries (endpoint_id, created_at) WHERE state = 'pending'",
 ];
 
 const UP_POSTGRES: &[&str] = &["ALTER TABLE webhook_deliveries SET (autovacuum_vacuum_scale_factor = 0.01)"];

@@ -234,8 +234,10 @@ pub struct FaceBox {
     /// Top edge.
     pub y: f32,
     /// Width, above zero.
+    #[schema(exclusive_minimum = 0)]
     pub width: f32,
     /// Height, above zero.
+    #[schema(exclusive_minimum = 0)]
     pub height: f32,
 }
 

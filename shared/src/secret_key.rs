@@ -12,12 +12,15 @@ use chacha20poly1305::aead::OsRng;
 use chacha20poly1305::aead::rand_core::RngCore as _;
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
+use subtle::ConstantTimeEq as _;
 
 use crate::config::Config;
 use crate::digest::hex;
 
 /// Bytes of the key, and of each that is derived from it.
 const BYTES: usize = 32;
+/// Bytes of a code that a key makes.
+pub const CODE_BYTES: usize = 16;
 /// The embedded mode's own key, in its data folder.
 const FILE: &str = "secret.key";
 /// What makes a key, for people.
@@ -106,6 +109,23 @@ impl SecretKey {
         hmac_sha256(&self.0, &[label.as_bytes()])
     }
 
+    /// What nobody can make of the parts without the key: HMAC-SHA256 over each part and its length, with the key for one
+    /// purpose, cut to 128 bits (RFC 2104, section 5).
+    pub fn code(&self, purpose: &str, parts: &[&[u8]]) -> [u8; CODE_BYTES] {
+        let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_be_bytes()).collect();
+        // So that no byte can pass from one part to the next.
+        let told: Vec<&[u8]> = lengths.iter().zip(parts).flat_map(|(length, part)| [&length[..], *part]).collect();
+        let whole = hmac_sha256(&self.derive(purpose), &told);
+        let mut code = [0; CODE_BYTES];
+        code.copy_from_slice(&whole[..CODE_BYTES]);
+        code
+    }
+
+    /// Whether this is the code of the parts, compared in a time that does not tell how much of it is right.
+    pub fn is_code(&self, purpose: &str, parts: &[&[u8]], code: &[u8]) -> bool {
+        self.code(purpose, parts).ct_eq(code).into()
+    }
+
     /// What tells the key from another without saying anything about it.
     pub(crate) fn fingerprint(&self) -> String {
         hex(&self.derive("fingerprint"))
@@ -188,5 +208,15 @@ mod tests {
         assert_ne!(key.derive("a"), key.derive("b"));
         assert_eq!(key.derive("a"), key.derive("a"));
         assert!(!format!("{key:?}").contains('1'));
+    }
+
+    #[test]
+    fn a_code_is_of_its_parts_and_purpose() {
+        let (key, other) = (SecretKey([1; 32]), SecretKey([2; 32]));
+        let code = key.code("a", &[b"ab", b"c"]);
+        assert!(key.is_code("a", &[b"ab", b"c"], &code));
+        assert!(!key.is_code("a", &[b"a", b"bc"], &code) && !key.is_code("a", &[b"abc"], &code));
+        assert!(!key.is_code("b", &[b"ab", b"c"], &code) && !other.is_code("a", &[b"ab", b"c"], &code));
+        assert!(!key.is_code("a", &[b"ab", b"c"], &code[..15]) && !key.is_code("a", &[b"ab", b"c"], b""));
     }
 }

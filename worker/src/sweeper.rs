@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use sea_orm::DbErr;
 use shared::db::jobs::retention;
-use shared::db::webhooks::log;
+use shared::db::webhooks::{endpoints, log};
 use shared::db::{clusters, idempotency, uploads};
 use shared::ids::JobId;
 use tokio::time::Instant;
@@ -69,7 +69,7 @@ async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
         failed("changes of clusters", &error.into());
     }
     if let Err(error) = delete_events(ctx).await {
-        failed("webhook events", &error.into());
+        failed("webhook events and secrets", &error.into());
     }
     if let Err(error) = ctx.objects.clean(ABANDONED_AFTER).await {
         failed("unfinished writes", &error.into());
@@ -88,6 +88,7 @@ async fn forget_changes(ctx: &WorkerContext) -> Result<(), DbErr> {
 }
 
 async fn delete_events(ctx: &WorkerContext) -> Result<(), DbErr> {
+    endpoints::forget_secrets(&ctx.db).await?;
     let days = ctx.config.retention.webhook_days;
     let keep = Duration::from_secs(u64::from(days) * 24 * 3600);
     for _ in 0..EVENT_SLICES {

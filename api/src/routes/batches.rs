@@ -15,12 +15,12 @@ use shared::db::batches::submit::{NewBatch, Submitted, submit};
 use shared::db::entity::batch::{BatchState, OnGone};
 use shared::db::entity::collection;
 use shared::db::idempotency::{self, Idempotency};
+use shared::db::jobs::read::JobWithAnswer;
 use shared::digest::sha256_hex;
 use shared::ids::{BatchId, CollectionId, WebhookEndpointId};
 use shared::job::{JobKind, JobState, Problem};
 use shared::objects::ImportRoots;
 use utoipa::{IntoParams, ToSchema};
-use uuid::Uuid;
 
 use super::instant;
 use super::jobs::JobView;
@@ -28,7 +28,7 @@ use super::submit::{check_text, key_reused};
 use super::webhooks::check_endpoints;
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query, SubmitHeaders, media_type};
 use crate::manifest;
@@ -44,6 +44,7 @@ pub struct BatchRequest {
     /// The collection, by id or name.
     collection: String,
     /// What is done with each picture: `index`.
+    #[schema(value_type = String, pattern = "^index$")]
     kind: JobKind,
     /// Where the pictures are.
     source: SourceInput,
@@ -52,8 +53,10 @@ pub struct BatchRequest {
     #[serde(default)]
     gone: OnGone,
     /// Given back with the batch and each of its jobs.
+    #[schema(max_length = 256)]
     tag: Option<String>,
     /// The only webhook endpoints that are told of it and its jobs; all that want to know where absent.
+    #[schema(max_items = 100)]
     webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
@@ -74,6 +77,7 @@ pub struct ManifestQuery {
     /// With a manifest: the collection, by id or name.
     collection: Option<String>,
     /// With a manifest: what is done with each picture, `index`.
+    #[param(value_type = Option<String>, pattern = "^index$")]
     kind: Option<JobKind>,
     /// With a manifest: given back with the batch and each of its jobs.
     tag: Option<String>,
@@ -180,6 +184,7 @@ pub struct BatchQuery {
     /// Of this collection, by id or name.
     collection: Option<String>,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -192,6 +197,7 @@ pub struct ItemQuery {
     /// In this state.
     state: Option<JobState>,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -202,10 +208,9 @@ pub struct ItemQuery {
 #[utoipa::path(post, path = "/v1/batches", tag = "batches", security(("api_key" = ["write"])),
     request_body(content((BatchRequest = "application/json"), (String = "application/x-ndjson"))),
     params(ManifestQuery,
-        ("Idempotency-Key" = String, Header, description = "Repeats with the same key give the same batch")),
-    responses((status = 202, body = BatchView),
-    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+        ("Idempotency-Key" = String, Header, description = "Repeats with the same key give the same batch",
+            pattern = r#"^("([ !#-\[\]-~]|\\["\\]){1,253}"|[!#-~]([ -~]{0,253}[!-~])?)$"#)),
+    responses((status = 202, body = BatchView, headers(("Location" = String, description = "The batch's path")))))]
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -349,21 +354,19 @@ async fn check_folder(state: &AppState, folder: String) -> ApiResult<()> {
 
 /// Lists batches, newest first.
 #[utoipa::path(get, path = "/v1/batches", tag = "batches", security(("api_key" = ["read"])), params(BatchQuery), responses(
-    (status = 200, body = Page<BatchView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<BatchView>)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<Read>,
     Query(query): Query<BatchQuery>,
 ) -> ApiResult<axum::Json<Page<BatchView>>> {
-    let page = PageQuery::new(query.limit, query.cursor);
-    let limit = page.limit()?;
     let collection = match &query.collection {
         Some(named) => Some(extract::collection(&state, &caller, named).await?.id),
         None => None,
     };
-    let rows = read::list(&state.db, &caller, collection, page.after()?.map(BatchId), limit + 1).await?;
-    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.batch.id.0, |r| r);
+    let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "batches", &collection)?;
+    let rows = read::list(&state.db, &caller, collection, page.after()?.map(BatchId), page.rows()).await?;
+    let Page { items, next_cursor } = page.page(rows, |r| r.batch.id.0, |r| r);
     let items = items.into_iter().map(view).collect::<ApiResult<_>>()?;
     Ok(axum::Json(Page { items, next_cursor }))
 }
@@ -373,8 +376,7 @@ pub async fn list(
         ("batch" = BatchId, Path),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of the version that is known")), responses(
     (status = 200, body = BatchView, headers(("ETag" = String, description = "The version"))),
-    (status = 304, description = "It is that version still"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 304, description = "It is that version still")))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -391,8 +393,7 @@ pub async fn get(
 
 /// Lists a batch's jobs in the order of its pictures.
 #[utoipa::path(get, path = "/v1/batches/{batch}/jobs", tag = "batches", security(("api_key" = ["read"])), params(("batch" = BatchId, Path), ItemQuery),
-    responses((status = 200, body = Page<JobView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<JobView>)))]
 pub async fn jobs(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -400,23 +401,16 @@ pub async fn jobs(
     Query(query): Query<ItemQuery>,
 ) -> ApiResult<axum::Json<Page<JobView>>> {
     load(&state, &caller, id).await?;
-    let page = PageQuery::new(query.limit, query.cursor);
-    let limit = page.limit()?;
-    // A page token holds 128 bits; an item's number has room in them.
-    let after = page.after()?.map(|token| {
-        i64::try_from(token.as_u128())
-            .map_err(|_| ApiError::invalid("cursor", "is another list's; leave it out to begin anew"))
-    });
-    let after = after.transpose()?;
-    let rows = read::jobs(&state.db, &caller, id, ItemFilter { state: query.state, after }, limit + 1).await?;
-    let token = |item: Option<i64>| Uuid::from_u128(u128::try_from(item.unwrap_or_default()).unwrap_or_default());
-    Ok(axum::Json(Page::of(rows, limit, |r| token(r.job.item_no), JobView::from)))
+    let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "batch jobs", &(id, query.state))?;
+    let filter = ItemFilter { state: query.state, after: page.token()?.map(i64::from_be_bytes) };
+    let rows = read::jobs(&state.db, &caller, id, filter, page.rows()).await?;
+    let number = |row: &JobWithAnswer| row.job.item_no.unwrap_or_default().to_be_bytes();
+    Ok(axum::Json(page.page_after(rows, number, JobView::from)))
 }
 
 /// Begins no more jobs of a batch until it is resumed; those that run end.
 #[utoipa::path(post, path = "/v1/batches/{batch}/pause", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
-    responses((status = 200, body = BatchView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = BatchView)))]
 pub async fn pause(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -427,8 +421,7 @@ pub async fn pause(
 
 /// Goes on with a paused batch.
 #[utoipa::path(post, path = "/v1/batches/{batch}/resume", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
-    responses((status = 200, body = BatchView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = BatchView)))]
 pub async fn resume(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -439,8 +432,7 @@ pub async fn resume(
 
 /// Cancels a batch: what waits is cancelled, what runs is asked to end. What was stored stays.
 #[utoipa::path(post, path = "/v1/batches/{batch}/cancel", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
-    responses((status = 200, body = BatchView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = BatchView)))]
 pub async fn cancel(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -452,8 +444,7 @@ pub async fn cancel(
 
 /// Tries again what failed in a batch, and nothing else; its listing too, where that was given up.
 #[utoipa::path(post, path = "/v1/batches/{batch}/retry", tag = "batches", security(("api_key" = ["write"])), params(("batch" = BatchId, Path)),
-    responses((status = 200, body = BatchView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = BatchView)))]
 pub async fn retry(
     State(state): State<AppState>,
     caller: Caller<Write>,

@@ -14,7 +14,7 @@ use super::instant;
 use super::submit::{PersonInput, check_person};
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -57,6 +57,7 @@ pub struct ClusterQuery {
     /// Only those with a person, or without.
     named: Option<bool>,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -65,8 +66,9 @@ pub struct ClusterQuery {
 /// Clusters that are one person.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct MergeRequest {
+pub struct ClusterMerge {
     /// They become part of the cluster in the path.
+    #[schema(min_items = 1, max_items = 1000)]
     clusters: Vec<ClusterId>,
 }
 
@@ -75,6 +77,7 @@ pub struct MergeRequest {
 #[serde(deny_unknown_fields)]
 pub struct SplitRequest {
     /// Some of the cluster's faces.
+    #[schema(min_items = 1, max_items = 1000)]
     faces: Vec<FaceId>,
 }
 
@@ -86,6 +89,7 @@ pub struct NameRequest {
     person: PersonInput,
     /// Faces of the cluster that you have looked at: they form templates, by which the person is recognised from now on. The
     /// cluster's cover where absent.
+    #[schema(max_items = 1000)]
     confirmed: Option<Vec<FaceId>>,
 }
 
@@ -148,8 +152,7 @@ async fn find(state: &AppState, collection: &collection::Model, id: ClusterId) -
 /// Lists clusters, the largest first.
 #[utoipa::path(get, path = "/v1/collections/{collection}/clusters", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ClusterQuery), responses(
-    (status = 200, body = ClusterPage),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = ClusterPage)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -157,14 +160,14 @@ pub async fn list(
     Query(query): Query<ClusterQuery>,
 ) -> ApiResult<axum::Json<ClusterPage>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
-    let page = PageQuery::new(query.limit, query.cursor);
-    let limit = page.limit()?;
-    let after = page.token::<24>()?.map(read_token);
-    let wanted = Wanted { min_faces: query.min_faces.unwrap_or(2), named: query.named, after };
+    let min_faces = query.min_faces.unwrap_or(2);
+    let filters = (collection.id, min_faces, query.named);
+    let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "clusters", &filters)?;
+    let wanted = Wanted { min_faces, named: query.named, after: page.token::<24>()?.map(read_token) };
     // Before the list, so that none that waits no longer is missing from it.
     let pending = queue::pending(&state.db, collection.id).await?;
-    let rows = clusters::list(&state.db, collection.id, wanted, limit + 1).await?;
-    let Page { items: rows, next_cursor } = Page::after(rows, limit, token, |row| row);
+    let rows = clusters::list(&state.db, collection.id, wanted, page.rows()).await?;
+    let Page { items: rows, next_cursor } = page.page_after(rows, token, |row| row);
     let mut items = Vec::with_capacity(rows.len());
     for row in rows {
         items.push(view(&state, row).await?);
@@ -190,8 +193,7 @@ fn read_token(token: [u8; 24]) -> (i64, ClusterId) {
 /// Shows a cluster.
 #[utoipa::path(get, path = "/v1/collections/{collection}/clusters/{cluster}", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)), responses(
-    (status = 200, body = ClusterView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = ClusterView)))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -205,8 +207,7 @@ pub async fn get(
 /// Lists a cluster's faces.
 #[utoipa::path(get, path = "/v1/collections/{collection}/clusters/{cluster}/faces", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path), PageQuery),
-    responses((status = 200, body = Page<FaceView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<FaceView>)))]
 pub async fn faces(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -215,21 +216,20 @@ pub async fn faces(
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, &collection, cluster).await?;
-    let limit = page.limit()?;
-    let rows = clusters::faces_of(&state.db, cluster, page.after()?.map(FaceId), limit + 1).await?;
-    super::faces::page(&state, rows, limit).await
+    let page = page.of(&state.secret_key, "cluster faces", &(collection.id, cluster))?;
+    let rows = clusters::faces_of(&state.db, cluster, page.after()?.map(FaceId), page.rows()).await?;
+    super::faces::page(&state, &page, rows).await
 }
 
 /// Makes one cluster of several.
 #[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/merge", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)),
-    request_body = MergeRequest, responses((status = 200, body = EditedView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    request_body = ClusterMerge, responses((status = 200, body = EditedView)))]
 pub async fn merge(
     State(state): State<AppState>,
     caller: Caller<Write>,
     Path((collection, cluster)): Path<(String, ClusterId)>,
-    Json(request): Json<MergeRequest>,
+    Json(request): Json<ClusterMerge>,
 ) -> ApiResult<axum::Json<EditedView>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     let others = distinct("#/clusters", request.clusters)?;
@@ -243,8 +243,7 @@ pub async fn merge(
 /// Takes faces out of a cluster into one of their own. By itself, they never come together again.
 #[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/split", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)),
-    request_body = SplitRequest, responses((status = 200, body = EditedView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    request_body = SplitRequest, responses((status = 200, body = EditedView)))]
 pub async fn split(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -260,8 +259,7 @@ pub async fn split(
 /// Says who a cluster is: its faces become the person's, and so do those that join it later.
 #[utoipa::path(post, path = "/v1/collections/{collection}/clusters/{cluster}/name", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("cluster" = ClusterId, Path)),
-    request_body = NameRequest, responses((status = 200, body = EditedView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    request_body = NameRequest, responses((status = 200, body = EditedView), (status = 410)))]
 pub async fn name(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -283,8 +281,7 @@ pub async fn name(
 /// Lists what users changed of clusters, newest first.
 #[utoipa::path(get, path = "/v1/collections/{collection}/cluster-changes", tag = "clusters", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), PageQuery), responses(
-    (status = 200, body = Page<ChangeView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<ChangeView>)))]
 pub async fn changes(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -292,16 +289,15 @@ pub async fn changes(
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<ChangeView>>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
-    let limit = page.limit()?;
-    let rows = clusters::changes(&state.db, collection.id, page.after()?.map(ClusterChangeId), limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.0, ChangeView::from)))
+    let page = page.of(&state.secret_key, "cluster changes", &collection.id)?;
+    let rows = clusters::changes(&state.db, collection.id, page.after()?.map(ClusterChangeId), page.rows()).await?;
+    Ok(axum::Json(page.page(rows, |row| row.id.0, ChangeView::from)))
 }
 
 /// Takes a change back: faces that are still where it put them go where they were.
 #[utoipa::path(post, path = "/v1/collections/{collection}/cluster-changes/{change}/undo", tag = "clusters", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("change" = ClusterChangeId, Path)),
-    responses((status = 204),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 204)))]
 pub async fn undo(
     State(state): State<AppState>,
     caller: Caller<Write>,

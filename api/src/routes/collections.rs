@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::instant;
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
@@ -24,6 +24,7 @@ use crate::state::AppState;
 #[serde(deny_unknown_fields)]
 pub struct NewCollection {
     /// 1 to 64 letters, digits, `.`, `_` or `-`; no UUID.
+    #[schema(pattern = "^[A-Za-z0-9._-]{1,64}$")]
     name: String,
     /// A pipeline of the catalogue; the server's default where absent.
     pipeline: Option<String>,
@@ -86,8 +87,7 @@ fn check_name(name: &str) -> ApiResult<()> {
 
 /// Makes a collection.
 #[utoipa::path(post, path = "/v1/collections", tag = "collections", security(("api_key" = ["admin"])), request_body = NewCollection, responses(
-    (status = 201, body = CollectionView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 201, body = CollectionView)))]
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller<Admin>,
@@ -131,16 +131,15 @@ pub(crate) async fn make(
 
 /// Lists collections.
 #[utoipa::path(get, path = "/v1/collections", tag = "collections", security(("api_key" = ["read"])), params(PageQuery), responses(
-    (status = 200, body = Page<CollectionView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<CollectionView>)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<Read>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<CollectionView>>> {
-    let limit = page.limit()?;
-    let rows = collections::list(&state.db, &caller, page.after()?.map(CollectionId), limit + 1).await?;
-    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.id.0, |r| r);
+    let page = page.of(&state.secret_key, "collections", &())?;
+    let rows = collections::list(&state.db, &caller, page.after()?.map(CollectionId), page.rows()).await?;
+    let Page { items, next_cursor } = page.page(rows, |r| r.id.0, |r| r);
     let mut views = Vec::with_capacity(items.len());
     for row in items {
         views.push(view(&state, row).await?);
@@ -151,8 +150,7 @@ pub async fn list(
 /// Shows a collection.
 #[utoipa::path(get, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings"))),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings")))))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -166,8 +164,7 @@ pub async fn get(
 #[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
     request_body = CollectionChanges, params(("collection" = String, Path, description = "Its id or name"),
         ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
-    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings"))),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings")))))]
 pub async fn update(
     State(state): State<AppState>,
     caller: Caller<Admin>,
@@ -202,8 +199,7 @@ fn version_of(settings: &CollectionSettings) -> ApiResult<Version> {
 /// Deletes a collection with all persons, images, faces, vectors, uploads and jobs.
 #[utoipa::path(delete, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 204),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 204)))]
 pub async fn delete(
     State(state): State<AppState>,
     caller: Caller<Admin>,

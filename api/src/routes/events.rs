@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{batches, jobs};
 use crate::auth::{Caller, Read, ReadJobs};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::etag::Version;
 use crate::extract::Path;
 use crate::state::AppState;
@@ -68,8 +68,7 @@ struct Watch {
     security(("api_key" = ["read"]), ("api_key" = ["identify"])), params(("job" = JobId, Path),
     ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came")), responses(
     (status = 200, body = String, content_type = "text/event-stream"),
-    (status = 204, description = "It has ended, and the client knows"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 204, description = "It has ended, and the client knows")))]
 pub async fn of_job(
     State(state): State<AppState>,
     caller: Caller<ReadJobs>,
@@ -85,8 +84,7 @@ pub async fn of_job(
     security(("api_key" = ["read"])), params(("batch" = BatchId, Path),
     ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came")), responses(
     (status = 200, body = String, content_type = "text/event-stream"),
-    (status = 204, description = "It has ended, and the client knows"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 204, description = "It has ended, and the client knows")))]
 pub async fn of_batch(
     State(state): State<AppState>,
     caller: Caller<Read>,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batches::NDJSON;
 use crate::auth::{Admin, Caller};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Path};
 use crate::state::AppState;
 
@@ -33,8 +33,7 @@ const WHOLE: Duration = Duration::from_secs(2 * 60 * 60);
 /// line, the last of which counts the others. An answer without that last line was cut.
 #[utoipa::path(get, path = "/v1/collections/{collection}/export", tag = "collections", security(("api_key" = ["admin"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = String, content_type = "application/x-ndjson"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = String, content_type = "application/x-ndjson"), (status = 422)))]
 pub async fn export(
     State(state): State<AppState>,
     caller: Caller<Admin>,

@@ -13,8 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
 use crate::auth::{Caller, Read, Write};
-use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::cursor::{Page, PageQuery, Paging};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -77,9 +77,13 @@ pub(super) async fn views(state: &AppState, faces: Vec<PlacedFace>) -> ApiResult
     Ok(faces.into_iter().map(view).collect())
 }
 
-/// A page of faces; `rows` has one more than `limit` where there are more.
-pub(super) async fn page(state: &AppState, rows: Vec<PlacedFace>, limit: u64) -> ApiResult<axum::Json<Page<FaceView>>> {
-    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.face.id.0, |r| r);
+/// A page of faces.
+pub(super) async fn page(
+    state: &AppState,
+    page: &Paging<'_>,
+    rows: Vec<PlacedFace>,
+) -> ApiResult<axum::Json<Page<FaceView>>> {
+    let Page { items, next_cursor } = page.page(rows, |r| r.face.id.0, |r| r);
     Ok(axum::Json(Page { items: views(state, items).await?, next_cursor }))
 }
 
@@ -96,6 +100,7 @@ pub struct FaceQuery {
     #[serde(default)]
     pub(super) hidden: bool,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -134,8 +139,7 @@ fn not_found(id: FaceId) -> ApiError {
 /// Lists faces.
 #[utoipa::path(get, path = "/v1/collections/{collection}/faces", tag = "faces", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), FaceQuery), responses(
-    (status = 200, body = Page<FaceView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<FaceView>)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -143,18 +147,16 @@ pub async fn list(
     Query(query): Query<FaceQuery>,
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
-    let asked = query.page();
-    let limit = asked.limit()?;
+    let asked = query.page().of(&state.secret_key, "faces", &(collection.id, query.hidden))?;
     let filter = FaceFilter { hidden: query.hidden, ..FaceFilter::default() };
-    let rows = faces::list(&state.db, collection.id, filter, asked.after()?.map(FaceId), limit + 1).await?;
-    page(&state, rows, limit).await
+    let rows = faces::list(&state.db, collection.id, filter, asked.after()?.map(FaceId), asked.rows()).await?;
+    page(&state, &asked, rows).await
 }
 
 /// Shows a face.
 #[utoipa::path(get, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
-    (status = 200, body = FaceView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = FaceView)))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -168,8 +170,7 @@ pub async fn get(
 /// Changes whose a face is, or whether it is left out, by hand.
 #[utoipa::path(patch, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["write"])), request_body = FaceChanges,
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
-    (status = 200, body = FaceView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = FaceView), (status = 410)))]
 pub async fn update(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -196,8 +197,7 @@ pub async fn update(
 /// Deletes a face with its vectors.
 #[utoipa::path(delete, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
-    (status = 204),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 204)))]
 pub async fn delete(
     State(state): State<AppState>,
     caller: Caller<Write>,

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::batches::NDJSON;
 use crate::auth::{Caller, Write};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Path, media_type};
 use crate::lines::Lines;
 use crate::portion::{self, Portion};
@@ -30,8 +30,7 @@ pub struct ImportView {
 #[utoipa::path(post, path = "/v1/collections/{collection}/import", tag = "collections", security(("api_key" = ["write"])),
     request_body(content((String = "application/x-ndjson"))),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = ImportView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = ImportView)))]
 pub async fn import(
     State(state): State<AppState>,
     caller: Caller<Write>,

@@ -18,7 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::instant;
 use crate::auth::{Caller, Identify, ReadJobs};
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::etag::Version;
 use crate::extract::{self, Path, Query};
 use crate::state::AppState;
@@ -142,6 +142,7 @@ pub struct JobQuery {
     /// In this state.
     state: Option<JobState>,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -155,22 +156,21 @@ pub(super) async fn load(state: &AppState, grant: &Grant, id: JobId) -> ApiResul
 
 /// Lists jobs, newest first.
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs", security(("api_key" = ["read"]), ("api_key" = ["identify"])), params(JobQuery), responses(
-    (status = 200, body = Page<JobView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<JobView>)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<ReadJobs>,
     Query(query): Query<JobQuery>,
 ) -> ApiResult<axum::Json<Page<JobView>>> {
-    let page: PageQuery = PageQuery::new(query.limit, query.cursor);
-    let limit = page.limit()?;
     let collection = match &query.collection {
         Some(named) => Some(extract::collection(&state, &caller, named).await?.id),
         None => None,
     };
+    let filters = (collection, query.kind, query.state);
+    let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "jobs", &filters)?;
     let filter = JobFilter { collection, kind: query.kind, state: query.state };
-    let rows = read::list(&state.db, &caller, filter, page.after()?.map(JobId), limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |r| r.job.id.0, JobView::from)))
+    let rows = read::list(&state.db, &caller, filter, page.after()?.map(JobId), page.rows()).await?;
+    Ok(axum::Json(page.page(rows, |r| r.job.id.0, JobView::from)))
 }
 
 /// Shows a job. With `Prefer: wait=N` the answer comes when the job ends, or after N seconds; with `If-None-Match` too, when
@@ -179,8 +179,7 @@ pub async fn list(
     params(("job" = JobId, Path), ("Prefer" = Option<String>, Header, description = "wait=N, in seconds (RFC 7240)"),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of the version that is known")),
     responses((status = 200, body = JobView, headers(("ETag" = String, description = "The version"))),
-    (status = 304, description = "It is that version still"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 304, description = "It is that version still")))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<ReadJobs>,
@@ -207,8 +206,7 @@ pub async fn get(
 /// Cancels a job: at once while it waits, else as soon as its worker hears of it.
 #[utoipa::path(delete, path = "/v1/jobs/{job}", tag = "jobs", security(("api_key" = ["identify"])), params(("job" = JobId, Path)), responses(
     (status = 200, body = JobView, description = "It is cancelled"),
-    (status = 202, body = JobView, description = "It runs; its worker has been told"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 202, body = JobView, description = "It runs; its worker has been told")))]
 pub async fn cancel(
     State(state): State<AppState>,
     caller: Caller<Identify>,

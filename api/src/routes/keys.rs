@@ -18,7 +18,7 @@ use super::instant;
 use super::submit::check_text;
 use crate::auth::{Admin, Caller};
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
 
@@ -31,13 +31,17 @@ const MAX_LIFE_S: u64 = 10 * 365 * 24 * 3600;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewKey {
-    /// What it is for, to be told from others.
+    /// What it is for, to be told from others; up to 256 characters.
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
     name: String,
     /// What it may do. `admin` includes all others, `write` includes `read` and `identify`.
+    #[schema(min_items = 1)]
     scopes: BTreeSet<Scope>,
     /// The collections that it holds for, by id or name; all where absent, those too that are made later.
+    #[schema(min_items = 1, max_items = 100)]
     collections: Option<Vec<String>>,
     /// How long it is good for, in seconds; until it is revoked where absent.
+    #[schema(maximum = 315360000)]
     expires_in_s: Option<u64>,
     /// How much it may take.
     #[serde(default)]
@@ -49,10 +53,13 @@ pub struct NewKey {
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsView {
     /// Requests in a minute.
+    #[schema(maximum = 4294967295u32, format = Int64)]
     requests_per_minute: Option<u32>,
     /// Single jobs that have not ended.
+    #[schema(maximum = 4294967295u32, format = Int64)]
     jobs_in_flight: Option<u32>,
     /// Pictures in a day (UTC).
+    #[schema(maximum = 4294967295u32, format = Int64)]
     images_per_day: Option<u32>,
 }
 
@@ -103,6 +110,7 @@ pub struct MadeKeyView {
 #[serde(default, deny_unknown_fields)]
 pub struct RotateRequest {
     /// How long the old token stays good, in seconds; a day where absent.
+    #[schema(maximum = 315360000)]
     grace_s: Option<u64>,
 }
 
@@ -149,8 +157,7 @@ fn not_found(id: ApiKeyId) -> ApiError {
 
 /// Makes a key, which may do no more than the caller. Its token is in this answer only.
 #[utoipa::path(post, path = "/v1/api-keys", tag = "api-keys", security(("api_key" = ["admin"])), request_body = NewKey,
-    responses((status = 201, body = MadeKeyView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 201, body = MadeKeyView)))]
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller<Admin>,
@@ -237,22 +244,20 @@ fn seconds(pointer: &str, seconds: Option<u64>) -> ApiResult<Option<Duration>> {
 
 /// Lists the keys whose collections the caller has, in the order in which they were made.
 #[utoipa::path(get, path = "/v1/api-keys", tag = "api-keys", security(("api_key" = ["admin"])), params(PageQuery),
-    responses((status = 200, body = Page<KeyView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<KeyView>)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<Admin>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<KeyView>>> {
-    let limit = page.limit()?;
-    let rows = api_keys::list(&state.db, &caller, page.after()?.map(ApiKeyId), limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |key| key.id.0, KeyView::from)))
+    let page = page.of(&state.secret_key, "api keys", &())?;
+    let rows = api_keys::list(&state.db, &caller, page.after()?.map(ApiKeyId), page.rows()).await?;
+    Ok(axum::Json(page.page(rows, |key| key.id.0, KeyView::from)))
 }
 
 /// Shows a key.
 #[utoipa::path(get, path = "/v1/api-keys/{key}", tag = "api-keys", security(("api_key" = ["admin"])),
-    params(("key" = ApiKeyId, Path)), responses((status = 200, body = KeyView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    params(("key" = ApiKeyId, Path)), responses((status = 200, body = KeyView)))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Admin>,
@@ -265,8 +270,7 @@ pub async fn get(
 /// Makes a key like this one, with a token of its own; the old one stays good for a while.
 #[utoipa::path(post, path = "/v1/api-keys/{key}/rotate", tag = "api-keys", security(("api_key" = ["admin"])),
     request_body(content = RotateRequest), params(("key" = ApiKeyId, Path)),
-    responses((status = 201, body = MadeKeyView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 201, body = MadeKeyView)))]
 pub async fn rotate(
     State(state): State<AppState>,
     caller: Caller<Admin>,
@@ -298,8 +302,7 @@ pub async fn rotate(
 
 /// Revokes a key, for good. Other processes hear of it within two seconds.
 #[utoipa::path(delete, path = "/v1/api-keys/{key}", tag = "api-keys", security(("api_key" = ["admin"])),
-    params(("key" = ApiKeyId, Path)), responses((status = 204),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    params(("key" = ApiKeyId, Path)), responses((status = 204)))]
 pub async fn revoke(
     State(state): State<AppState>,
     caller: Caller<Admin>,

@@ -22,7 +22,7 @@ use super::jobs::ImageView;
 use super::submit::{check_external_id, check_text};
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query};
 use crate::state::AppState;
@@ -46,6 +46,7 @@ pub struct PersonQuery {
     /// Only the one with this external id.
     external_id: Option<String>,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -91,16 +92,17 @@ pub(super) async fn check_merged(state: &AppState, collection: CollectionId, per
 #[serde(deny_unknown_fields)]
 pub struct NewPerson {
     /// The caller's own id of the person, unique in the collection.
+    #[schema(max_length = 256)]
     external_id: Option<String>,
     /// A name to show.
+    #[schema(max_length = 256)]
     name: Option<String>,
 }
 
 /// Makes a person without faces.
 #[utoipa::path(post, path = "/v1/collections/{collection}/persons", tag = "persons", security(("api_key" = ["write"])), request_body = NewPerson,
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 201, body = PersonView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 201, body = PersonView), (status = 410)))]
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -126,8 +128,7 @@ pub async fn create(
 /// Lists persons.
 #[utoipa::path(get, path = "/v1/collections/{collection}/persons", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), PersonQuery), responses(
-    (status = 200, body = Page<PersonView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<PersonView>)))]
 pub async fn list(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -135,15 +136,16 @@ pub async fn list(
     Query(query): Query<PersonQuery>,
 ) -> ApiResult<axum::Json<Page<PersonView>>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
-    let page = PageQuery::new(query.limit, query.cursor);
-    let limit = page.limit()?;
+    let filters = (collection.id, &query.external_id);
+    let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "persons", &filters)?;
+    let after = page.after()?.map(PersonId);
     let rows = match &query.external_id {
         Some(external_id) => {
             persons::find_by_external_id(&state.db.read, collection.id, external_id).await?.into_iter().collect()
         }
-        None => persons::list(&state.db, collection.id, page.after()?.map(PersonId), limit + 1).await?,
+        None => persons::list(&state.db, collection.id, after, page.rows()).await?,
     };
-    let Page { items, next_cursor } = Page::of(rows, limit, |r| r.id.0, |r| r);
+    let Page { items, next_cursor } = page.page(rows, |r| r.id.0, |r| r);
     let mut views = Vec::with_capacity(items.len());
     for row in items {
         views.push(view(&state, row).await?);
@@ -154,8 +156,7 @@ pub async fn list(
 /// Shows a person.
 #[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
-    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))), (status = 410)))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -173,9 +174,11 @@ pub async fn get(
 pub struct PersonPatch {
     /// The caller's own id of the person, unique in the collection.
     #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, max_length = 256)]
     external_id: Option<Option<String>>,
     /// A name to show.
     #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, max_length = 256)]
     name: Option<Option<String>>,
 }
 
@@ -190,8 +193,7 @@ fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, 
     security(("api_key" = ["write"])), request_body = PersonPatch,
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path),
         ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
-    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = PersonView, headers(("ETag" = String, description = "The version of what can be changed"))), (status = 410)))]
 pub async fn update(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -231,8 +233,7 @@ fn taken() -> ApiError {
 /// Deletes a person with all faces and vectors.
 #[utoipa::path(delete, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
-    (status = 204),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 204), (status = 410)))]
 pub async fn delete(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -247,8 +248,7 @@ pub async fn delete(
 /// Lists a person's faces.
 #[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/faces", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), FaceQuery),
-    responses((status = 200, body = Page<FaceView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<FaceView>), (status = 410)))]
 pub async fn faces(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -257,12 +257,10 @@ pub async fn faces(
 ) -> ApiResult<axum::Json<Page<FaceView>>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
-    let asked = query.page();
-    let limit = asked.limit()?;
-    let after = asked.after()?.map(FaceId);
+    let page = query.page().of(&state.secret_key, "person faces", &(collection.id, person, query.hidden))?;
     let filter = FaceFilter { person: Some(person), hidden: query.hidden };
-    let rows = faces::list(&state.db, collection.id, filter, after, limit + 1).await?;
-    super::faces::page(&state, rows, limit).await
+    let rows = faces::list(&state.db, collection.id, filter, page.after()?.map(FaceId), page.rows()).await?;
+    super::faces::page(&state, &page, rows).await
 }
 
 /// A picture that shows a person.
@@ -286,8 +284,7 @@ pub struct PersonImageView {
 /// Lists the pictures that show a person, in the order in which they were taken, those of unknown date last.
 #[utoipa::path(get, path = "/v1/collections/{collection}/persons/{person}/images", tag = "persons", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), PageQuery),
-    responses((status = 200, body = Page<PersonImageView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = Page<PersonImageView>), (status = 410)))]
 pub async fn images(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -296,10 +293,10 @@ pub async fn images(
 ) -> ApiResult<axum::Json<Page<PersonImageView>>> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     find(&state, collection.id, person).await?;
-    let limit = page.limit()?;
+    let page = page.of(&state.secret_key, "person images", &(collection.id, person))?;
     let after = page.token()?.map(place_of).transpose()?;
-    let rows = images::of_person(&state.db, collection.id, person, after, limit + 1).await?;
-    let Page { items, next_cursor } = Page::after(rows, limit, token, |image| image);
+    let rows = images::of_person(&state.db, collection.id, person, after, page.rows()).await?;
+    let Page { items, next_cursor } = page.page_after(rows, token, |image| image);
     let ids: Vec<ImageId> = items.iter().map(|image| image.id).collect();
     let mut faces: HashMap<ImageId, Vec<FaceView>> = HashMap::new();
     for face in super::faces::views(&state, faces::of_person_on(&state.db.read, person, &ids).await?).await? {
@@ -334,11 +331,9 @@ fn token(image: &image::Model) -> [u8; CAPTURE_TIME + 16] {
 /// The reverse of [`token`].
 fn place_of(token: [u8; CAPTURE_TIME + 16]) -> ApiResult<(String, ImageId)> {
     let (order, id) = token.split_at(CAPTURE_TIME);
-    let order = std::str::from_utf8(order).map(|text| text.trim_end_matches('\0'));
-    match (order, Uuid::from_slice(id)) {
-        (Ok(order), Ok(id)) if !order.contains('\0') => Ok((order.to_owned(), ImageId(id))),
-        _ => Err(ApiError::invalid("cursor", "is none that this list gave; leave it out to begin anew")),
-    }
+    let order = std::str::from_utf8(order).map_err(|error| ApiError::internal(&error))?;
+    let id = Uuid::from_slice(id).map_err(|error| ApiError::internal(&error))?;
+    Ok((order.trim_end_matches('\0').to_owned(), ImageId(id)))
 }
 
 /// Which person a person is merged into.
@@ -354,8 +349,7 @@ pub struct MergeRequest {
 #[utoipa::path(post, path = "/v1/collections/{collection}/persons/{person}/merge", tag = "persons", security(("api_key" = ["write"])),
     request_body = MergeRequest,
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)),
-    responses((status = 200, body = PersonView, description = "The person who is left"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 200, body = PersonView, description = "The person who is left"), (status = 410)))]
 pub async fn merge(
     State(state): State<AppState>,
     caller: Caller<Write>,

@@ -24,12 +24,12 @@ use utoipa::ToSchema;
 use super::jobs::{JobView, fresh_view};
 use super::webhooks::check_endpoints;
 use crate::auth::{Caller, Identify, Write};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Json, Path, SubmitHeaders};
 use crate::pictures::{self, ImageInput, Picture};
 use crate::state::AppState;
 
-/// Longest external id, name or tag in bytes.
+/// Longest external id, name or tag in characters.
 const MAX_TEXT: usize = 256;
 /// A client is not kept waiting for a slow queue.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,8 +46,10 @@ pub struct EnrollRequest {
     #[serde(default)]
     face: FaceChoice,
     /// Given back with the job.
+    #[schema(max_length = 256)]
     tag: Option<String>,
     /// The only webhook endpoints that are told of it; all that want to know where absent.
+    #[schema(max_items = 100)]
     webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
@@ -58,8 +60,10 @@ pub struct PersonInput {
     /// A person that exists.
     id: Option<PersonId>,
     /// The caller's id of the person, unique in the collection; the person is made where there is none yet.
+    #[schema(max_length = 256)]
     external_id: Option<String>,
     /// A name to show, with `external_id`; kept as it was where absent.
+    #[schema(max_length = 256)]
     name: Option<String>,
 }
 
@@ -83,8 +87,10 @@ pub struct IndexRequest {
     /// The picture.
     image: ImageInput,
     /// Given back with the job.
+    #[schema(max_length = 256)]
     tag: Option<String>,
     /// The only webhook endpoints that are told of it; all that want to know where absent.
+    #[schema(max_items = 100)]
     webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
@@ -95,10 +101,13 @@ pub struct IdentifyRequest {
     /// The picture.
     image: ImageInput,
     /// Persons named a face at most, 1 to 100; the collection's setting where absent.
+    #[schema(minimum = 1, maximum = 100)]
     max_matches: Option<usize>,
     /// Given back with the job.
+    #[schema(max_length = 256)]
     tag: Option<String>,
     /// The only webhook endpoints that are told of it; all that want to know where absent.
+    #[schema(max_items = 100)]
     webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
@@ -114,8 +123,10 @@ pub struct VerifyRequest {
     #[serde(default)]
     face: FaceChoice,
     /// Given back with the job.
+    #[schema(max_length = 256)]
     tag: Option<String>,
     /// The only webhook endpoints that are told of it; all that want to know where absent.
+    #[schema(max_items = 100)]
     webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
 }
 
@@ -142,10 +153,9 @@ struct Checked {
 /// Enrolls a face.
 #[utoipa::path(post, path = "/v1/collections/{collection}/enroll", tag = "jobs", security(("api_key" = ["write"])), request_body = EnrollRequest,
     params(("collection" = String, Path, description = "Its id or name"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
-    responses((status = 202, body = JobView),
-    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job",
+            pattern = r#"^("([ !#-\[\]-~]|\\["\\]){1,253}"|[!#-~]([ -~]{0,253}[!-~])?)$"#)),
+    responses((status = 202, body = JobView, headers(("Location" = String, description = "The job's path"))), (status = 410)))]
 pub async fn enroll(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -194,10 +204,9 @@ pub(crate) async fn enroll_picture(
 /// Indexes a picture.
 #[utoipa::path(post, path = "/v1/collections/{collection}/index", tag = "jobs", security(("api_key" = ["write"])), request_body = IndexRequest,
     params(("collection" = String, Path, description = "Its id or name"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
-    responses((status = 202, body = JobView),
-    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job",
+            pattern = r#"^("([ !#-\[\]-~]|\\["\\]){1,253}"|[!#-~]([ -~]{0,253}[!-~])?)$"#)),
+    responses((status = 202, body = JobView, headers(("Location" = String, description = "The job's path")))))]
 pub async fn index(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -221,10 +230,9 @@ pub async fn index(
 /// Identifies the faces of a picture.
 #[utoipa::path(post, path = "/v1/collections/{collection}/identify", tag = "jobs", security(("api_key" = ["identify"])), request_body = IdentifyRequest,
     params(("collection" = String, Path, description = "Its id or name"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
-    responses((status = 202, body = JobView),
-    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job",
+            pattern = r#"^("([ !#-\[\]-~]|\\["\\]){1,253}"|[!#-~]([ -~]{0,253}[!-~])?)$"#)),
+    responses((status = 202, body = JobView, headers(("Location" = String, description = "The job's path")))))]
 pub async fn identify(
     State(state): State<AppState>,
     caller: Caller<Identify>,
@@ -271,10 +279,9 @@ pub(crate) async fn identify_picture(
 /// Verifies a face.
 #[utoipa::path(post, path = "/v1/collections/{collection}/verify", tag = "jobs", security(("api_key" = ["identify"])), request_body = VerifyRequest,
     params(("collection" = String, Path, description = "Its id or name"),
-        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job")),
-    responses((status = 202, body = JobView),
-    (status = 503, description = "`unavailable` or `queue_full`", body = ProblemBody, content_type = "application/problem+json"),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeats with the same key give the same job",
+            pattern = r#"^("([ !#-\[\]-~]|\\["\\]){1,253}"|[!#-~]([ -~]{0,253}[!-~])?)$"#)),
+    responses((status = 202, body = JobView, headers(("Location" = String, description = "The job's path"))), (status = 410)))]
 pub async fn verify(
     State(state): State<AppState>,
     caller: Caller<Identify>,
@@ -315,8 +322,7 @@ pub async fn verify(
 /// one is the answer.
 #[utoipa::path(post, path = "/v1/collections/{collection}/rematch", tag = "jobs", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name")),
-    responses((status = 202, body = JobView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    responses((status = 202, body = JobView, headers(("Location" = String, description = "The job's path")))))]
 pub async fn rematch(
     State(state): State<AppState>,
     caller: Caller<Write>,
@@ -356,8 +362,8 @@ pub(crate) fn check_external_id(pointer: &str, external_id: &str) -> ApiResult<(
 }
 
 pub(crate) fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
-    if text.len() > MAX_TEXT || text.contains('\0') {
-        return Err(ApiError::invalid(pointer, format!("must be at most {MAX_TEXT} bytes without NUL")));
+    if text.chars().count() > MAX_TEXT || text.contains('\0') {
+        return Err(ApiError::invalid(pointer, format!("must be at most {MAX_TEXT} characters without NUL")));
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::instant;
 use crate::auth::{Caller, Identify};
 use crate::buffered::NoRoom;
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Body, Path, is_without_room};
 use crate::pictures::InlinePicture;
 use crate::state::AppState;
@@ -45,12 +45,26 @@ impl From<upload::Model> for UploadView {
     }
 }
 
+/// The bytes of a picture.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it describes what is read as it comes")]
+pub struct PictureBytes(Vec<u8>);
+
+/// A form with a picture.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes what is read part by part")]
+pub struct UploadForm {
+    /// The picture; the part may be named `image` as well.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+}
+
 /// Takes in a picture: its bytes as the body, or a `multipart/form-data` part named `file` or `image`.
 #[utoipa::path(post, path = "/v1/collections/{collection}/uploads", tag = "uploads", security(("api_key" = ["identify"])),
     params(("collection" = String, Path, description = "Its id or name")),
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
-    (status = 201, body = UploadView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    request_body(content((PictureBytes = "application/octet-stream"), (UploadForm = "multipart/form-data"))), responses(
+    (status = 201, body = UploadView)))]
 pub async fn create(
     State(state): State<AppState>,
     caller: Caller<Identify>,
@@ -102,8 +116,7 @@ async fn part(state: &AppState, request: Request) -> ApiResult<Bytes> {
 /// Shows an upload.
 #[utoipa::path(get, path = "/v1/collections/{collection}/uploads/{upload}", tag = "uploads", security(("api_key" = ["identify"])),
     params(("collection" = String, Path, description = "Its id or name"), ("upload" = UploadId, Path)), responses(
-    (status = 200, body = UploadView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = UploadView)))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Identify>,

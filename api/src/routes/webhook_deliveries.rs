@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{instant, webhooks};
 use crate::auth::Administrator;
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Path, Query};
 use crate::state::AppState;
 
@@ -24,6 +24,7 @@ pub struct DeliveryQuery {
     /// In this state.
     state: Option<DeliveryState>,
     /// Rows of the page, 1 to 500; 50 where absent.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u64>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -67,6 +68,7 @@ pub struct AttemptView {
 #[serde(deny_unknown_fields)]
 pub struct Recovery {
     /// RFC 3339, in UTC: `2026-11-26T00:00:00Z`.
+    #[schema(format = DateTime)]
     since: String,
 }
 
@@ -79,10 +81,9 @@ pub struct Recovered {
 }
 
 /// Lists what a webhook endpoint was told, newest first.
-#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/deliveries", tag = "webhooks", security(("api_key" = ["admin"])),
+#[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/deliveries", operation_id = "list_deliveries", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path), DeliveryQuery), responses(
-    (status = 200, body = Page<DeliveryView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<DeliveryView>)))]
 pub async fn list(
     State(state): State<AppState>,
     _: Administrator,
@@ -90,17 +91,17 @@ pub async fn list(
     Query(query): Query<DeliveryQuery>,
 ) -> ApiResult<axum::Json<Page<DeliveryView>>> {
     webhooks::find(&state, endpoint).await?;
-    let page = PageQuery::new(query.limit, query.cursor);
-    let (limit, before) = (page.limit()?, page.after()?.map(WebhookDeliveryId));
-    let rows = log::list(&state.db, endpoint, query.state, before, limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |delivery| delivery.row.id.0, view)))
+    let filters = (endpoint, query.state);
+    let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "webhook deliveries", &filters)?;
+    let before = page.after()?.map(WebhookDeliveryId);
+    let rows = log::list(&state.db, endpoint, query.state, before, page.rows()).await?;
+    Ok(axum::Json(page.page(rows, |delivery| delivery.row.id.0, view)))
 }
 
 /// Shows a delivery.
-#[utoipa::path(get, path = "/v1/webhook-deliveries/{delivery}", tag = "webhooks", security(("api_key" = ["admin"])),
+#[utoipa::path(get, path = "/v1/webhook-deliveries/{delivery}", operation_id = "get_delivery", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("delivery" = WebhookDeliveryId, Path)), responses(
-    (status = 200, body = DeliveryView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = DeliveryView)))]
 pub async fn get(
     State(state): State<AppState>,
     _: Administrator,
@@ -112,8 +113,7 @@ pub async fn get(
 /// Sends a delivery again that has ended, with the same id and body.
 #[utoipa::path(post, path = "/v1/webhook-deliveries/{delivery}/redeliver", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("delivery" = WebhookDeliveryId, Path)), responses(
-    (status = 202, body = DeliveryView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 202, body = DeliveryView)))]
 pub async fn redeliver(
     State(state): State<AppState>,
     _: Administrator,
@@ -138,8 +138,7 @@ pub async fn redeliver(
 /// disabled. The oldest ten thousand at once.
 #[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/recover", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), request_body = Recovery, responses(
-    (status = 202, body = Recovered),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 202, body = Recovered)))]
 pub async fn recover(
     State(state): State<AppState>,
     _: Administrator,

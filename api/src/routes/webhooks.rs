@@ -20,7 +20,7 @@ use super::instant;
 use super::submit::check_text;
 use crate::auth::Administrator;
 use crate::cursor::{Page, PageQuery};
-use crate::error::{ApiError, ApiResult, ProblemBody};
+use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Path, Query};
 use crate::state::AppState;
 
@@ -36,16 +36,22 @@ const MAX_COLLECTIONS: usize = 1000;
 #[serde(deny_unknown_fields)]
 pub struct NewWebhookEndpoint {
     /// Where messages are sent: `https://`, a public address.
+    #[schema(format = "uri")]
     url: String,
-    /// For people, up to 256 bytes.
+    /// For people, up to 256 characters.
+    #[schema(max_length = 256)]
     #[serde(default)]
     description: String,
     /// What it is told of; all where absent or empty.
     #[serde(default)]
     event_types: Vec<EventType>,
     /// The collections, by id, whose events it is told of; all where absent.
+    #[schema(max_items = 1000)]
     collection_ids: Option<Vec<CollectionId>>,
     /// Its secret, `whsec_` and the base64 of 24 to 64 random bytes; made where absent.
+    #[schema(
+        pattern = r"^whsec_([A-Za-z0-9+/]{4}){8,20}([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)?$"
+    )]
     secret: Option<String>,
 }
 
@@ -53,13 +59,15 @@ pub struct NewWebhookEndpoint {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookEndpointChanges {
+    #[schema(format = "uri")]
     url: Option<String>,
+    #[schema(max_length = 256)]
     description: Option<String>,
     /// Empty: everything.
     event_types: Option<Vec<EventType>>,
     /// null: all.
     #[serde(default, deserialize_with = "given")]
-    #[schema(value_type = Option<Vec<CollectionId>>)]
+    #[schema(value_type = Option<Vec<CollectionId>>, max_items = 1000)]
     #[expect(clippy::option_option, reason = "null is another wish than no word of it")]
     collection_ids: Option<Option<Vec<CollectionId>>>,
     /// `paused`: what it would be told of waits; `disabled`: it is dropped.
@@ -110,8 +118,12 @@ pub struct WebhookSecret {
 #[serde(deny_unknown_fields)]
 pub struct SecretRotation {
     /// How long messages are signed with the old secret too, 0 to 604800 seconds; a day where absent.
+    #[schema(maximum = 604800)]
     grace_s: Option<u64>,
     /// The new secret; made where absent.
+    #[schema(
+        pattern = r"^whsec_([A-Za-z0-9+/]{4}){8,20}([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)?$"
+    )]
     secret: Option<String>,
 }
 
@@ -138,8 +150,7 @@ fn view(endpoint: Endpoint) -> WebhookEndpointView {
 
 /// Makes a webhook endpoint; its secret is in the answer.
 #[utoipa::path(post, path = "/v1/webhook-endpoints", tag = "webhooks", security(("api_key" = ["admin"])), request_body = NewWebhookEndpoint, responses(
-    (status = 201, body = MadeWebhookEndpoint),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 201, body = MadeWebhookEndpoint)))]
 pub async fn create(
     State(state): State<AppState>,
     Administrator(grant): Administrator,
@@ -167,23 +178,21 @@ pub async fn create(
 
 /// Lists webhook endpoints.
 #[utoipa::path(get, path = "/v1/webhook-endpoints", tag = "webhooks", security(("api_key" = ["admin"])), params(PageQuery), responses(
-    (status = 200, body = Page<WebhookEndpointView>),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = Page<WebhookEndpointView>)))]
 pub async fn list(
     State(state): State<AppState>,
     _: Administrator,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<WebhookEndpointView>>> {
-    let limit = page.limit()?;
-    let rows = endpoints::list(&state.db, page.after()?.map(WebhookEndpointId), limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.0, view)))
+    let page = page.of(&state.secret_key, "webhook endpoints", &())?;
+    let rows = endpoints::list(&state.db, page.after()?.map(WebhookEndpointId), page.rows()).await?;
+    Ok(axum::Json(page.page(rows, |row| row.id.0, view)))
 }
 
 /// Shows a webhook endpoint.
 #[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
-    (status = 200, body = WebhookEndpointView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = WebhookEndpointView)))]
 pub async fn get(
     State(state): State<AppState>,
     _: Administrator,
@@ -196,8 +205,7 @@ pub async fn get(
 /// `recover`.
 #[utoipa::path(patch, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), request_body = WebhookEndpointChanges, responses(
-    (status = 200, body = WebhookEndpointView),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = WebhookEndpointView)))]
 pub async fn update(
     State(state): State<AppState>,
     Administrator(grant): Administrator,
@@ -223,8 +231,7 @@ pub async fn update(
 /// Deletes a webhook endpoint, what waits for it, and the log of what it was told.
 #[utoipa::path(delete, path = "/v1/webhook-endpoints/{endpoint}", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
-    (status = 204),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 204)))]
 pub async fn delete(
     State(state): State<AppState>,
     _: Administrator,
@@ -236,8 +243,7 @@ pub async fn delete(
 /// Shows a webhook endpoint's secret.
 #[utoipa::path(get, path = "/v1/webhook-endpoints/{endpoint}/secret", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
-    (status = 200, body = WebhookSecret),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = WebhookSecret)))]
 pub async fn secret(
     State(state): State<AppState>,
     _: Administrator,
@@ -253,8 +259,7 @@ pub async fn secret(
 /// Gives a webhook endpoint a new secret. For `grace_s`, messages are signed with the old one too.
 #[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/rotate-secret", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), request_body = SecretRotation, responses(
-    (status = 200, body = WebhookSecret),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 200, body = WebhookSecret)))]
 pub async fn rotate_secret(
     State(state): State<AppState>,
     _: Administrator,
@@ -277,8 +282,7 @@ pub async fn rotate_secret(
 /// Sends an `endpoint.test` event to a webhook endpoint; its delivery shows what came of it.
 #[utoipa::path(post, path = "/v1/webhook-endpoints/{endpoint}/test", tag = "webhooks", security(("api_key" = ["admin"])),
     params(("endpoint" = WebhookEndpointId, Path)), responses(
-    (status = 202, body = WebhookTest),
-    (status = "4XX", body = ProblemBody, content_type = "application/problem+json")))]
+    (status = 202, body = WebhookTest)))]
 pub async fn test(
     State(state): State<AppState>,
     _: Administrator,

@@ -48,7 +48,7 @@ async fn a_bad_request_has_a_code(site: Site) {
         (422, "invalid_request", post(identify).json(&json!({ "picture": some }))),
         (422, "invalid_request", post(enroll).json(&json!({ "image": some, "person": { "external_id": " " } }))),
         (422, "invalid_request", server.request(Method::GET, "/v1/jobs?limit=0")),
-        (422, "invalid_request", server.request(Method::GET, "/v1/jobs?cursor=x")),
+        (400, "bad_cursor", server.request(Method::GET, "/v1/jobs?cursor=x")),
         (400, "malformed_json", json_text("{")),
         (400, "empty_body", json_text("")),
         (415, "unsupported_media_type", post(identify).body("{}")),

@@ -25,6 +25,5 @@ mod traces;
 mod transfer;
 mod versions;
 mod walk;
-mod webhook_docs;
 mod webhooks;
 mod workers;

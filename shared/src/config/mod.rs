@@ -14,6 +14,7 @@ use crate::access::Limits;
 use crate::db::collections::is_collection_name;
 use crate::webhooks::address::AddressPolicy;
 
+mod list;
 mod secret;
 
 const DEFAULTS: &str = include_str!("default.toml");
@@ -191,6 +192,7 @@ pub struct WorkerConfig {
     pub execution_provider: ExecutionProvider,
     concurrency: usize,
     sessions: usize,
+    #[serde(deserialize_with = "list::numbers")]
     pub batch_sizes: Vec<usize>,
     pub lease_s: f64,
     pub heartbeat_s: f64,
@@ -237,6 +239,7 @@ pub struct ClusteringConfig {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct WebhooksConfig {
+    #[serde(deserialize_with = "list::numbers")]
     pub schedule_s: Vec<f64>,
     pub connect_timeout_s: f64,
     pub timeout_s: f64,
@@ -689,6 +692,9 @@ mod tests {
         assert_eq!(config.models.accepted_licences, ["a", "b"]);
         assert_eq!(config.worker.batch_sizes, [1, 16]);
         assert_eq!(config.webhooks.schedule(), [Duration::from_millis(500), Duration::from_secs(2)]);
+        let lists_of_one = [("FACE_ID_WORKER__BATCH_SIZES", "1"), ("FACE_ID_WEBHOOKS__SCHEDULE_S", "0.5")];
+        let config = load(&lists_of_one).unwrap();
+        assert_eq!((config.worker.batch_sizes, config.webhooks.schedule_s), (vec![1], vec![0.5]));
     }
 
     #[test]

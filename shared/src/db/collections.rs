@@ -16,12 +16,16 @@ use crate::ids::CollectionId;
 pub struct CollectionSettings {
     /// How often an identify may name somebody for a face that nobody enrolled (false positive identification rate),
     /// whatever the size of the gallery. The threshold follows from it.
+    #[schema(minimum = 1e-9, maximum = 0.5)]
     pub target_fpir: f64,
     /// How often a verify may call two persons' faces one person's (false accept rate).
+    #[schema(minimum = 1e-9, maximum = 0.5)]
     pub verify_far: f64,
     /// A cosine threshold that replaces the one calculated from the rates.
+    #[schema(minimum = -1, maximum = 1)]
     pub match_cosine: Option<f32>,
     /// How many persons an identify names a face at most.
+    #[schema(minimum = 1, maximum = 100)]
     pub max_matches: usize,
     /// Whether faces that nobody knows are put together where they look like one person.
     pub clustering: bool,

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
@@ -21,6 +21,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
+/// An answer's head is at most this long, in bytes.
+const HEAD: usize = 64 * 1024;
 /// Of an answer's body, how much is read at most, in bytes.
 const READ: usize = 64 * 1024;
 /// And how much is kept.
@@ -43,7 +45,7 @@ pub(crate) struct Dialer {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// `Retry-After`, where it is a number of seconds.
+    /// `Retry-After` (RFC 9110, 10.2.3): a number of seconds, or what is left until a date.
     pub(crate) retry_after: Option<Duration>,
     /// The beginning of its body.
     pub(crate) beginning: String,
@@ -180,15 +182,22 @@ async fn ask<S>(socket: S, request: Request<Full<Bytes>>) -> Result<Asked, DialE
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    let (mut sender, connection) = http1::Builder::new().max_buf_size(HEAD).handshake(TokioIo::new(socket)).await?;
     // What goes wrong with it, whoever waits for the answer is told.
     let driven = AbortOnDrop(tokio::spawn(async move {
         let _ = connection.await;
     }));
     let response = sender.send_request(request).await?;
-    let retry_after = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
-    let status = response.status().as_u16();
-    Ok(Asked { status, retry_after: retry_after.map(Duration::from_secs), body: response.into_body(), driven })
+    let retry_after = response.headers().get("retry-after").and_then(|v| retry_after(v.to_str().ok()?));
+    Ok(Asked { status: response.status().as_u16(), retry_after, body: response.into_body(), driven })
+}
+
+fn retry_after(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// Reads some of a body; one that breaks off, or does not end, changes nothing.

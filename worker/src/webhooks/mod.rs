@@ -14,7 +14,7 @@ use shared::db::webhooks::deliveries::{self, Bounds, Claimed, Recorded};
 use shared::db::webhooks::endpoints;
 use shared::failpoints::failpoint;
 use shared::telemetry::metrics;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -25,8 +25,8 @@ use dial::Dialer;
 const BUSY_POLL: Duration = Duration::from_millis(100);
 /// A claim outlives the longest attempt by this: enough to write what came of it, through a short outage too.
 const LEASE_MARGIN: Duration = Duration::from_secs(20);
-/// How often what waits is counted.
-const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// How often what waits is tidied, and dropped where nobody is told any more.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// Tries to write what came of an attempt. After them the claim runs out, and the event is told again.
 const WRITE_TRIES: u32 = 5;
 
@@ -41,16 +41,18 @@ pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
     };
     let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
     let mut attempts = JoinSet::new();
-    let mut counted: Option<Instant> = None;
+    let mut tidied: Option<Instant> = None;
     loop {
-        while attempts.try_join_next().is_some() {}
+        while let Some(ended) = attempts.try_join_next() {
+            tell_of_panic(ended);
+        }
         let begun = begin(&ctx, &dialer, &mut attempts).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "look for events to tell");
             0
         });
-        if counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
-            counted = Some(Instant::now());
-            count(&ctx).await;
+        if tidied.is_none_or(|at| at.elapsed() > TIDY_EVERY) {
+            tidied = Some(Instant::now());
+            tidy(&ctx).await;
         }
         let is_busy = begun > 0 || !attempts.is_empty();
         tokio::select! {
@@ -59,7 +61,16 @@ pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
         }
     }
     // Each ends within its own time limits.
-    while attempts.join_next().await.is_some() {}
+    while let Some(ended) = attempts.join_next().await {
+        tell_of_panic(ended);
+    }
+}
+
+/// The claim of an attempt that panicked runs out, and the event is told again.
+fn tell_of_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "an attempt to tell a webhook endpoint ended in a bug; it is made again");
+    }
 }
 
 /// Begins what is due, as far as there is room; how many attempts.
@@ -127,7 +138,10 @@ async fn tell(ctx: &WorkerContext, dialer: &Dialer, claimed: &Claimed) {
     }
 }
 
-async fn count(ctx: &WorkerContext) {
+async fn tidy(ctx: &WorkerContext) {
+    if let Err(error) = deliveries::drop_disabled(&ctx.db).await {
+        tracing::warn!(%error, "drop what waits for disabled webhook endpoints");
+    }
     match deliveries::backlog(&ctx.db).await {
         Ok(backlog) => metrics::webhook_backlog(backlog.pending, backlog.oldest, backlog.disabled),
         Err(error) => tracing::warn!(%error, "count the events to be told"),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http_body_util::Full;
 use hyper::Request;
@@ -53,6 +53,14 @@ async fn send(url: &str, dialled: &WebhooksConfig) -> Result<Answer, DialError> 
     Dialer::new(dialled).unwrap().send(&target, request.unwrap()).await
 }
 
+/// For `make contract`, beside what the other tests leave there.
+fn report(tried: usize, dialled: usize) {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().nth(3).unwrap().join("tmp");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("ssrf.json"), format!(r#"{{"ssrf_tried":{tried},"ssrf_dialled":{dialled}}}"#)).unwrap();
+}
+
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
@@ -86,13 +94,21 @@ async fn inner_addresses_are_not_dialled_whatever_their_spelling() {
         "203.0.113.1",
         "[2001:db8::1]",
     ];
+    let mut tried = 0;
     for host in hosts {
         for scheme in ["http", "https"] {
+            tried += 1;
             let error = send(&format!("{scheme}://{host}:{port}/"), &settings("")).await.unwrap_err();
             assert!(matches!(error, DialError::Refused(_)), "{host}: {error}");
             assert!(error.to_string().starts_with("webhook_address_refused"), "{error}");
         }
     }
+    // Whatever an endpoint may be made with: with nothing allowed, these do not even become one.
+    for url in ["http://example.com@127.0.0.1/", "https://127.0.0.1#@example.com/", "https://user:secret@10.0.0.1/"] {
+        tried += 1;
+        assert!(Target::parse(url, &settings("")).is_err(), "{url}");
+    }
+    report(tried, came.load(Ordering::SeqCst));
     assert_eq!(came.load(Ordering::SeqCst), 0, "nobody knocked");
     assert_eq!(send(&format!("http://localhost:{port}/"), &settings("127.0.0.0/8")).await.unwrap().status, 200);
     assert_eq!(came.load(Ordering::SeqCst), 1, "where it is allowed, it is dialled");
@@ -117,6 +133,18 @@ async fn long_answers_are_cut() {
     let (port, _) = receiver(endless).await;
     let answer = send(&format!("http://127.0.0.1:{port}/"), &settings("127.0.0.0/8")).await.unwrap();
     assert_eq!((answer.status, answer.beginning.len()), (200, 1024));
+}
+
+#[tokio::test]
+async fn a_status_is_the_answer_whatever_its_body_does() {
+    let began = Instant::now();
+    let (trickling, _) = receiver("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nsome").await;
+    let answer = send(&format!("http://127.0.0.1:{trickling}/"), &settings("127.0.0.0/8")).await.unwrap();
+    assert_eq!((answer.status, answer.beginning.as_str()), (200, "some"));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let (long_head, _) = receiver(format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(1_000_000))).await;
+    let error = send(&format!("http://127.0.0.1:{long_head}/"), &settings("127.0.0.0/8")).await.unwrap_err();
+    assert!(matches!(error, DialError::Http(_)), "{error}");
 }
 
 #[tokio::test]
@@ -145,4 +173,9 @@ async fn retry_after_is_read() {
     let (port, _) = receiver("HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n").await;
     let answer = send(&format!("http://127.0.0.1:{port}/"), &settings("127.0.0.0/8")).await.unwrap();
     assert_eq!((answer.status, answer.retry_after), (429, Some(Duration::from_secs(7))));
+    let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
+    let (port, _) = receiver(format!("HTTP/1.1 503 Later\r\nretry-after: {date}\r\ncontent-length: 0\r\n\r\n")).await;
+    let answer = send(&format!("http://127.0.0.1:{port}/"), &settings("127.0.0.0/8")).await.unwrap();
+    let left = answer.retry_after.unwrap();
+    assert!(left > Duration::from_secs(60) && left <= Duration::from_secs(90), "{left:?}");
 }

@@ -7,7 +7,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::{endpoints, events, lock_endpoint};
-use crate::db::{Db, count, execute, is_postgres, micros, statement};
+use crate::db::{Db, count, execute, is_postgres, micros, placeholders, statement};
 use crate::ids::{ClaimId, WebhookDeliveryId, WebhookEndpointId, WebhookEventId};
 
 /// Endpoints that are looked at in one round.
@@ -16,6 +16,10 @@ const ROUND: i64 = endpoints::MOST;
 const FAILING_AFTER: i32 = 4;
 /// Leases that are ended in one round.
 const REAPED: u32 = 1000;
+/// Attempts of a round after which a delivery has failed whose worker went silent once more: far more than any schedule has.
+const LOST: i32 = 50;
+/// Deliveries that are dropped in one transaction.
+const DROPPED: u32 = 5000;
 /// What is counted at most: more is shown as this.
 const COUNTED: u32 = 100_000;
 
@@ -234,12 +238,39 @@ async fn failed(
     Ok(None)
 }
 
-/// Drops what waits for an endpoint; what is under way ends without being written.
-pub(super) async fn drop_pending(txn: &impl ConnectionTrait, endpoint: WebhookEndpointId) -> Result<(), DbErr> {
-    let sql = "UPDATE webhook_deliveries SET state = 'dropped', finished_at = {now}, claim_id = NULL,
-            lease_expires_at = NULL
-        WHERE endpoint_id = $1 AND state = 'pending'";
-    execute(txn, sql, [endpoint.into()]).await?;
+/// Drops a part of what waits for a disabled endpoint, or of what was written for one while it was disabled; what is under way
+/// ends without being written. How many; [`drop_disabled`] drops the rest.
+pub(super) async fn drop_pending(conn: &impl ConnectionTrait, endpoint: WebhookEndpointId) -> Result<u64, DbErr> {
+    let sql = format!(
+        "UPDATE webhook_deliveries SET state = 'dropped', finished_at = {{now}}, claim_id = NULL, lease_expires_at = NULL
+         WHERE id IN (SELECT id FROM webhook_deliveries WHERE endpoint_id = $1 AND state = 'pending' LIMIT {DROPPED})
+         AND state = 'pending'"
+    );
+    execute(conn, &sql, [endpoint.into()]).await
+}
+
+/// Drops a part of what waits for each disabled endpoint. An event that was being written while its endpoint was disabled has
+/// a delivery that nobody would send.
+pub async fn drop_disabled(db: &Db) -> Result<(), DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: WebhookEndpointId,
+    }
+    let sql = format!(
+        "SELECT id FROM webhook_endpoints e WHERE state = 'disabled' AND EXISTS
+            (SELECT 1 FROM webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state = 'pending') LIMIT {ROUND}"
+    );
+    for row in Row::find_by_statement(statement(&db.read, &sql, [])).all(&db.read).await? {
+        let txn = db.begin().await?;
+        let lock = format!(
+            "SELECT count(*) AS n FROM (SELECT id FROM webhook_endpoints WHERE id = $1 AND state = 'disabled' {}) AS held",
+            lock_endpoint(&txn)
+        );
+        if count(&txn, &lock, [row.id.into()]).await? > 0 {
+            drop_pending(&txn, row.id).await?;
+            txn.commit().await?;
+        }
+    }
     Ok(())
 }
 
@@ -252,26 +283,56 @@ pub async fn release(db: &Db, claimed: &Claimed) -> Result<(), DbErr> {
 }
 
 /// Ends claims whose lease is over: whoever made them went silent. Nobody knows whether the endpoint was told, so it is told
-/// again; the attempt does not count.
+/// again. The attempt counts, so that one that kills its worker comes to an end: after [`LOST`] attempts the delivery has
+/// failed. How many claims were ended.
 pub async fn reap(db: &Db) -> Result<u64, DbErr> {
-    let skip = if is_postgres(&db.write) { "FOR UPDATE SKIP LOCKED" } else { "" };
-    let sql = format!(
-        "UPDATE webhook_deliveries SET claim_id = NULL, lease_expires_at = NULL, attempt = attempt - 1
-         WHERE id IN (SELECT id FROM webhook_deliveries WHERE claim_id IS NOT NULL AND lease_expires_at < {{now}}
-            LIMIT {REAPED} {skip})"
-    );
-    execute(&db.write, &sql, []).await
+    let over = "SELECT count(*) AS n FROM (SELECT 1 FROM webhook_deliveries
+        WHERE claim_id IS NOT NULL AND lease_expires_at < {now} LIMIT 1) AS over";
+    // Looked at often, and nearly always there is nothing to write.
+    if count(&db.read, over, []).await? == 0 {
+        return Ok(0);
+    }
+    let txn = db.begin().await?;
+    let skip = if is_postgres(&txn) { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let ended = end_claims(&txn, &format!("lease_expires_at < {{now}} LIMIT {REAPED} {skip}")).await?;
+    txn.commit().await?;
+    Ok(ended)
 }
 
 /// Ends every claim: for a process that knows that all earlier workers are gone.
 pub(in crate::db) async fn recover_all(txn: &impl ConnectionTrait) -> Result<(), DbErr> {
-    let sql = "UPDATE webhook_deliveries SET claim_id = NULL, lease_expires_at = NULL, attempt = attempt - 1
-        WHERE claim_id IS NOT NULL";
-    execute(txn, sql, []).await?;
+    end_claims(txn, "TRUE").await?;
     Ok(())
 }
 
-/// How much waits to be told.
+async fn end_claims(txn: &impl ConnectionTrait, which: &str) -> Result<u64, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Lost {
+        id: WebhookDeliveryId,
+    }
+    let sql = format!("SELECT id FROM webhook_deliveries WHERE claim_id IS NOT NULL AND {which}");
+    let lost = Lost::find_by_statement(statement(txn, &sql, [])).all(txn).await?;
+    for chunk in lost.chunks(REAPED as usize) {
+        let ids: Vec<Value> = chunk.iter().map(|lost| lost.id.into()).collect();
+        let these = placeholders(1, ids.len());
+        let log = format!(
+            "INSERT INTO webhook_attempts (delivery_id, attempt, at, error, latency_ms)
+             SELECT id, attempt, {{now}}, 'worker_lost: the worker went silent; perhaps the endpoint was told', 0
+             FROM webhook_deliveries WHERE id IN ({these}) ON CONFLICT DO NOTHING"
+        );
+        execute(txn, &log, ids.clone()).await?;
+        let end = format!(
+            "UPDATE webhook_deliveries SET claim_id = NULL, lease_expires_at = NULL,
+                state = CASE WHEN attempt - begun_at_attempt < {LOST} THEN 'pending' ELSE 'failed' END,
+                finished_at = CASE WHEN attempt - begun_at_attempt < {LOST} THEN NULL ELSE {{now}} END
+             WHERE id IN ({these})"
+        );
+        execute(txn, &end, ids).await?;
+    }
+    Ok(lost.len() as u64)
+}
+
+/// How much waits to be told to endpoints that are enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
     /// Deliveries; at most 100,000 are counted.
@@ -282,7 +343,7 @@ pub struct Backlog {
     pub disabled: i64,
 }
 
-/// Counts what waits.
+/// Counts what waits. What waits because somebody wants it so is none of it.
 pub async fn backlog(db: &Db) -> Result<Backlog, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
@@ -290,10 +351,13 @@ pub async fn backlog(db: &Db) -> Result<Backlog, DbErr> {
         now: i64,
     }
     let pending = format!(
-        "SELECT count(*) AS n FROM (SELECT 1 FROM webhook_deliveries WHERE state = 'pending' LIMIT {COUNTED}) AS waiting"
+        "SELECT count(*) AS n FROM (SELECT 1 FROM webhook_endpoints e JOIN webhook_deliveries d ON d.endpoint_id = e.id
+            WHERE e.state = 'enabled' AND d.state = 'pending' LIMIT {COUNTED}) AS waiting"
     );
     let pending = count(&db.read, &pending, []).await?;
-    let oldest = "SELECT min(created_at) AS oldest, {now} AS now FROM webhook_deliveries WHERE state = 'pending'";
+    let oldest = "SELECT min(oldest) AS oldest, {now} AS now FROM (SELECT (SELECT min(d.created_at)
+            FROM webhook_deliveries d WHERE d.endpoint_id = e.id AND d.state = 'pending') AS oldest
+        FROM webhook_endpoints e WHERE e.state = 'enabled') AS waiting";
     let row = Row::find_by_statement(statement(&db.read, oldest, [])).one(&db.read).await?;
     let age = row.and_then(|row| Some(row.now - row.oldest?)).unwrap_or_default();
     let disabled = "SELECT count(*) AS n FROM webhook_endpoints WHERE state = 'disabled'";

@@ -219,9 +219,12 @@ pub async fn change(db: &Db, id: WebhookEndpointId, changes: &Changes) -> Result
 
 /// Tells an endpoint no more, and drops what waits for it.
 pub(super) async fn disable(txn: &impl ConnectionTrait, id: WebhookEndpointId, why: &str) -> Result<(), DbErr> {
-    let sql = "UPDATE webhook_endpoints SET state = 'disabled', state_reason = $2, version = version + 1 WHERE id = $1";
+    // The first reason is the one that helps.
+    let sql = "UPDATE webhook_endpoints SET state = 'disabled', state_reason = $2, version = version + 1
+        WHERE id = $1 AND state <> 'disabled'";
     execute(txn, sql, [id.into(), why.into()]).await?;
-    deliveries::drop_pending(txn, id).await
+    deliveries::drop_pending(txn, id).await?;
+    Ok(())
 }
 
 /// Gives an endpoint a new secret; the one before is used beside it for `grace`. False when it is not there.
@@ -236,6 +239,13 @@ pub async fn rotate_secret(
             version = version + 1
         WHERE id = $1";
     Ok(execute(&db.write, sql, [id.into(), secret.seal(key, id).into(), micros(grace).into()]).await? > 0)
+}
+
+/// Forgets secrets whose grace is over.
+pub async fn forget_secrets(db: &Db) -> Result<u64, DbErr> {
+    let sql = "UPDATE webhook_endpoints SET previous_secret = NULL, previous_secret_until = NULL
+        WHERE previous_secret_until < {now}";
+    execute(&db.write, sql, []).await
 }
 
 /// Deletes an endpoint and what it was told of. False when it is not there.
@@ -257,6 +267,7 @@ pub async fn delete(db: &Db, id: WebhookEndpointId) -> Result<bool, DbErr> {
     Ok(execute(&db.write, "DELETE FROM webhook_endpoints WHERE id = $1", [id.into()]).await? > 0)
 }
 
+/// Those that are still there: what was deleted in between is none of the endpoint's any more.
 async fn add_collections(
     txn: &impl ConnectionTrait,
     id: WebhookEndpointId,
@@ -269,7 +280,7 @@ async fn add_collections(
     let named = Rows::new(&[("collection_id", Column::Id)], named);
     let sql = format!(
         "INSERT INTO webhook_endpoint_collections (endpoint_id, collection_id)
-         SELECT $2, r.collection_id FROM {} WHERE TRUE ON CONFLICT DO NOTHING",
+         SELECT $2, r.collection_id FROM {} JOIN collections c ON c.id = r.collection_id WHERE TRUE ON CONFLICT DO NOTHING",
         named.table(txn)
     );
     execute(txn, &sql, [named.value(), id.into()]).await?;

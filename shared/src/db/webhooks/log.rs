@@ -162,11 +162,15 @@ pub async fn recover(db: &Db, endpoint: WebhookEndpointId, since: i64) -> Result
     execute(&db.write, &sql, [endpoint.into(), since.into()]).await
 }
 
-/// Deletes up to `limit` events that happened more than `keep` ago, with their deliveries.
+/// Deletes up to `limit` events that happened more than `keep` ago, with their deliveries. What an enabled endpoint has yet to
+/// be told stays; what waits for one that is paused does not.
 pub async fn delete_old(db: &Db, keep: Duration, limit: u64) -> Result<u64, DbErr> {
     let sql = format!(
         "DELETE FROM webhook_events WHERE id IN
-            (SELECT id FROM webhook_events WHERE created_at < {{now}} - $1 ORDER BY created_at LIMIT {limit})"
+            (SELECT id FROM webhook_events v WHERE created_at < {{now}} - $1 AND NOT EXISTS
+                (SELECT 1 FROM webhook_deliveries d JOIN webhook_endpoints e ON e.id = d.endpoint_id
+                 WHERE d.event_id = v.id AND d.state = 'pending' AND e.state = 'enabled')
+             ORDER BY created_at LIMIT {limit})"
     );
     execute(&db.write, &sql, [micros(keep).into()]).await
 }

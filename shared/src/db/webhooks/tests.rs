@@ -50,6 +50,7 @@ on_both!(
     a_batch_is_told_once_a_round,
     claims_are_bounded_and_fenced,
     lost_claims_are_told_again,
+    what_was_written_while_it_was_disabled_is_dropped,
     failing_endpoints_are_told_of_and_disabled,
     sporadic_failures_disable_nothing,
     paused_waits_disabled_drops_recover_sends_again,
@@ -315,7 +316,9 @@ mod scenes {
         run(db, "UPDATE webhook_deliveries SET lease_expires_at = 1").await;
         assert_eq!(deliveries::reap(db).await.unwrap(), 1);
         let again = claim(db, id).await.remove(0);
-        assert_eq!((again.id, again.event_id, again.attempt), (lost.id, lost.event_id, 1), "the attempt did not count");
+        assert_eq!((again.id, again.event_id, again.attempt), (lost.id, lost.event_id, 2), "the attempt counts");
+        let logged = log::find(db, lost.id).await.unwrap().unwrap().attempts;
+        assert!(logged[0].error.as_deref().unwrap().starts_with("worker_lost"), "{logged:?}");
         assert_eq!(again.body, lost.body);
         assert_eq!(record(db, &lost, Verdict::Delivered, DAYS_5).await, Recorded::Lost);
         recover_all(db).await.unwrap();
@@ -323,6 +326,25 @@ mod scenes {
         assert_eq!(record(db, &again, Verdict::Delivered, DAYS_5).await, Recorded::Lost);
         assert_eq!(record(db, &third, Verdict::Delivered, DAYS_5).await, Recorded::Written);
         assert_eq!(deliveries_of(db, id).await, [DeliveryState::Delivered]);
+        test_events(db, id, 1).await;
+        claim(db, id).await;
+        run(db, "UPDATE webhook_deliveries SET lease_expires_at = 1, attempt = 50 WHERE claim_id IS NOT NULL").await;
+        assert_eq!(deliveries::reap(db).await.unwrap(), 1);
+        assert_eq!(deliveries_of(db, id).await[0], DeliveryState::Failed, "an attempt that kills its worker ends");
+    }
+
+    pub(super) async fn what_was_written_while_it_was_disabled_is_dropped(db: &Db) {
+        let id = endpoint(db, &[], None).await;
+        test_events(db, id, 3).await;
+        // As a transaction leaves it that read the endpoint before.
+        run(db, "UPDATE webhook_endpoints SET state = 'disabled', state_reason = 'gone'").await;
+        assert!(deliveries::due_endpoints(db).await.unwrap().is_empty());
+        assert_eq!(deliveries::backlog(db).await.unwrap().pending, 0);
+        deliveries::drop_disabled(db).await.unwrap();
+        assert_eq!(deliveries_of(db, id).await, [DeliveryState::Dropped; 3]);
+        let again = Changes { state: Some(EndpointState::Disabled), ..Changes::default() };
+        endpoints::change(db, id, &again).await.unwrap();
+        assert_eq!(found(db, id).await.state_reason.as_deref(), Some("gone"), "the first reason stays");
     }
 
     pub(super) async fn failing_endpoints_are_told_of_and_disabled(db: &Db) {
@@ -397,6 +419,9 @@ mod scenes {
         let rotated = found(db, id).await;
         assert_eq!(rotated.secrets(&key, now).unwrap(), [new.clone(), old[0].clone()]);
         assert_eq!(rotated.secrets(&key, now + 3_700_000_000).unwrap(), [new]);
+        assert_eq!(endpoints::forget_secrets(db).await.unwrap(), 0);
+        run(db, "UPDATE webhook_endpoints SET previous_secret_until = 1").await;
+        assert_eq!(endpoints::forget_secrets(db).await.unwrap(), 1, "its grace is over");
         assert!(rotated.secrets(&secret_key(2), now).is_err(), "another key reads nothing");
         let text = format!("{rotated:?}");
         assert!(!text.contains(&old[0].reveal()));
@@ -407,10 +432,13 @@ mod scenes {
         test_events(db, id, 3).await;
         assert_eq!(log::delete_old(db, DAYS_5, 2).await.unwrap(), 0);
         run(db, "UPDATE webhook_events SET created_at = created_at - 432000000001").await;
+        assert_eq!(log::delete_old(db, DAYS_5, 2).await.unwrap(), 0, "what is yet to be told stays");
+        assert_eq!(deliveries::backlog(db).await.unwrap().pending, 3);
+        let paused = Changes { state: Some(EndpointState::Paused), ..Changes::default() };
+        endpoints::change(db, id, &paused).await.unwrap();
+        assert_eq!(deliveries::backlog(db).await.unwrap().oldest, Duration::ZERO, "nobody wants to be told");
         assert_eq!(log::delete_old(db, DAYS_5, 2).await.unwrap(), 2, "in slices");
         assert_eq!(log::delete_old(db, DAYS_5, 2).await.unwrap(), 1);
         assert_eq!(rows(&db.write, "webhook_deliveries").await, 0);
-        let waits = deliveries::backlog(db).await.unwrap();
-        assert_eq!((waits.pending, waits.disabled), (0, 0));
     }
 }

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# schemathesis.sh ARGUMENTS: runs Schemathesis with the packages that setup-contract.sh puts in place; it fetches nothing.
+set -euo pipefail
+. "$(dirname "$0")/../packages.sh"
+folder=${FACE_ID_CACHE_DIR:?set FACE_ID_CACHE_DIR, or run this through make}/contract-python
+[ -f "$folder/installed" ] || { say "Schemathesis is not there: run scripts/setup-contract.sh"; exit 3; }
+export PYTHONPATH=$folder PYTHONDONTWRITEBYTECODE=1
+exec "$(find_python)" -m schemathesis.cli "$@"
