@@ -19,8 +19,10 @@ LFW ?= $(FACE_ID_ASSETS_DIR)/data/lfw
 FACES ?= $(FACE_ID_ASSETS_DIR)/data/faces
 PHOTOS_12MP := $(FACE_ID_CACHE_DIR)/bench-photos
 BENCH ?=
+# Random requests to each operation in `make contract`.
+CONTRACT_EXAMPLES ?= 60
 
-.PHONY: help openapi setup setup-heic setup-services build demo test check serve eval services services-down faults bench build-heic test-heic
+.PHONY: help openapi setup setup-heic setup-services setup-contract build demo test check serve eval services services-down faults contract bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,13 +54,21 @@ services: setup-services build ## Start PostgreSQL, RabbitMQ and an S3 store for
 services-down: ## Stop them; their data stays in .cache/services
 	@if [ -x $(firstword $(SERVICES)) ]; then $(SERVICES) down; else echo "nothing was built, so nothing runs"; fi
 
-test: setup-services ## Run all tests, those on real services too
+setup-contract: ## Install Schemathesis for the tests and for `make contract`
+	@scripts/setup-contract.sh
+
+test: setup-services setup-contract ## Run all tests, those on real services too
 	cargo test --workspace --locked
 
 faults: setup-services ## Break everything in turn under load; a table, and what became of the jobs as JSON in the last line
 	@rm -f target/tmp/faults.txt
 	@FAULT_JOBS=110 cargo test --workspace --locked --test it faults; status=$$?; \
 	cat target/tmp/faults.txt 2>/dev/null || echo '{"faults":0,"passed":false}'; exit $$status
+
+contract: setup-services setup-contract ## Hold the HTTP and webhook contract against tools, at length; what came of it as JSON in the last line
+	@rm -f $(addprefix target/tmp/,contract-embedded.json contract-services.json reach-embedded.json reach-services.json webhooks.json ssrf.json)
+	@CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) cargo test --workspace --locked --no-fail-fast -- the_api_does_what_its_document_says keys::reach webhooks; status=$$?; \
+	python=$$(. scripts/packages.sh && find_python) && $$python scripts/contract/summary.py target/tmp && exit $$status
 
 check: setup ## Formatting, lints, documentation, dependency directions, Dockerfiles, licences
 	cargo fmt --all --check

@@ -8,6 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::authenticate;
+use crate::docs;
 use crate::legacy;
 use crate::openapi::{Document, complete};
 use crate::requests::observe;
@@ -31,6 +32,7 @@ pub fn router(state: AppState) -> Router {
     let keyed = keyed.route_layer(middleware::from_fn_with_state(state.clone(), authenticate));
     keyed
         .merge(open)
+        .merge(docs::router())
         .route("/openapi.json", get(move || async move { (json, document) }))
         .layer(body_limit)
         .layer(middleware::from_fn(observe))

@@ -4,5 +4,5 @@ set -euo pipefail
 . "$(dirname "$0")/../packages.sh"
 folder=${FACE_ID_CACHE_DIR:?set FACE_ID_CACHE_DIR, or run this through make}/contract-python
 [ -f "$folder/installed" ] || { say "Schemathesis is not there: run scripts/setup-contract.sh"; exit 3; }
-export PYTHONPATH=$folder PYTHONDONTWRITEBYTECODE=1
-exec "$(find_python)" -m schemathesis.cli "$@"
+export PYTHONPATH=$folder PYTHONDONTWRITEBYTECODE=1 SCHEMATHESIS_HOOKS="$(cd "$(dirname "$0")" && pwd)/hooks.py"
+exec "$(find_python)" -m schemathesis.cli --config-file "$(dirname "$0")/schemathesis.toml" "$@"

@@ -1,7 +1,7 @@
 //! Who may do what: keys, their scopes and collections, their ends, and their limits.
 
 mod limits;
-mod reach;
+pub(crate) mod reach;
 mod scopes;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,156 @@
+//! The HTTP API does what its OpenAPI document says, by Schemathesis: examples, bounds, random and wrong requests, and
+//! sequences of them along the document's links.
+//!
+//! `make contract` runs it longer (`CONTRACT_EXAMPLES`), with other suites that hold the contract; each leaves its counts in
+//! the folder of `CARGO_TARGET_TMPDIR`.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::process::Command;
+use worker::testing::repository;
+
+use crate::batches::{Library, pictures};
+use crate::keys::reach;
+use crate::server::{Server, Site, on_both, photo, read};
+
+on_both!(the_api_does_what_its_document_says);
+
+/// Random requests to each operation in an ordinary run.
+const EXAMPLES: u32 = 4;
+/// Longest time of a run of so many examples; each more may take a part of it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+async fn the_api_does_what_its_document_says(site: Site) {
+    let (site, key) = keyed(site).await;
+    let library = Library::new(&site, &pictures(40..42)).await;
+    // A wait is as good as none here, and would only take time.
+    let server = library.serve(&site, &[("FACE_ID_SERVER__MAX_WAIT_S", "1")]).await;
+    reach::fill(&site, &server, &library).await;
+    let folder = tempfile::tempdir().unwrap();
+    let inputs = Inputs::write(folder.path(), &server, &library, &key).await;
+    let name = if site.has_services() { "services" } else { "embedded" };
+    let output = inputs.run(&server, folder.path()).await;
+    let report = report(folder.path(), &output);
+    save(name, &report);
+    let text = format!("{output}\n{}", report["failures"]);
+    assert_eq!(report["errors"], json!([]), "{text}");
+    assert_eq!(failures(&report), 0, "{text}");
+    assert_eq!(report["operations"]["tested"], operations(&server).await, "each operation was tried\n{text}");
+    for phase in ["coverage", "fuzzing", "stateful"] {
+        assert_eq!(report["phases"][phase]["status"], "success", "{phase}\n{text}");
+    }
+    let tried = transitions(folder.path());
+    assert!(tried > 20, "{tried} links were followed\n{text}");
+    // Who is refused learns nothing: the key was good until the end.
+    let (status, body) = read(server.request(Method::GET, "/v1/api-keys")).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    server.stop().await;
+}
+
+/// A site that asks for keys, and the key that is used, which may do everything.
+async fn keyed(mut site: Site) -> (Site, Value) {
+    let key = site.make_key(&["--scope", "admin"]).await;
+    site.call_with(&key);
+    (site, key)
+}
+
+/// What the hooks of `scripts/contract` give to requests.
+struct Inputs {
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Inputs {
+    async fn write(folder: &Path, server: &Server, library: &Library, key: &Value) -> Self {
+        let file = |name: &str, bytes: &[u8]| {
+            std::fs::write(folder.join(name), bytes).unwrap();
+            folder.join(name).to_str().unwrap().to_owned()
+        };
+        let export = server.request(Method::GET, "/v1/collections/c/export").send().await.unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let variables = vec![
+            ("FACE_ID_API_KEY", text(&key["token"])),
+            ("CONTRACT_KEY_ID", text(&key["id"])),
+            ("CONTRACT_PICTURE", file("picture.png", &photo(&[1]))),
+            ("CONTRACT_MANIFEST", file("manifest.ndjson", library.line("1/0040.png").as_bytes())),
+            ("CONTRACT_EXPORT", file("export.ndjson", &export.bytes().await.unwrap())),
+            ("CONTRACT_SOURCE", library.source().to_string()),
+            ("CONTRACT_COLLECTION", "c".to_owned()),
+        ];
+        Self { variables }
+    }
+
+    /// Runs Schemathesis, and gives what it printed.
+    async fn run(&self, server: &Server, folder: &Path) -> String {
+        let examples = examples();
+        let mut command = Command::new(repository().join("scripts/contract/schemathesis.sh"));
+        command
+            .args(["run", &format!("{}/openapi.json", server.address), "--max-examples", &examples.to_string()])
+            .args(["--report", "json,ndjson", "--report-dir", "."])
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let patience = PATIENCE * (1 + examples / 20);
+        let output =
+            tokio::time::timeout(patience, command.output()).await.expect("Schemathesis does not end").unwrap();
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        // 0: all is well, 1: it found something. Anything else says that it did not run.
+        assert!(matches!(output.status.code(), Some(0 | 1)), "make setup-contract puts it in place: {text}");
+        text
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is no setting of the program")]
+fn examples() -> u32 {
+    std::env::var("CONTRACT_EXAMPLES").map_or(EXAMPLES, |n| n.parse().unwrap())
+}
+
+/// The one file of this folder whose name begins and ends so.
+fn written(folder: &Path, begin: &str) -> String {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let found = names.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin));
+    std::fs::read_to_string(found.expect("Schemathesis writes its report")).unwrap()
+}
+
+fn report(folder: &Path, output: &str) -> Value {
+    serde_json::from_str(&written(folder, "json-")).unwrap_or_else(|error| panic!("{error}\n{output}"))
+}
+
+fn failures(report: &Value) -> u64 {
+    report["failures"].as_array().unwrap().iter().map(|failure| failure["count"].as_u64().unwrap()).sum()
+}
+
+/// How many operations the document has.
+async fn operations(server: &Server) -> usize {
+    let document = server.get("/openapi.json").await;
+    document["paths"].as_object().unwrap().values().map(|methods| methods.as_object().unwrap().len()).sum()
+}
+
+/// How many different links of the document were followed.
+fn transitions(folder: &Path) -> usize {
+    let mut followed = std::collections::BTreeSet::new();
+    for line in written(folder, "ndjson-").lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        let cases = event["ScenarioFinished"]["recorder"]["cases"].as_object().into_iter().flatten();
+        followed.extend(cases.filter_map(|(_, case)| case["transition"]["id"].as_str().map(str::to_owned)));
+    }
+    followed.len()
+}
+
+fn save(database: &str, report: &Value) {
+    let counts = json!({
+        "routes": report["operations"]["tested"], "requests": report["test_cases"]["generated"],
+        "schemathesis_failures": failures(report) + report["errors"].as_array().unwrap().len() as u64,
+    });
+    leave(&format!("contract-{database}"), &counts);
+}
+
+/// Leaves counts for `make contract`.
+pub(crate) fn leave(name: &str, counts: &Value) {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.json"));
+    std::fs::write(path, format!("{counts}\n")).unwrap();
+}

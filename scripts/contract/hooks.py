@@ -1,0 +1,63 @@
+"""What Schemathesis cannot make up by itself: pictures, files of an export, places that hold pictures.
+
+The environment names them; see cli/tests/it/contract.rs.
+"""
+
+import base64
+import datetime
+import json
+import os
+import pathlib
+import uuid
+
+import schemathesis
+from hypothesis import strategies as st
+
+PICTURE = pathlib.Path(os.environ["CONTRACT_PICTURE"]).read_bytes()
+# A manifest of a batch, and an export of a collection: both are NDJSON.
+MANIFEST = pathlib.Path(os.environ["CONTRACT_MANIFEST"]).read_bytes()
+EXPORT = pathlib.Path(os.environ["CONTRACT_EXPORT"]).read_bytes()
+# Where a batch finds pictures, as the API takes it.
+SOURCE = json.loads(os.environ["CONTRACT_SOURCE"])
+COLLECTION = os.environ["CONTRACT_COLLECTION"]
+# The id of the key that is used: it is neither revoked nor rotated, or nothing would be tried any more.
+OWN_KEY = os.environ["CONTRACT_KEY_ID"]
+
+schemathesis.openapi.format("byte", st.just(base64.b64encode(PICTURE).decode()))
+schemathesis.openapi.format("binary", st.just(PICTURE))
+schemathesis.openapi.format("uri", st.integers(0, 9).map(lambda n: f"https://hooks-{n}.example.com/face-id"))
+# Instants are in UTC here, with Z.
+INSTANTS = st.datetimes(min_value=datetime.datetime(1970, 1, 1), max_value=datetime.datetime(2100, 1, 1))
+schemathesis.openapi.format("date-time", INSTANTS.map(lambda at: at.isoformat(timespec="seconds") + "Z"))
+schemathesis.openapi.media_type("application/octet-stream", st.just(PICTURE))
+schemathesis.openapi.media_type("application/x-ndjson", st.sampled_from([MANIFEST, EXPORT]))
+
+
+@schemathesis.hook
+def map_case(context, case):
+    """Has good requests for a batch name pictures that are there."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return case
+    operation = case.operation.label
+    if operation == "POST /v1/batches":
+        if isinstance(case.body, dict):
+            case.body["source"] = SOURCE
+            case.body["collection"] = COLLECTION
+            case.body.pop("webhook_endpoint_ids", None)
+        elif isinstance(case.body, bytes):
+            case.body = MANIFEST
+            case.query.update({"collection": COLLECTION, "kind": "index"})
+            case.query.pop("webhook_endpoint_ids", None)
+    elif operation == "POST /v1/collections/{collection}/import" and isinstance(case.body, bytes):
+        case.body = EXPORT
+    elif isinstance(case.body, dict):
+        # Ids of endpoints that nobody made are refused, and every good request would be.
+        case.body.pop("webhook_endpoint_ids", None)
+    return case
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    """Keeps the key that is used."""
+    if case.method in ("DELETE", "POST") and (case.path_parameters or {}).get("key") == OWN_KEY:
+        case.path_parameters["key"] = str(uuid.uuid4())
