@@ -74,11 +74,11 @@ pub(super) fn not_ended(detail: &'static str, reason: impl Into<String>) -> Resp
 }
 
 /// A job that did not succeed: 422 where that is due to the picture, 503 where it has not ended, else 500.
-pub(super) fn unsuccessful(detail: &'static str, job: JobView) -> Response {
+pub(super) fn unsuccessful(detail: &'static str, job: &JobView) -> Response {
     if !job.has_ended() {
         return not_ended(detail, format!("job {} has not ended; it goes on", job.id));
     }
-    let (code, reason) = cause(&job);
+    let (code, reason) = cause(job);
     let trouble = Trouble { detail, code, reason, problems: Vec::new() };
     let status = match job.state {
         JobState::Rejected => StatusCode::UNPROCESSABLE_ENTITY,

@@ -66,10 +66,10 @@ pub(super) async fn register_all(
     let registering = Registering { state, grant, collection, headers, until };
     let registered = stream::iter(pictures).map(|image| registering.register(image)).buffered(AT_ONCE);
     let outcomes: Vec<ApiResult<Registered>> = registered.collect().await;
-    told(all, outcomes.into_iter().collect::<ApiResult<_>>()?)
+    Ok(told(all, outcomes.into_iter().collect::<ApiResult<_>>()?))
 }
 
-fn told(all: usize, outcomes: Vec<Registered>) -> ApiResult<Response> {
+fn told(all: usize, outcomes: Vec<Registered>) -> Response {
     let left = outcomes.iter().filter(|outcome| matches!(outcome, Registered::NotEnded)).count();
     let problems: Vec<PictureTrouble> = outcomes
         .into_iter()
@@ -80,15 +80,15 @@ fn told(all: usize, outcomes: Vec<Registered>) -> ApiResult<Response> {
         .collect();
     if left > 0 {
         let done = all - left;
-        return Ok(answer::not_ended(NOT_SAVED, format!("{done} of {all} pictures are done; send it again to go on")));
+        return answer::not_ended(NOT_SAVED, format!("{done} of {all} pictures are done; send it again to go on"));
     }
     if problems.is_empty() {
-        return Ok(answer::told(ALL_SAVED));
+        return answer::told(ALL_SAVED);
     }
     let reason = format!("{} of {all} pictures are not saved; the others are", problems.len());
     let code = "pictures_not_saved".to_owned();
     let problems = problems.into_iter().take(NAMED).collect();
-    Ok(answer::many_refused(Trouble { detail: NOT_SAVED, code, reason, problems }))
+    answer::many_refused(Trouble { detail: NOT_SAVED, code, reason, problems })
 }
 
 impl Registering<'_> {

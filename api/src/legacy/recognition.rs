@@ -89,7 +89,7 @@ pub(super) async fn recognise(
     let job = identify_picture(&state, &caller, &collection, &headers, identification).await?;
     let mut job = ended(&state, &caller, job.id, until).await?;
     let response = match job.result.take() {
-        None => answer::unsuccessful(NOT_RECOGNISED, job),
+        None => answer::unsuccessful(NOT_RECOGNISED, &job),
         Some(result) => {
             let identified = serde_json::from_value(result).map_err(|error| ApiError::internal(&error))?;
             translated(&state, &collection, identified, wanted).await?
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn a_box_means_the_face_in_it_and_none_the_largest() {
         let faces = || vec![face(0.0, 50.0), face(100.0, 90.0), face(300.0, 40.0)];
-        let x = |wanted| chosen(faces(), wanted).map(|face| face.face_box.x as i32);
+        let x = |wanted| chosen(faces(), wanted).map(|face| face.face_box.x.to_string());
         let square = |x, side| Some(FaceBox { x, y: 0.0, width: side, height: side });
-        assert_eq!(x(None), Some(100));
-        assert_eq!(x(square(295.0, 50.0)), Some(300));
+        assert_eq!(x(None).as_deref(), Some("100"));
+        assert_eq!(x(square(295.0, 50.0)).as_deref(), Some("300"));
         assert_eq!(x(square(200.0, 50.0)), None, "it lies between two");
         assert_eq!(x(square(0.0, 400.0)), None, "the whole picture is no face");
         assert!(chosen(Vec::new(), None).is_none());

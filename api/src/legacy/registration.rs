@@ -59,7 +59,7 @@ pub(super) async fn register(
     let job = ended(&state, &caller, job.id, until).await?;
     let response = match job.state {
         JobState::Succeeded => answer::told(SAVED),
-        _ => answer::unsuccessful(NOT_SAVED, job),
+        _ => answer::unsuccessful(NOT_SAVED, &job),
     };
     let ignored = input::is_given(request.description.as_ref()).then_some("description");
     Ok(answer::ignoring(ignored, response))

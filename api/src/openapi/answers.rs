@@ -17,7 +17,7 @@ const FAILURES: [(&str, &str); 14] = [
     ("413", "The body is too long"),
     ("415", "The body is of a media type or a format that is not taken here"),
     ("422", "The request can be read, and something in it is wrong; `errors` points at it"),
-    ("429", "The key has had as much as it may"),
+    ("429", "The key has had as much as it may, or too much waits for bulk work"),
     ("500", "The server failed; its log has the request's id"),
     ("503", "The server is busy, or something that it needs is out of reach"),
 ];

@@ -65,7 +65,7 @@ async fn the_walk_of_the_manual_goes_as_it_says(site: Site) {
     for block in &blocks[1..] {
         match block.language.as_str() {
             "sh" => {
-                script.push_str(&format!("{}\necho '{MARK}'\n", block.text));
+                script.extend([block.text.as_str(), "\necho '", MARK, "'\n"]);
                 expected.push(String::new());
             }
             "text" => expected.last_mut().unwrap().push_str(&block.text),
