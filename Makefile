@@ -70,7 +70,7 @@ faults: setup-services ## Break everything in turn under load; a table, and what
 contract: setup-services setup-contract ## Hold the HTTP and webhook contract against tools, at length; what came of it as JSON in the last line
 	@rm -f $(addprefix target/tmp/,contract-embedded.json contract-services.json reach-embedded.json reach-services.json webhooks.json ssrf.json)
 	@CONTRACT_EXAMPLES=$(CONTRACT_EXAMPLES) CONTRACT_EVENTS=$(CONTRACT_EVENTS) cargo test --workspace --locked --no-fail-fast -- the_api_does_what_its_document_says keys::reach webhooks; status=$$?; \
-	python=$$(. scripts/packages.sh && find_python) && $$python scripts/contract/summary.py target/tmp && exit $$status
+	python=$$(. scripts/packages.sh && find_python) && $$python scripts/contract/summary.py target/tmp $$status
 
 check: setup ## Formatting, lints, documentation, dependency directions, Dockerfiles, licences
 	cargo fmt --all --check

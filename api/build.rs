@@ -9,6 +9,7 @@ use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 /// Of some 11 MB, most of them maps for its developers.
 const FILES: [&str; 2] = ["swagger-ui-bundle.js", "swagger-ui.css"];
 
+#[expect(clippy::disallowed_methods, reason = "it is no setting of the program: cargo says by it where to write")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     let folder = std::env::var("OUT_DIR")?;

@@ -168,9 +168,14 @@ fn has_cause(error: &(dyn std::error::Error + 'static), is_it: impl Fn(&dyn std:
     false
 }
 
+/// A body: an object, whatever it is of.
+#[derive(serde::Deserialize)]
+#[serde(transparent, bound = "T: DeserializeOwned")]
+struct Object<T>(#[serde(deserialize_with = "shared::object::only")] T);
+
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let parsed = serde_path_to_error::deserialize(&mut reader).map(|Object(parsed)| parsed).map_err(|error| {
         let pointer = pointer(error.path());
         let inner = error.into_inner();
         if inner.is_data() {
@@ -220,6 +225,8 @@ impl<T: DeserializeOwned + Send> FromRequestParts<AppState> for Path<T> {
 pub async fn collection(state: &AppState, grant: &Grant, named: &str) -> ApiResult<collection::Model> {
     let found = match named.parse::<Uuid>() {
         Ok(id) => collections::find(&state.db.read, grant, shared::ids::CollectionId(id)).await?,
+        // No name holds a NUL character, and PostgreSQL fails where one is asked for.
+        Err(_) if named.contains('\0') => None,
         Err(_) => collections::find_by_name(&state.db.read, grant, named).await?,
     };
     found.ok_or_else(|| {
@@ -253,6 +260,8 @@ mod tests {
     fn a_wrong_field_is_pointed_at() {
         let error = format!("{:?}", parse::<Wanted>(br#"{"faces":[1,"x"]}"#).unwrap_err());
         assert!(error.contains("#/faces/1"), "{error}");
+        let error = format!("{:?}", parse::<Wanted>(b"[[1]]").unwrap_err());
+        assert!(error.contains("an object"), "{error}");
         for malformed in [&br#"{"faces":"#[..], br#"{"faces":[]} x"#] {
             let error = format!("{:?}", parse::<Wanted>(malformed).unwrap_err());
             assert!(error.contains("malformed_json"), "{error}");

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use shared::telemetry::metrics;
 use shared::telemetry::trace::TraceContext;
@@ -33,10 +33,11 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     async move {
         let began = Instant::now();
         // No name or id holds one, and databases differ in what they make of it.
-        if request.uri().to_string().contains("%00") {
-            return ApiError::bad_request("bad_request", "the path or query holds a NUL character").render(&id);
-        }
-        let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+        let answer = if request.uri().to_string().contains("%00") {
+            Ok(ApiError::bad_request("bad_request", "the path or query holds a NUL character").into_response())
+        } else {
+            AssertUnwindSafe(next.run(request)).catch_unwind().await
+        };
         drop(room);
         let mut response = match answer {
             Ok(response) => with_problem(response, &id),

@@ -12,6 +12,7 @@ import uuid
 
 import schemathesis
 from hypothesis import strategies as st
+from schemathesis.core.parameters import ParameterLocation
 
 PICTURE = pathlib.Path(os.environ["CONTRACT_PICTURE"]).read_bytes()
 # A manifest of a batch, and an export of a collection: both are NDJSON.
@@ -20,7 +21,8 @@ EXPORT = pathlib.Path(os.environ["CONTRACT_EXPORT"]).read_bytes()
 # Where a batch finds pictures, as the API takes it.
 SOURCE = json.loads(os.environ["CONTRACT_SOURCE"])
 COLLECTION = os.environ["CONTRACT_COLLECTION"]
-# The id of the key that is used: it is neither revoked nor rotated, or nothing would be tried any more.
+# The id of the key that is used: it is neither revoked nor rotated, or nothing would be tried any more. Nor is the seeded
+# collection deleted, or nothing would be there to be tried.
 OWN_KEY = os.environ["CONTRACT_KEY_ID"]
 
 schemathesis.openapi.format("byte", st.just(base64.b64encode(PICTURE).decode()))
@@ -35,29 +37,30 @@ schemathesis.openapi.media_type("application/x-ndjson", st.sampled_from([MANIFES
 
 @schemathesis.hook
 def map_case(context, case):
-    """Has good requests for a batch name pictures that are there."""
+    """Has good requests name what is there."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return case
-    operation = case.operation.label
-    if operation == "POST /v1/batches":
-        if isinstance(case.body, dict):
-            case.body["source"] = SOURCE
-            case.body["collection"] = COLLECTION
-            case.body.pop("webhook_endpoint_ids", None)
-        elif isinstance(case.body, bytes):
-            case.body = MANIFEST
-            case.query.update({"collection": COLLECTION, "kind": "index"})
-            case.query.pop("webhook_endpoint_ids", None)
-    elif operation == "POST /v1/collections/{collection}/import" and isinstance(case.body, bytes):
-        case.body = EXPORT
-    elif isinstance(case.body, dict):
+    if isinstance(case.body, dict):
         # Ids of endpoints that nobody made are refused, and every good request would be.
         case.body.pop("webhook_endpoint_ids", None)
+    if case.operation.label == "POST /v1/batches":
+        if isinstance(case.body, dict):
+            case.body.update({"source": SOURCE, "collection": COLLECTION})
+        else:
+            case.query.update({"collection": COLLECTION, "kind": "index"})
+            case.query.pop("webhook_endpoint_ids", None)
     return case
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Keeps the key that is used."""
-    if case.method in ("DELETE", "POST") and (case.path_parameters or {}).get("key") == OWN_KEY:
-        case.path_parameters["key"] = str(uuid.uuid4())
+    """Keeps the key that is used and the seeded collection, and has bad files be bad."""
+    values = case.path_parameters or {}
+    if case.method in ("DELETE", "POST") and values.get("key") == OWN_KEY:
+        values["key"] = str(uuid.uuid4())
+    if case.method == "DELETE" and list(values) == ["collection"] and values["collection"] in (COLLECTION, "c"):
+        values["collection"] = str(uuid.uuid4())
+    # The strategies above make good files only, for requests that are to have a bad one too.
+    is_bad = case.meta is not None and case.meta.is_negative_at(ParameterLocation.BODY)
+    if is_bad and case.body in (PICTURE, MANIFEST, EXPORT):
+        case.body = b"neither a picture nor a line"

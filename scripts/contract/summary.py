@@ -1,6 +1,7 @@
-"""summary.py FOLDER: the counts that the suites of `make contract` left there, as one line of JSON.
+"""summary.py FOLDER STATUS: the counts that the suites of `make contract` left there, as one line of JSON.
 
-Exits with 1 and says `"passed":false` where a suite left none, or one counts a failure.
+Exits with 1 and says `"passed":false` where a suite left none, or one counts a failure, or STATUS, with which the suites ended,
+is not 0.
 """
 
 import json
@@ -31,7 +32,7 @@ def left(folder, name, count):
 
 
 def main():
-    folder, line, passed = pathlib.Path(sys.argv[1]), {}, True
+    folder, line, passed = pathlib.Path(sys.argv[1]), {}, sys.argv[2] == "0"
     for count, (names, together) in COUNTS.items():
         values = [left(folder, name, count) for name in names]
         line[count] = None if None in values else together(values)

@@ -42,7 +42,8 @@ pub(super) fn describe(document: &mut Value) {
     }
     for methods in object(&mut document["paths"]).values_mut() {
         for operation in object(methods).values_mut() {
-            for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+            for parameter in parameters.into_iter().flatten() {
                 // What a header can hold is said where it is read.
                 if parameter["in"] != "header" {
                     forbid_nul(&mut parameter["schema"]);

@@ -47,6 +47,7 @@ pub struct BatchRequest {
     #[schema(value_type = String, pattern = "^index$")]
     kind: JobKind,
     /// Where the pictures are.
+    #[serde(deserialize_with = "shared::object::only")]
     source: SourceInput,
     /// What becomes of images that lay there and of which no place is left: they are kept and marked (`gone_at`), or
     /// deleted with their faces.

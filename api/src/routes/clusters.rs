@@ -86,6 +86,7 @@ pub struct SplitRequest {
 #[serde(deny_unknown_fields)]
 pub struct NameRequest {
     /// A person by id, or by an external id, made where there is none yet.
+    #[serde(deserialize_with = "shared::object::only")]
     person: PersonInput,
     /// Faces of the cluster that you have looked at: they form templates, by which the person is recognised from now on. The
     /// cluster's cover where absent.

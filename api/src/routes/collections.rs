@@ -29,7 +29,7 @@ pub struct NewCollection {
     /// A pipeline of the catalogue; the server's default where absent.
     pipeline: Option<String>,
     /// How it decides.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shared::object::only")]
     settings: CollectionSettings,
 }
 
@@ -38,6 +38,7 @@ pub struct NewCollection {
 #[serde(deny_unknown_fields)]
 pub struct CollectionChanges {
     /// Replaces all settings; those left out take their defaults.
+    #[serde(deserialize_with = "shared::object::only")]
     settings: CollectionSettings,
 }
 

@@ -38,6 +38,18 @@ enum Subject {
     Batch(BatchId),
 }
 
+/// One event of a stream, by its fields.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "it describes what is written piece by piece")]
+pub struct StreamedEvent {
+    /// `job` or `batch`; `gone` where that was deleted meanwhile.
+    event: String,
+    /// The version.
+    id: Option<String>,
+    /// As its own route shows it, in JSON.
+    data: String,
+}
+
 /// Where it stands.
 struct Seen {
     version: Version,
@@ -67,7 +79,7 @@ struct Watch {
 #[utoipa::path(get, path = "/v1/jobs/{job}/events", tag = "jobs",
     security(("api_key" = ["read"]), ("api_key" = ["identify"])), params(("job" = JobId, Path),
     ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came")), responses(
-    (status = 200, body = String, content_type = "text/event-stream"),
+    (status = 200, body = StreamedEvent, content_type = "text/event-stream"),
     (status = 204, description = "It has ended, and the client knows")))]
 pub async fn of_job(
     State(state): State<AppState>,
@@ -83,7 +95,7 @@ pub async fn of_job(
 #[utoipa::path(get, path = "/v1/batches/{batch}/events", tag = "batches",
     security(("api_key" = ["read"])), params(("batch" = BatchId, Path),
     ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came")), responses(
-    (status = 200, body = String, content_type = "text/event-stream"),
+    (status = 200, body = StreamedEvent, content_type = "text/event-stream"),
     (status = 204, description = "It has ended, and the client knows")))]
 pub async fn of_batch(
     State(state): State<AppState>,

@@ -42,9 +42,10 @@ pub struct NewKey {
     collections: Option<Vec<String>>,
     /// How long it is good for, in seconds; until it is revoked where absent.
     #[schema(maximum = 315360000)]
+    #[serde(default, deserialize_with = "shared::whole::optional")]
     expires_in_s: Option<u64>,
     /// How much it may take.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shared::object::only")]
     limits: LimitsView,
 }
 
@@ -54,12 +55,15 @@ pub struct NewKey {
 pub struct LimitsView {
     /// Requests in a minute.
     #[schema(maximum = 4294967295u32, format = Int64)]
+    #[serde(default, deserialize_with = "shared::whole::optional")]
     requests_per_minute: Option<u32>,
     /// Single jobs that have not ended.
     #[schema(maximum = 4294967295u32, format = Int64)]
+    #[serde(default, deserialize_with = "shared::whole::optional")]
     jobs_in_flight: Option<u32>,
     /// Pictures in a day (UTC).
     #[schema(maximum = 4294967295u32, format = Int64)]
+    #[serde(default, deserialize_with = "shared::whole::optional")]
     images_per_day: Option<u32>,
 }
 
@@ -111,6 +115,7 @@ pub struct MadeKeyView {
 pub struct RotateRequest {
     /// How long the old token stays good, in seconds; a day where absent.
     #[schema(maximum = 315360000)]
+    #[serde(default, deserialize_with = "shared::whole::optional")]
     grace_s: Option<u64>,
 }
 

@@ -39,8 +39,10 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
 #[serde(deny_unknown_fields)]
 pub struct EnrollRequest {
     /// The picture.
+    #[serde(deserialize_with = "shared::object::only")]
     image: ImageInput,
     /// Whose face it is.
+    #[serde(deserialize_with = "shared::object::only")]
     person: PersonInput,
     /// Which face is meant when there are several.
     #[serde(default)]
@@ -85,6 +87,7 @@ impl PersonInput {
 #[serde(deny_unknown_fields)]
 pub struct IndexRequest {
     /// The picture.
+    #[serde(deserialize_with = "shared::object::only")]
     image: ImageInput,
     /// Given back with the job.
     #[schema(max_length = 256)]
@@ -99,9 +102,11 @@ pub struct IndexRequest {
 #[serde(deny_unknown_fields)]
 pub struct IdentifyRequest {
     /// The picture.
+    #[serde(deserialize_with = "shared::object::only")]
     image: ImageInput,
     /// Persons named a face at most, 1 to 100; the collection's setting where absent.
     #[schema(minimum = 1, maximum = 100)]
+    #[serde(default, deserialize_with = "shared::whole::optional")]
     max_matches: Option<usize>,
     /// Given back with the job.
     #[schema(max_length = 256)]
@@ -116,8 +121,10 @@ pub struct IdentifyRequest {
 #[serde(deny_unknown_fields)]
 pub struct VerifyRequest {
     /// The picture.
+    #[serde(deserialize_with = "shared::object::only")]
     image: ImageInput,
     /// What it is compared with.
+    #[serde(deserialize_with = "shared::object::only")]
     other: VerifyOther,
     /// Which face is meant when there are several, on either picture.
     #[serde(default)]

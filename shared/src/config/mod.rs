@@ -1,11 +1,8 @@
 //! Configuration: the compiled-in `default.toml`, then a file, then `FACE_ID_*` variables; checked as a whole.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use secret::{Secret, SecretUrl};
@@ -16,8 +13,6 @@ pub use sections::{
 };
 
 use crate::access::Limits;
-use crate::db::collections::is_collection_name;
-use crate::webhooks::address::AddressPolicy;
 
 mod checks;
 mod list;
@@ -189,6 +184,8 @@ fn user_cache_dir(xdg: Option<std::ffi::OsString>, home: Option<std::ffi::OsStri
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn load(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {

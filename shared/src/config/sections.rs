@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::list;
 use super::secret::{Secret, SecretUrl};
-use crate::access::Limits;
 use crate::webhooks::address::AddressPolicy;
 
 /// `[server]`
@@ -39,7 +38,7 @@ pub struct ServerConfig {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct DatabaseConfig {
-    url: SecretUrl,
+    pub(super) url: SecretUrl,
     pub connections: u32,
     pub synchronous: Synchronous,
     pub read_connections: u32,
@@ -60,7 +59,7 @@ pub enum Synchronous {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct QueueConfig {
-    url: SecretUrl,
+    pub(super) url: SecretUrl,
     pub namespace: String,
     pub capacity: u32,
     pub bulk_window: u32,
@@ -72,7 +71,7 @@ pub struct QueueConfig {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct ObjectsConfig {
-    bucket: String,
+    pub(super) bucket: String,
     endpoint: String,
     pub region: String,
     pub access_key_id: String,

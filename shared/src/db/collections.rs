@@ -25,6 +25,7 @@ pub struct CollectionSettings {
     #[schema(minimum = -1, maximum = 1)]
     pub match_cosine: Option<f32>,
     /// How many persons an identify names a face at most.
+    #[serde(deserialize_with = "crate::whole::number")]
     #[schema(minimum = 1, maximum = 100)]
     pub max_matches: usize,
     /// Whether faces that nobody knows are put together where they look like one person.
