@@ -150,7 +150,7 @@ mod tests {
         PageQuery::new(Some(2), cursor).of(key, list, &filters).unwrap()
     }
 
-    fn code_of(error: ApiError) -> String {
+    fn code_of(error: &ApiError) -> String {
         format!("{error:?}")
     }
 
@@ -180,7 +180,7 @@ mod tests {
             asked(&ours, "jobs", &["b", "a"], given.clone()),
         ];
         for other in others {
-            assert!(code_of(other.after().unwrap_err()).contains("bad_cursor"), "{other:?}");
+            assert!(code_of(&other.after().unwrap_err()).contains("bad_cursor"), "{other:?}");
         }
         assert!(asked(&ours, "jobs", &["a", "b"], given).token::<24>().is_err(), "of another form");
     }
@@ -195,7 +195,7 @@ mod tests {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
             let error = asked(&key, "jobs", &[], Some(URL_SAFE_NO_PAD.encode(changed))).after().unwrap_err();
-            assert!(code_of(error).contains("bad_cursor"), "bit {bit}");
+            assert!(code_of(&error).contains("bad_cursor"), "bit {bit}");
         }
         // What an id alone was, once.
         let made_up = [String::new(), "x".to_owned(), format!("{given}A"), URL_SAFE_NO_PAD.encode(ids[0].as_bytes())];

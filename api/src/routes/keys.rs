@@ -41,7 +41,7 @@ pub struct NewKey {
     #[schema(min_items = 1, max_items = 100)]
     collections: Option<Vec<String>>,
     /// How long it is good for, in seconds; until it is revoked where absent.
-    #[schema(maximum = 315360000)]
+    #[schema(maximum = 315_360_000)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     expires_in_s: Option<u64>,
     /// How much it may take.
@@ -54,15 +54,15 @@ pub struct NewKey {
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsView {
     /// Requests in a minute.
-    #[schema(maximum = 4294967295u32, format = Int64)]
+    #[schema(maximum = 4_294_967_295_u32, format = Int64)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     requests_per_minute: Option<u32>,
     /// Single jobs that have not ended.
-    #[schema(maximum = 4294967295u32, format = Int64)]
+    #[schema(maximum = 4_294_967_295_u32, format = Int64)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     jobs_in_flight: Option<u32>,
     /// Pictures in a day (UTC).
-    #[schema(maximum = 4294967295u32, format = Int64)]
+    #[schema(maximum = 4_294_967_295_u32, format = Int64)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     images_per_day: Option<u32>,
 }
@@ -114,7 +114,7 @@ pub struct MadeKeyView {
 #[serde(default, deny_unknown_fields)]
 pub struct RotateRequest {
     /// How long the old token stays good, in seconds; a day where absent.
-    #[schema(maximum = 315360000)]
+    #[schema(maximum = 315_360_000)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     grace_s: Option<u64>,
 }

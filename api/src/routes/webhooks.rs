@@ -118,7 +118,7 @@ pub struct WebhookSecret {
 #[serde(deny_unknown_fields)]
 pub struct SecretRotation {
     /// How long messages are signed with the old secret too, 0 to 604800 seconds; a day where absent.
-    #[schema(maximum = 604800)]
+    #[schema(maximum = 604_800)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     grace_s: Option<u64>,
     /// The new secret; made where absent.

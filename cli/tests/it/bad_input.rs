@@ -62,19 +62,23 @@ async fn a_bad_request_has_a_code(site: Site) {
         (400, "bad_idempotency_key", post(identify).header("idempotency-key", "").json(&json!({ "image": some }))),
     ];
     for (n, (status, code, request)) in cases.into_iter().enumerate() {
-        let answer = request.send().await.unwrap();
-        let (found, headers) = (answer.status().as_u16(), answer.headers().clone());
-        let body: serde_json::Value = answer.json().await.unwrap();
-        assert_eq!((found, body["code"].as_str()), (status, Some(code)), "case {n}: {body}");
-        assert_eq!(headers["content-type"], "application/problem+json");
-        assert_eq!(body["request_id"].as_str().unwrap(), headers["x-request-id"].to_str().unwrap());
-        assert_eq!(body["status"], status);
+        is_refused(n, request, status, code).await;
     }
     let collection = server.get("/v1/collections/c").await;
     assert_eq!((&collection["persons"], &collection["images"]), (&json!(0), &json!(0)));
     assert_eq!(server.get("/v1/jobs").await["items"], json!([]));
     assert_eq!(server.objects().len(), 0, "nothing is left behind");
     server.stop().await;
+}
+
+async fn is_refused(n: usize, request: RequestBuilder, status: u16, code: &str) {
+    let answer = request.send().await.unwrap();
+    let (found, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let body: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!((found, body["code"].as_str()), (status, Some(code)), "case {n}: {body}");
+    assert_eq!(headers["content-type"], "application/problem+json");
+    assert_eq!(body["request_id"].as_str().unwrap(), headers["x-request-id"].to_str().unwrap());
+    assert_eq!(body["status"], status);
 }
 
 async fn a_bad_picture_is_rejected(site: Site) {

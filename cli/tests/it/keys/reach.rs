@@ -112,11 +112,10 @@ fn body_of(operation: &Operation, ids: &Ids) -> Option<Value> {
         ("POST", "merge") => json!({ "into": Uuid::now_v7() }),
         ("POST", "split") => json!({ "faces": [ids["face"]] }),
         ("POST", "name") => json!({ "person": { "external_id": "x" } }),
-        ("POST", "rotate") => json!({}),
+        ("POST", "rotate" | "rotate-secret") => json!({}),
         ("PATCH", "{face}") => json!({ "hidden": true }),
         ("PATCH", "{collection}") => json!({ "settings": {} }),
         ("PATCH", "{endpoint}") => json!({ "description": "x" }),
-        ("POST", "rotate-secret") => json!({}),
         ("POST", "recover") => json!({ "since": "2026-11-26T00:00:00Z" }),
         (method, _) => panic!("there is no body for {method} {}", operation.path),
     })

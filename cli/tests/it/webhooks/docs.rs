@@ -35,7 +35,7 @@ fn the_snippets_of_the_manual_verify() {
     std::fs::write(folder.path().join("body.json"), BODY).unwrap();
     let (old, new) = (EndpointSecret::random(), EndpointSecret::random());
     let both = sign(&[new.clone(), old.clone()], ID, TIMESTAMP, BODY.as_bytes());
-    let other_body = sign(&[new.clone()], ID, TIMESTAMP, b"{}");
+    let other_body = sign(std::slice::from_ref(&new), ID, TIMESTAMP, b"{}");
     let languages = [("sh", &["sh", "-c"][..]), ("python", &["python3", "-c"]), ("js", &["node", "-e"])];
     for (language, program) in languages {
         let code = snippet(language);
