@@ -283,7 +283,7 @@ pub async fn release(db: &Db, claimed: &Claimed) -> Result<(), DbErr> {
 }
 
 /// Ends claims whose lease is over: whoever made them went silent. Nobody knows whether the endpoint was told, so it is told
-/// again. The attempt counts, so that one that kills its worker comes to an end: after [`LOST`] attempts the delivery has
+/// again. The attempt counts, so that one that kills its worker comes to an end: after fifty attempts the delivery has
 /// failed. How many claims were ended.
 pub async fn reap(db: &Db) -> Result<u64, DbErr> {
     let over = "SELECT count(*) AS n FROM (SELECT 1 FROM webhook_deliveries
