@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn key(byte: u8) -> SecretKey {
-        let text = shared::digest::hex(&[byte; 32]);
+        let text = shared::digest::hex(&[0xa0 | byte; 32]);
         let variables = [("FACE_ID_SERVER__SECRET_KEY".to_owned(), text)].into_iter().collect();
         SecretKey::configured(&shared::config::Config::from_sources(None, variables).unwrap()).unwrap()
     }

@@ -192,6 +192,17 @@ impl ApiError {
         self.status == StatusCode::NOT_FOUND
     }
 
+    /// The code and the detail of what the request itself has wrong.
+    ///
+    /// # Errors
+    /// It is another failure, or one of limits: this again.
+    pub(crate) fn told(self) -> Result<(String, String), Self> {
+        if self.status.is_client_error() && self.status != StatusCode::TOO_MANY_REQUESTS {
+            return Ok((self.code.to_owned(), self.detail));
+        }
+        Err(self)
+    }
+
     /// The answer, with its body.
     pub(crate) fn render(self, request_id: &str) -> Response {
         let body = ProblemBody {

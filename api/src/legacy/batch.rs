@@ -99,13 +99,17 @@ impl Registering<'_> {
             let reason = "a file's name has to be its person's ID, a space, and the name".to_owned();
             return Ok(Registered::Not(PictureTrouble { file, code: "bad_name".to_owned(), reason }));
         };
-        if self.is_registered(&image, &person).await? {
-            return Ok(Registered::Saved);
-        }
         if Instant::now() >= self.until {
             return Ok(Registered::NotEnded);
         }
-        check_person(self.state, self.collection, &person).await?;
+        if self.is_registered(&image, &person).await? {
+            return Ok(Registered::Saved);
+        }
+        if let Err(error) = check_person(self.state, self.collection, &person).await {
+            // Of this person alone.
+            let (code, reason) = error.told()?;
+            return Ok(Registered::Not(PictureTrouble { file, code, reason }));
+        }
         let (picture, face) = (Picture::There(image), FaceChoice::Largest);
         let enrollment = Enrollment { picture, person, face, tag: None, webhook_endpoints: None };
         let job = enroll_picture(self.state, self.grant, self.collection, self.headers, enrollment).await?;
@@ -158,6 +162,8 @@ async fn listed(state: &AppState) -> ApiResult<Vec<ImageRef>> {
     }
     let pictures = if place.starts_with("s3://") {
         let found = state.objects.list_references(&place, None, MOST + 1).await.map_err(unreadable)?;
+        // Whatever they are: what was not listed might be a picture.
+        check_count(found.len())?;
         let image = |found: shared::objects::ListedReference| ImageRef::Reference {
             s3: found.uri,
             fingerprint: Some(found.fingerprint),
@@ -168,12 +174,17 @@ async fn listed(state: &AppState) -> ApiResult<Vec<ImageRef>> {
         let files = tokio::task::spawn_blocking(move || files_of(&roots, Path::new(&place)));
         files.await.map_err(|error| ApiError::internal(&error))?.map_err(unreadable)?
     };
-    if pictures.len() > MOST {
+    check_count(pictures.len())?;
+    Ok(pictures)
+}
+
+fn check_count(files: usize) -> ApiResult<()> {
+    if files > MOST {
         let detail =
             format!("there are more than {MOST} files at server.legacy_pictures; put them into several places");
         return Err(ApiError::unprocessable("too_many_pictures", detail));
     }
-    Ok(pictures)
+    Ok(())
 }
 
 /// The pictures of a folder, those below its own folders left out; blocks. One more than may be, at most.
@@ -186,7 +197,8 @@ fn files_of(roots: &ImportRoots, folder: &Path) -> Result<Vec<ImageRef>, ObjectE
         let Some(name) = entry.path().to_str().map(str::to_owned).filter(|name| is_picture_name(name)) else {
             continue;
         };
-        let metadata = std::fs::metadata(entry.path()).map_err(failed)?;
+        // One that has gone meanwhile, or a link that leads nowhere, is no picture that is there.
+        let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
         if metadata.is_file() {
             files.push(ImageRef::File { file: name, fingerprint: Some(file_fingerprint(&metadata)) });
         }

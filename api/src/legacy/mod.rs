@@ -11,6 +11,7 @@ mod registration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -48,13 +49,21 @@ pub(crate) fn routes() -> Router<AppState> {
 /// Refuses what a page of another site has a browser send: two of the requests need no body, so that nothing else would
 /// keep any page from emptying a server that lets everybody in.
 async fn of_same_site(request: Request, next: Next) -> Response {
-    let site = request.headers().get(FETCH_SITE).and_then(|value| value.to_str().ok());
-    if matches!(site, Some("cross-site" | "same-site")) {
+    if is_foreign(request.headers()) {
         let detail =
             "a browser sent this for a page of another site; serve the front end from this server's own address";
         return ApiError::forbidden(detail).into_response();
     }
     next.run(request).await
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let header = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("null"));
+    match header(&FETCH_SITE) {
+        Some(site) => matches!(site, "cross-site" | "same-site"),
+        // Browsers say where a request comes from over https and to this machine only; elsewhere they name the page's origin.
+        None => header(&ORIGIN).is_some_and(|origin| origin.split_once("://").map(|(_, host)| host) != header(&HOST)),
+    }
 }
 
 /// The collection that the requests work on, where it is there and the grant holds for it.

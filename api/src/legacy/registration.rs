@@ -70,6 +70,7 @@ pub(super) async fn delete(
     caller: Caller<Write>,
     Json(request): Json<DeleteRequest>,
 ) -> ApiResult<Response> {
+    check_external_id("#/delete_ID", &request.id.0)?;
     let absent = || ApiError::not_found("person_not_found", "nobody with that delete_ID is registered");
     let collection = found(&state, &caller).await?.ok_or_else(absent)?;
     let person = named(&state, &collection, &request.id.0).await?.ok_or_else(absent)?;
@@ -90,6 +91,8 @@ pub(super) async fn clear(State(state): State<AppState>, caller: Caller<Admin>) 
     check_reach(&caller)?;
     if let Some(collection) = found(&state, &caller).await? {
         let settings = collection.settings()?;
+        // What could not be made again is not deleted.
+        collections::check_pipeline(&state, &collection.pipeline)?;
         stored_collections::delete(&state.db, collection.id).await?;
         // A request that came between may have made it.
         collections::make(&state, &collection.name, &collection.pipeline, &settings).await?;

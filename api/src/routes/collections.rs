@@ -114,6 +114,12 @@ pub(crate) async fn make(
     pipeline: &str,
     settings: &CollectionSettings,
 ) -> ApiResult<Option<collection::Model>> {
+    check_pipeline(state, pipeline)?;
+    Ok(collections::create(&state.db, name, pipeline, settings).await?)
+}
+
+/// Refuses pipelines that no collection of this server can have.
+pub(crate) fn check_pipeline(state: &AppState, pipeline: &str) -> ApiResult<()> {
     let entry = state.catalogue.pipeline(pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
     if !entry.restricted_files().is_empty()
         && !state.config.models.accepted_licences.iter().any(|accepted| accepted == pipeline)
@@ -127,7 +133,7 @@ pub(crate) async fn make(
         let detail = format!("this server cannot run {pipeline}; its log and /readyz say why");
         return Err(ApiError::unprocessable("pipeline_not_runnable", detail));
     }
-    Ok(collections::create(&state.db, name, pipeline, settings).await?)
+    Ok(())
 }
 
 /// Lists collections.

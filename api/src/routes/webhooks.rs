@@ -28,6 +28,8 @@ use crate::state::AppState;
 const GRACE_S: u64 = 24 * 3600;
 /// And at most.
 const MAX_GRACE_S: u64 = 7 * 24 * 3600;
+/// Types of events that a client can name.
+const MAX_EVENT_TYPES: usize = 9;
 /// Collections that an endpoint names at most.
 const MAX_COLLECTIONS: usize = 1000;
 
@@ -36,13 +38,14 @@ const MAX_COLLECTIONS: usize = 1000;
 #[serde(deny_unknown_fields)]
 pub struct NewWebhookEndpoint {
     /// Where messages are sent: `https://`, a public address.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", max_length = 2048)]
     url: String,
     /// For people, up to 256 characters.
     #[schema(max_length = 256)]
     #[serde(default)]
     description: String,
-    /// What it is told of; all where absent or empty.
+    /// What it is told of, each once; all where absent or empty.
+    #[schema(max_items = 9)]
     #[serde(default)]
     event_types: Vec<EventType>,
     /// The collections, by id, whose events it is told of; all where absent.
@@ -59,11 +62,12 @@ pub struct NewWebhookEndpoint {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookEndpointChanges {
-    #[schema(format = "uri")]
+    #[schema(format = "uri", max_length = 2048)]
     url: Option<String>,
     #[schema(max_length = 256)]
     description: Option<String>,
     /// Empty: everything.
+    #[schema(max_items = 9)]
     event_types: Option<Vec<EventType>>,
     /// null: all.
     #[serde(default, deserialize_with = "given")]
@@ -86,6 +90,7 @@ pub struct WebhookEndpointView {
     url: String,
     description: String,
     /// Empty: everything.
+    #[schema(max_items = 9)]
     event_types: Vec<EventType>,
     /// null: all.
     collection_ids: Option<Vec<CollectionId>>,
@@ -164,7 +169,7 @@ pub async fn create(
     let new = NewEndpoint {
         url,
         description: new.description,
-        event_types: new.event_types,
+        event_types: each_once(new.event_types)?,
         collections: new.collection_ids,
         secret: secret.clone(),
     };
@@ -219,7 +224,7 @@ pub async fn update(
     let changes = Changes {
         url,
         description: changes.description,
-        event_types: changes.event_types,
+        event_types: changes.event_types.map(each_once).transpose()?,
         collections: changes.collection_ids,
         state: changes.state,
     };
@@ -339,6 +344,19 @@ fn check_url(state: &AppState, url: &str) -> ApiResult<String> {
         }
         Err(error @ TargetError::Malformed(_)) => Err(ApiError::invalid("#/url", error.to_string())),
     }
+}
+
+/// They are read with every job that ends.
+fn each_once(mut types: Vec<EventType>) -> ApiResult<Vec<EventType>> {
+    if types.len() > MAX_EVENT_TYPES {
+        return Err(ApiError::invalid(
+            "#/event_types",
+            format!("must be at most {MAX_EVENT_TYPES}, as many as there are"),
+        ));
+    }
+    types.sort_unstable();
+    types.dedup();
+    Ok(types)
 }
 
 async fn check_collections(state: &AppState, grant: &Grant, ids: Option<&[CollectionId]>) -> ApiResult<()> {

@@ -34,6 +34,21 @@ async fn until_counted(server: &Server) {
     }
 }
 
+/// Until that many have been counted.
+async fn until_waiting(server: &Server, interactive: u32, bulk: u32) {
+    let began = Instant::now();
+    let line = |lane: &str, jobs: u32| format!("face_id_waiting_jobs{{pipeline=\"tiny\",lane=\"{lane}\"}} {jobs}\n");
+    let lines = [line("interactive", interactive), line("bulk", bulk)];
+    loop {
+        let told = metrics(server).await;
+        if lines.iter().all(|line| told.contains(line)) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{lines:?} are not in {told}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// The status, the seconds of `Retry-After`, and the body.
 async fn post(server: &Server, path: &str, key: Option<&str>, body: &Value) -> (StatusCode, Option<u64>, Value) {
     let mut request = server.request(Method::POST, path).json(body);
@@ -77,6 +92,7 @@ async fn bulk_jobs_are_refused_first_and_then_all(site: Site) {
     let (status, _, job) = post(&server, "/v1/collections/c/index", None, &image).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{job}");
     jobs.push(job);
+    until_waiting(&server, 4, 1).await;
     // Half of what may wait is there: interactive jobs find room still.
     let wait = refused(post(&server, "/v1/collections/c/index", None, &image).await, BULK);
     assert_eq!(wait, 600, "nothing ends");
@@ -87,6 +103,7 @@ async fn bulk_jobs_are_refused_first_and_then_all(site: Site) {
         assert_eq!(status, StatusCode::ACCEPTED, "{job}");
         jobs.push(job);
     }
+    until_waiting(&server, 9, 1).await;
     // It holds over further counts.
     for _ in 0..2 {
         refused(post(&server, "/v1/collections/c/identify", None, &image).await, ALL);
@@ -134,9 +151,9 @@ async fn jobs_are_refused_where_the_first_has_waited_too_long(site: Site) {
     let limits = [("FACE_ID_SERVER__MAX_QUEUED_JOBS", "0"), ("FACE_ID_SERVER__MAX_QUEUE_AGE_S", "4")];
     let (server, file) = stuck(&site, &limits).await;
     let image = json!({ "image": inline(&photo(&[1])) });
+    let began = Instant::now();
     let (status, _, first) = post(&server, "/v1/collections/c/identify", None, &image).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{first}");
-    let began = Instant::now();
     let answer = loop {
         let answer = post(
             &server,

@@ -349,8 +349,17 @@ async fn who_may_not_is_refused(site: Site) {
         for (path, body, needs) in &bodies {
             let status = ask(path, body, Some(&key), Some("same-origin")).await;
             assert_eq!(status == StatusCode::FORBIDDEN, !allowed.contains(needs), "{path} with {scope}: {status}");
+            assert_ne!(status, StatusCode::INTERNAL_SERVER_ERROR, "{path} with {scope}");
         }
     }
+    let of_page = async |origin: &str| {
+        let request = http(Some(token(&admin)), TIMEOUT).post(format!("{}/api/clear/", server.address));
+        request.header("origin", origin).send().await.unwrap().status()
+    };
+    for origin in ["http://elsewhere.example", "null"] {
+        assert_eq!(of_page(origin).await, StatusCode::FORBIDDEN, "{origin}");
+    }
+    assert_eq!(of_page(&server.address).await, StatusCode::OK, "its own");
     assert_eq!(ask("clear", &json!({}), Some(&admin), None).await, StatusCode::OK);
     // Another collection's key finds nobody, and makes no collection.
     server.make_collection("other").await;

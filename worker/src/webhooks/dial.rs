@@ -30,7 +30,7 @@ const KEPT: usize = 1024;
 /// How long a body is read, once the status has come: it is for people who look at the log.
 const READ_FOR: Duration = Duration::from_secs(2);
 /// Addresses of a name that are tried at most.
-const MOST_ADDRESSES: u32 = 4;
+const MOST_ADDRESSES: usize = 4;
 
 /// What opens connections; cheap to clone.
 #[derive(Clone)]
@@ -124,8 +124,10 @@ impl Dialer {
     /// their share of the time.
     async fn connect(&self, target: &Target) -> Result<TcpStream, DialError> {
         let mut failure = DialError::Refused(target.host());
-        let share = self.connect_timeout / MOST_ADDRESSES;
-        for address in self.addresses(target).await?.into_iter().take(MOST_ADDRESSES as usize) {
+        let mut addresses = self.addresses(target).await?;
+        addresses.truncate(MOST_ADDRESSES);
+        let share = self.connect_timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+        for address in addresses {
             match tokio::time::timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(socket)) => return Ok(socket),
                 Ok(Err(error)) => failure = DialError::Connect(error),

@@ -113,12 +113,15 @@ pub async fn claim(db: &Db, endpoint: WebhookEndpointId, room: usize, bounds: Bo
     );
     // Who holds it claims, or ends an attempt; the next round comes soon.
     if count(&txn, &lock, [endpoint.into()]).await? == 0 {
+        txn.rollback().await?;
         return Ok(Vec::new());
     }
     let sql = "SELECT count(*) AS n FROM webhook_deliveries WHERE endpoint_id = $1 AND claim_id IS NOT NULL";
     let under_way = count(&txn, sql, [endpoint.into()]).await?;
     let free = (i64::from(bounds.per_endpoint) - under_way).min(i64::try_from(room).unwrap_or(i64::MAX));
     if free <= 0 {
+        // Dropped, it would hold the lock until its connection is used again.
+        txn.rollback().await?;
         return Ok(Vec::new());
     }
     let claim = ClaimId::new();
@@ -151,6 +154,7 @@ pub async fn record(
     );
     count(&txn, &lock, [claimed.endpoint_id.into()]).await?;
     if !settle(&txn, claimed, verdict).await? {
+        txn.rollback().await?;
         return Ok(Recorded::Lost);
     }
     log(&txn, claimed, attempt).await?;
@@ -268,8 +272,8 @@ pub async fn drop_disabled(db: &Db) -> Result<(), DbErr> {
         );
         if count(&txn, &lock, [row.id.into()]).await? > 0 {
             drop_pending(&txn, row.id).await?;
-            txn.commit().await?;
         }
+        txn.commit().await?;
     }
     Ok(())
 }

@@ -113,6 +113,7 @@ impl Endpoint {
 pub async fn create(db: &Db, key: &SecretKey, new: NewEndpoint) -> Result<Option<Endpoint>, DbErr> {
     let txn = db.begin().await?;
     if count(&txn, "SELECT count(*) AS n FROM webhook_endpoints", []).await? >= MOST {
+        txn.rollback().await?;
         return Ok(None);
     }
     let id = WebhookEndpointId::new();
@@ -195,6 +196,7 @@ pub async fn change(db: &Db, id: WebhookEndpointId, changes: &Changes) -> Result
         changes.collections.as_ref().map(Option::is_none).into(),
     ];
     if execute(&txn, sql, values).await? == 0 {
+        txn.rollback().await?;
         return Ok(false);
     }
     if let Some(collections) = &changes.collections {

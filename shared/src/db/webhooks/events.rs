@@ -14,7 +14,7 @@ use super::endpoints;
 use crate::db::entity::batch;
 use crate::db::jobs::settle::Outcome;
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{execute, is_postgres, now, placeholders, statement};
+use crate::db::{count, execute, is_postgres, now, placeholders, statement};
 use crate::ids::{BatchId, CollectionId, JobId, WebhookDeliveryId, WebhookEndpointId, WebhookEventId};
 use crate::job::{Decision, JobKind, JobState};
 use crate::webhooks::EventType;
@@ -191,7 +191,11 @@ pub(super) async fn endpoint_failing(
 
 /// Tells one endpoint that it is tried, whatever it wants to know. The delivery, or `None` where there is no such endpoint.
 pub async fn test(txn: &impl ConnectionTrait, endpoint: WebhookEndpointId) -> Result<Option<WebhookDeliveryId>, DbErr> {
-    let Some(_) = endpoints::find(txn, endpoint).await? else { return Ok(None) };
+    let lock = if is_postgres(txn) { "FOR KEY SHARE" } else { "" };
+    let sql = format!("SELECT count(*) AS n FROM (SELECT id FROM webhook_endpoints WHERE id = $1 {lock}) AS held");
+    if count(txn, &sql, [endpoint.into()]).await? == 0 {
+        return Ok(None);
+    }
     let data = json!({ "webhook_endpoint_id": endpoint });
     let listener = Listener { endpoint, types: Vec::new(), collections: None };
     let at = now(txn).await?;
