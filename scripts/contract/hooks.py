@@ -13,6 +13,7 @@ import uuid
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.core.parameters import ParameterLocation
+from schemathesis.generation.meta import TestPhase
 
 PICTURE = pathlib.Path(os.environ["CONTRACT_PICTURE"]).read_bytes()
 # A manifest of a batch, and an export of a collection: both are NDJSON.
@@ -20,7 +21,9 @@ MANIFEST = pathlib.Path(os.environ["CONTRACT_MANIFEST"]).read_bytes()
 EXPORT = pathlib.Path(os.environ["CONTRACT_EXPORT"]).read_bytes()
 # Where a batch finds pictures, as the API takes it.
 SOURCE = json.loads(os.environ["CONTRACT_SOURCE"])
-COLLECTION = os.environ["CONTRACT_COLLECTION"]
+# What is there, by the names that paths have for it.
+SEEDED = json.loads(os.environ["CONTRACT_SEEDED"])
+COLLECTION = SEEDED["collection"]
 # The id of the key that is used: it is neither revoked nor rotated, or nothing would be tried any more. Nor is the seeded
 # collection deleted, or nothing would be there to be tried.
 OWN_KEY = os.environ["CONTRACT_KEY_ID"]
@@ -40,15 +43,25 @@ def map_case(context, case):
     """Has good requests name what is there."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return case
-    if isinstance(case.body, dict):
-        # Ids of endpoints that nobody made are refused, and every good request would be.
-        case.body.pop("webhook_endpoint_ids", None)
+    # Not what a link leads to, and not what would be gone for all others.
+    is_gentle = case.method != "DELETE" and not case.operation.path.endswith(("/merge", "/cancel"))
+    if case.path_parameters and is_gentle and case.meta.phase.name != TestPhase.STATEFUL:
+        case.path_parameters.update({name: SEEDED[name] for name in case.path_parameters if name in SEEDED})
+    for named in (case.body, case.query):
+        # An endpoint that nobody made is refused, and every good request would be.
+        if isinstance(named, dict) and named.get("webhook_endpoint_ids"):
+            named["webhook_endpoint_ids"] = [SEEDED["endpoint"]] if named is case.body else SEEDED["endpoint"]
+    # So is a tag of what was there at another time.
+    if case.headers:
+        case.headers.pop("If-Match", None)
+    # And a cursor that no list has given.
+    if case.query:
+        case.query.pop("cursor", None)
     if case.operation.label == "POST /v1/batches":
         if isinstance(case.body, dict):
             case.body.update({"source": SOURCE, "collection": COLLECTION})
         else:
             case.query.update({"collection": COLLECTION, "kind": "index"})
-            case.query.pop("webhook_endpoint_ids", None)
     return case
 
 
