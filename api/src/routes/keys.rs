@@ -35,7 +35,7 @@ pub struct NewKey {
     #[schema(min_length = 1, max_length = 256, pattern = r"^[^\u0000]*[^\s\u0000][^\u0000]*$")]
     name: String,
     /// What it may do. `admin` includes all others, `write` includes `read` and `identify`.
-    #[schema(min_items = 1)]
+    #[schema(value_type = Vec<Scope>, min_items = 1)]
     scopes: BTreeSet<Scope>,
     /// The collections that it holds for, by id or name; all where absent, those too that are made later.
     #[schema(min_items = 1, max_items = 100)]

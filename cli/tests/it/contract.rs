@@ -22,12 +22,10 @@ on_both!(the_api_does_what_its_document_says);
 
 /// Random requests to each operation in an ordinary run.
 const EXAMPLES: u32 = 8;
-/// Operations that need more luck than a run has to be answered with 2xx: what they are about is not to go before all is tried,
-/// or has to be in another state, or their bodies have to name several things that fit together. The other tests here do it.
-const SELDOM: [&str; 12] = [
-    "DELETE /v1/collections/{collection}/persons/{person}",
-    "DELETE /v1/jobs/{job}",
-    "DELETE /v1/webhook-endpoints/{endpoint}",
+/// Operations that need more luck than a run has to be answered with 2xx: what they are about has to be in another state, or
+/// their bodies have to name several things that fit together. So does what deletes: the seeded rows are kept for the others.
+/// The other tests here do these.
+const SELDOM: [&str; 9] = [
     "POST /v1/batches/{batch}/cancel",
     "POST /v1/batches/{batch}/pause",
     "POST /v1/batches/{batch}/resume",
@@ -61,10 +59,8 @@ async fn the_api_does_what_its_document_says(site: Site) {
         assert_eq!(report["phases"][phase]["status"], "success", "{phase}\n{text}");
     }
     let never: Vec<String> = documented(&server).await.difference(&done(folder.path())).cloned().collect();
-    assert!(
-        never.iter().all(|operation| SELDOM.contains(&operation.as_str())),
-        "never answered with 2xx: {never:?}\n{text}"
-    );
+    let is_seldom = |operation: &String| operation.starts_with("DELETE ") || SELDOM.contains(&operation.as_str());
+    assert!(never.iter().all(is_seldom), "never answered with 2xx: {never:?}\n{text}");
     let tried = transitions(folder.path());
     assert!(tried > 20, "{tried} links were followed\n{text}");
     // Who is refused learns nothing: the key was good until the end.
@@ -108,10 +104,13 @@ impl Inputs {
     /// Runs Schemathesis, and gives what it printed.
     async fn run(&self, server: &Server, folder: &Path) -> String {
         let examples = examples();
+        // The same requests each time in an ordinary run, which must not fail by luck; others each time in a long one.
+        let seed: &[&str] = if examples > EXAMPLES { &[] } else { &["--seed", "1"] };
         let mut command = Command::new(repository().join("scripts/contract/schemathesis.sh"));
         command
             .args(["run", &format!("{}/openapi.json", server.address), "--max-examples", &examples.to_string()])
             .args(["--report", "json,ndjson", "--report-dir", "."])
+            .args(seed)
             .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .current_dir(folder)
             .stdin(Stdio::null())
