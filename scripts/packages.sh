@@ -37,3 +37,26 @@ pip_install() {
   "${python:-/usr/bin/python3}" -m pip install --quiet --no-deps --no-compile --disable-pip-version-check \
     --no-warn-script-location --root-user-action=ignore --target "$@"
 }
+
+# install_python NAME WHAT IMPORTS PACKAGE...: packages for one purpose, in a folder NAME-python of the cache; nothing is done
+# where they are there. IMPORTS is a line of Python that fails where they do not work.
+install_python() {
+  local name=$1 what=$2 imports=$3 cache=${FACE_ID_CACHE_DIR:?set FACE_ID_CACHE_DIR, or run this through make} folder wanted work
+  shift 3
+  folder=$cache/$name-python
+  [ -n "$(find_python)" ] || install_packages python3 python3-pip
+  # Wheels belong to one version of Python.
+  wanted=$("$(find_python)" --version; printf '%s\n' "$@")
+  if [ "$(cat "$folder/installed" 2>/dev/null)" = "$wanted" ]; then return; fi
+  say "fetching $what"
+  mkdir -p "$cache"
+  work=$(mktemp -d "$cache/$name-python.XXXXXX")
+  # shellcheck disable=SC2064 # the folder of now
+  trap "rm -rf '$work'" EXIT
+  pip_install "$work" "$@"
+  PYTHONPATH=$work "$(find_python)" -c "$imports"
+  printf '%s' "$wanted" >"$work/installed"
+  # One rename within a file system, so that a folder that is there is whole.
+  rm -rf "$folder"
+  mv "$work" "$folder"
+}

@@ -14,21 +14,4 @@ packages=(
   packaging==26.4
   protobuf==7.36.2
 )
-cache=${FACE_ID_CACHE_DIR:?set FACE_ID_CACHE_DIR, or run this through make}
-folder=$cache/bench-python
-
-[ -n "$(find_python)" ] || install_packages python3 python3-pip
-# Wheels belong to one version of Python.
-wanted=$("$(find_python)" --version; printf '%s\n' "${packages[@]}")
-if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ]; then
-  say "fetching Python packages to measure against"
-  mkdir -p "$cache"
-  work=$(mktemp -d "$cache/bench-python.XXXXXX")
-  trap 'rm -rf "$work"' EXIT
-  pip_install "$work" "${packages[@]}"
-  PYTHONPATH=$work "$(find_python)" -c 'import cv2, faiss, numpy, onnxruntime'
-  printf '%s' "$wanted" >"$work/installed"
-  # One rename within a file system, so that a folder that is there is whole.
-  rm -rf "$folder"
-  mv "$work" "$folder"
-fi
+install_python bench "Python packages to measure against" 'import cv2, faiss, numpy, onnxruntime' "${packages[@]}"

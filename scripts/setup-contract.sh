@@ -34,25 +34,10 @@ packages=(
   urllib3==2.8.0
   Werkzeug==3.1.9
 )
-cache=${FACE_ID_CACHE_DIR:?set FACE_ID_CACHE_DIR, or run this through make}
-folder=$cache/contract-python
 
 [ -n "$(find_python)" ] || install_packages python3 python3-pip
 if ! "$(find_python)" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   say "Schemathesis needs Python 3.11 or later, and $(find_python) is $("$(find_python)" --version)"
   exit 1
 fi
-# Wheels belong to one version of Python.
-wanted=$("$(find_python)" --version; printf '%s\n' "${packages[@]}")
-if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ]; then
-  say "fetching Schemathesis"
-  mkdir -p "$cache"
-  work=$(mktemp -d "$cache/contract-python.XXXXXX")
-  trap 'rm -rf "$work"' EXIT
-  pip_install "$work" "${packages[@]}"
-  PYTHONPATH=$work "$(find_python)" -m schemathesis.cli --version >/dev/null
-  printf '%s' "$wanted" >"$work/installed"
-  # One rename within a file system, so that a folder that is there is whole.
-  rm -rf "$folder"
-  mv "$work" "$folder"
-fi
+install_python contract Schemathesis 'import schemathesis.cli' "${packages[@]}"
