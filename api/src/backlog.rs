@@ -56,8 +56,10 @@ struct Counted {
 struct Line {
     interactive: Waiting,
     bulk: Waiting,
-    /// Jobs that this process has accepted since.
-    accepted: u64,
+    /// Jobs that this process is about to make.
+    admitted: u64,
+    /// Those that it has made since.
+    made: u64,
 }
 
 impl Backlog {
@@ -71,13 +73,11 @@ impl Backlog {
     ///
     /// # Errors
     /// Too much waits of its pipeline.
-    pub fn admit(&self, pipeline: &str, lane: Lane) -> ApiResult<()> {
+    pub fn admit<'a>(&'a self, pipeline: &'a str, lane: Lane) -> ApiResult<Admission<'a>> {
         let mut counted = self.lock();
         self.judge(&counted, pipeline, lane)?;
-        if let Some(line) = counted.lines.get_mut(pipeline) {
-            line.accepted += 1;
-        }
-        Ok(())
+        counted.change(pipeline, |line| line.admitted += 1);
+        Ok(Admission { backlog: self, pipeline })
     }
 
     /// Refuses what would make bulk jobs of its own, as a batch does.
@@ -99,6 +99,26 @@ impl Backlog {
     fn lock(&self) -> MutexGuard<'_, Counted> {
         // Whoever panicked while holding it left whole numbers behind.
         self.counted.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A job that may be made; it counts as waiting as long as this is there.
+#[derive(Debug)]
+pub struct Admission<'a> {
+    backlog: &'a Backlog,
+    pipeline: &'a str,
+}
+
+impl Admission<'_> {
+    /// It was made.
+    pub fn made(self) {
+        self.backlog.lock().change(self.pipeline, |line| line.made += 1);
+    }
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        self.backlog.lock().change(self.pipeline, |line| line.admitted = line.admitted.saturating_sub(1));
     }
 }
 
@@ -156,7 +176,7 @@ impl Limits {
 
 impl Line {
     fn depth(&self) -> u64 {
-        self.interactive.jobs + self.bulk.jobs + self.accepted
+        self.interactive.jobs + self.bulk.jobs + self.admitted + self.made
     }
 }
 
@@ -173,10 +193,28 @@ impl Counted {
         Duration::from_secs_f64(seconds.clamp(least.as_secs_f64(), most.as_secs_f64()))
     }
 
-    fn take(&mut self, pipelines: &[&str], found: &[Waiting], ended: u64, took: Duration) {
+    fn change(&mut self, pipeline: &str, change: impl FnOnce(&mut Line)) {
+        if let Some(line) = self.lines.get_mut(pipeline) {
+            change(line);
+        }
+    }
+
+    /// What was made of each pipeline until a count began: the count has it.
+    fn made(&self) -> HashMap<String, u64> {
+        self.lines.iter().map(|(pipeline, line)| (pipeline.clone(), line.made)).collect()
+    }
+
+    fn take(
+        &mut self,
+        pipelines: &[&str],
+        found: &[Waiting],
+        (ended, took): (u64, Duration),
+        made: &HashMap<String, u64>,
+    ) {
         for (pipeline, lanes) in pipelines.iter().zip(found.chunks_exact(LANES.len())) {
-            let line = Line { interactive: lanes[0], bulk: lanes[1], accepted: 0 };
-            self.lines.insert((*pipeline).to_owned(), line);
+            let line = self.lines.entry((*pipeline).to_owned()).or_default();
+            (line.interactive, line.bulk) = (lanes[0], lanes[1]);
+            line.made -= made.get(*pipeline).copied().unwrap_or_default().min(line.made);
         }
         self.at = Some(Instant::now());
         self.ended.push_back((ended, took));
@@ -211,11 +249,12 @@ async fn count(state: &AppState, ended: u64, since: Instant) -> Result<(), sea_o
     let pipelines: Vec<&str> = state.catalogue.pipelines().map(|pipeline| pipeline.name.as_str()).collect();
     let lines: Vec<(&str, Lane)> = pipelines.iter().flat_map(|pipeline| LANES.map(|lane| (*pipeline, lane))).collect();
     let most = state.backlog.most.jobs;
+    let made = state.backlog.lock().made();
     let found = waiting(&state.db, &lines, if most == 0 { UNLIMITED } else { most }).await?;
     for ((pipeline, lane), Waiting { jobs, oldest }) in lines.iter().zip(&found) {
         metrics::waiting(pipeline, *lane, *jobs, *oldest);
     }
-    state.backlog.lock().take(&pipelines, &found, ended, since.elapsed());
+    state.backlog.lock().take(&pipelines, &found, (ended, since.elapsed()), &made);
     Ok(())
 }
 
@@ -233,8 +272,8 @@ mod tests {
     #[test]
     fn bulk_jobs_are_refused_before_interactive_ones() {
         let most = Limits { jobs: 10, age: Duration::from_secs(60) };
-        let judged = |interactive, bulk, accepted| {
-            let line = Line { interactive, bulk, accepted };
+        let judged = |interactive, bulk, made| {
+            let line = Line { interactive, bulk, made, admitted: 0 };
             (most.judge(&line, Lane::Interactive), most.judge(&line, Lane::Bulk))
         };
         let (free, half, full) =
@@ -251,17 +290,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_made_while_it_is_counted_is_not_forgotten() {
+        let backlog = Backlog { most: Limits { jobs: 3, age: Duration::ZERO }, counted: Mutex::default() };
+        let count = |jobs, made: &HashMap<String, u64>| {
+            backlog.lock().take(&["tiny"], &[waits(jobs, 0), waits(0, 0)], (0, Duration::from_secs(1)), made);
+        };
+        let depth = || backlog.lock().lines["tiny"].depth();
+        count(0, &HashMap::new());
+        backlog.admit("tiny", Lane::Interactive).unwrap().made();
+        let before = backlog.lock().made();
+        let admitted = backlog.admit("tiny", Lane::Interactive).unwrap();
+        backlog.admit("tiny", Lane::Interactive).unwrap().made();
+        assert!(backlog.admit("tiny", Lane::Interactive).is_err(), "three are there or about to be");
+        count(1, &before);
+        assert_eq!(depth(), 3, "one counted, one made since, one about to be");
+        drop(admitted);
+        assert_eq!(depth(), 2, "it was not made");
+    }
+
+    #[test]
     fn the_wait_follows_from_depth_and_pace() {
         let mut counted = Counted::default();
         let line = Line { interactive: waits(300, 0), ..Line::default() };
         assert_eq!(counted.until_done(&line), RETRY_AFTER[1], "nothing ends");
         for _ in 0..3 {
-            counted.take(&["tiny"], &[waits(300, 0), waits(0, 0)], 10, Duration::from_secs(1));
+            counted.take(&["tiny"], &[waits(300, 0), waits(0, 0)], (10, Duration::from_secs(1)), &HashMap::new());
         }
         assert_eq!(counted.until_done(&line), Duration::from_secs(30));
         assert_eq!(counted.until_done(&Line::default()), RETRY_AFTER[0]);
         for _ in 0..PACE_OVER {
-            counted.take(&["tiny"], &[waits(300, 0), waits(0, 0)], 100, Duration::from_secs(1));
+            counted.take(&["tiny"], &[waits(300, 0), waits(0, 0)], (100, Duration::from_secs(1)), &HashMap::new());
         }
         assert_eq!(counted.until_done(&line), Duration::from_secs(3), "of late it went faster");
         let endless = Line { interactive: waits(1_000_000, 0), ..Line::default() };

@@ -101,7 +101,13 @@ mod tests {
     use super::*;
 
     fn person() -> Line {
-        Line::Person(PersonLine { id: PersonId::new(), external_id: None, name: None, created_at: 0 })
+        Line::Person(PersonLine {
+            id: PersonId::new(),
+            external_id: None,
+            name: None,
+            description: None,
+            created_at: 0,
+        })
     }
 
     /// How many lines of so many bytes a portion takes.

@@ -208,6 +208,9 @@ pub enum PersonRef {
         /// A name to show; kept as it was where absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<String>,
+        /// What else is to be known of the person; kept as it was where absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        description: Option<String>,
     },
 }
 

@@ -5,6 +5,7 @@
 
 mod allowance;
 mod gate;
+pub(crate) mod origin;
 
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -21,7 +22,7 @@ use shared::access::{Grant, Reach, Scope};
 
 pub use self::allowance::RATE_LIMIT;
 pub use self::gate::{Door, Gate};
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
 
 /// The scopes of which a handler needs one.
@@ -124,6 +125,11 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
         Ok(grant) => grant,
         Err(error) => return error.into_response(),
     };
+    if grant.key().is_none()
+        && let Err(error) = let_in(request.headers())
+    {
+        return error.into_response();
+    }
     let allowance = match state.gate.allowances().take(&grant).await {
         Ok(allowance) => allowance,
         Err(error) => return error.into_response(),
@@ -139,6 +145,21 @@ pub(crate) async fn authenticate(State(state): State<AppState>, mut request: Req
         allowance.tell(response.headers_mut());
     }
     response
+}
+
+/// Refuses what browsers send to an open server for pages that are not its own.
+fn let_in(headers: &HeaderMap) -> ApiResult<()> {
+    if !origin::is_for_this_machine(headers) {
+        let detail = "without keys this server answers only who calls it localhost, 127.0.0.1 or [::1]; make a key \
+            (`face-id keys create`) to call it by another name";
+        return Err(ApiError::forbidden(detail));
+    }
+    if origin::is_foreign(headers) {
+        let detail = "a browser sent this for a page of another site, and this server has no keys by which to tell who may; \
+            make one (`face-id keys create`)";
+        return Err(ApiError::forbidden(detail));
+    }
+    Ok(())
 }
 
 /// The token of `Authorization: Bearer TOKEN`, where there is one of that form.

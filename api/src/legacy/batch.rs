@@ -142,7 +142,7 @@ fn person_of(file: &str) -> Option<PersonRef> {
     let (id, name) = stem.split_once(' ')?;
     let (external_id, name) = (id.to_owned(), name.trim().to_owned());
     let is_good = check_external_id("", &external_id).is_ok() && check_text("", &name).is_ok() && !name.is_empty();
-    is_good.then_some(PersonRef::External { external_id, name: Some(name) })
+    is_good.then_some(PersonRef::External { external_id, name: Some(name), description: None })
 }
 
 fn place_of(image: &ImageRef) -> &str {
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_file_is_called_like_its_person() {
         let person = |file| match person_of(file) {
-            Some(PersonRef::External { external_id, name }) => Some((external_id, name.unwrap())),
+            Some(PersonRef::External { external_id, name, .. }) => Some((external_id, name.unwrap())),
             _ => None,
         };
         let named = |id: &str, name: &str| Some((id.to_owned(), name.to_owned()));

@@ -11,8 +11,7 @@ mod registration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::HeaderMap;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -22,14 +21,12 @@ use shared::db::entity::collection;
 use shared::ids::JobId;
 use tokio::time::{Duration, Instant};
 
+use crate::auth::origin;
 use crate::error::{ApiError, ApiResult};
 use crate::extract;
 use crate::routes::collections;
 use crate::routes::jobs::{self, JobView};
 use crate::state::AppState;
-
-/// Where a browser says which page a request comes from (Fetch Metadata).
-const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The five of them, each with and without a slash behind it.
 pub(crate) fn routes() -> Router<AppState> {
@@ -49,21 +46,12 @@ pub(crate) fn routes() -> Router<AppState> {
 /// Refuses what a page of another site has a browser send: two of the requests need no body, so that nothing else would
 /// keep any page from emptying a server that lets everybody in.
 async fn of_same_site(request: Request, next: Next) -> Response {
-    if is_foreign(request.headers()) {
+    if origin::is_foreign(request.headers()) {
         let detail =
             "a browser sent this for a page of another site; serve the front end from this server's own address";
         return ApiError::forbidden(detail).into_response();
     }
     next.run(request).await
-}
-
-fn is_foreign(headers: &HeaderMap) -> bool {
-    let header = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("null"));
-    match header(&FETCH_SITE) {
-        Some(site) => matches!(site, "cross-site" | "same-site"),
-        // Browsers say where a request comes from over https and to this machine only; elsewhere they name the page's origin.
-        None => header(&ORIGIN).is_some_and(|origin| origin.split_once("://").map(|(_, host)| host) != header(&HOST)),
-    }
 }
 
 /// The collection that the requests work on, where it is there and the grant holds for it.

@@ -80,6 +80,7 @@ pub(super) async fn recognise(
 ) -> ApiResult<Response> {
     let wanted = input::face_box(request.boundingbox.as_ref())?;
     let picture = input::picture(&request.picture)?;
+    drop(request.picture);
     let ignored = input::is_given(request.threshold.as_ref()).then_some("threshold");
     let Some(collection) = found(&state, &caller).await? else {
         return Ok(answer::ignoring(ignored, answer::told(EMPTY)));

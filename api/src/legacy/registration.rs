@@ -17,7 +17,9 @@ use crate::auth::{Admin, Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, SubmitHeaders};
 use crate::routes::collections;
-use crate::routes::submit::{Enrollment, check_external_id, check_person, check_text, enroll_picture};
+use crate::routes::submit::{
+    Enrollment, check_description, check_external_id, check_person, check_text, enroll_picture,
+};
 use crate::state::AppState;
 
 /// What the front end sends to register somebody.
@@ -27,8 +29,7 @@ pub(super) struct RegisterRequest {
     #[serde(rename = "ID")]
     id: Text,
     name: Option<Text>,
-    /// Persons have none.
-    description: Option<Value>,
+    description: Option<Text>,
     boundingbox: Option<Value>,
 }
 
@@ -47,22 +48,23 @@ pub(super) async fn register(
 ) -> ApiResult<Response> {
     let face = input::face_box(request.boundingbox.as_ref())?.map_or(FaceChoice::Largest, FaceChoice::Box);
     let picture = input::picture(&request.picture)?;
+    drop(request.picture);
     check_external_id("#/ID", &request.id.0)?;
     let name = request.name.map(|name| name.0).filter(|name| !name.is_empty());
     name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
-    let person = PersonRef::External { external_id: request.id.0, name };
+    let description = request.description.map(|text| text.0).filter(|text| !text.is_empty());
+    description.as_ref().map_or(Ok(()), |text| check_description("#/description", text))?;
+    let person = PersonRef::External { external_id: request.id.0, name, description };
     let collection = found_or_made(&state, &caller).await?;
     check_person(&state, &collection, &person).await?;
     let until = deadline(&state);
     let enrollment = Enrollment { picture, person, face, tag: None, webhook_endpoints: None };
     let job = enroll_picture(&state, &caller, &collection, &headers, enrollment).await?;
     let job = ended(&state, &caller, job.id, until).await?;
-    let response = match job.state {
+    Ok(match job.state {
         JobState::Succeeded => answer::told(SAVED),
         _ => answer::unsuccessful(NOT_SAVED, &job),
-    };
-    let ignored = input::is_given(request.description.as_ref()).then_some("description");
-    Ok(answer::ignoring(ignored, response))
+    })
 }
 
 pub(super) async fn delete(

@@ -177,8 +177,15 @@ mod tests {
     #[tokio::test]
     async fn pieces_are_of_a_bounded_size() {
         let name = Some("x".repeat(PIECE_BYTES / 10));
-        let person =
-            |_| Line::Person(PersonLine { id: PersonId::new(), external_id: None, name: name.clone(), created_at: 0 });
+        let person = |_| {
+            Line::Person(PersonLine {
+                id: PersonId::new(),
+                external_id: None,
+                name: name.clone(),
+                description: None,
+                created_at: 0,
+            })
+        };
         let (pieces, mut receiver) = mpsc::channel(8);
         send(&pieces, (0..35).map(person)).await.unwrap();
         drop(pieces);

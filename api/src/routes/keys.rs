@@ -11,6 +11,7 @@ use shared::access::token::NewToken;
 use shared::access::{Grant, Limits, Reach, Scope};
 use shared::db::api_keys::changes::{self, LastAdmin, NewApiKey, Revoked, Rotated};
 use shared::db::api_keys::{self, ApiKey, KeyLimits, KeyState};
+use shared::db::now;
 use shared::ids::{ApiKeyId, CollectionId};
 use utoipa::ToSchema;
 
@@ -201,7 +202,22 @@ async fn checked(state: &AppState, caller: &Grant, new: NewKey) -> ApiResult<New
     };
     check_limits(caller.limits(), limits.or(state.config.limits))?;
     let expires_in = seconds("#/expires_in_s", new.expires_in_s)?;
+    check_end(state, caller, expires_in).await?;
     Ok(NewApiKey { name: new.name, scopes: new.scopes, reach, limits, expires_in })
+}
+
+/// Refuses an end that lies behind that of the caller's own key.
+async fn check_end(state: &AppState, caller: &Grant, expires_in: Option<Duration>) -> ApiResult<()> {
+    let Some(own) = caller.key() else { return Ok(()) };
+    let Some(end) = api_keys::find(&state.db, caller, own.id).await?.and_then(|key| key.expires_at) else {
+        return Ok(());
+    };
+    let left = Duration::from_micros(u64::try_from(end - now(&state.db.read).await?).unwrap_or_default());
+    if expires_in.is_some_and(|wanted| wanted <= left) {
+        return Ok(());
+    }
+    let detail = format!("must be at most {}: your own key ends then", left.as_secs());
+    Err(ApiError::invalid("#/expires_in_s", detail))
 }
 
 /// The collections of a new key, each of which the caller has.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::faces::{FaceQuery, FaceView};
 use super::instant;
 use super::jobs::ImageView;
-use super::submit::{check_external_id, check_text};
+use super::submit::{check_description, check_external_id, check_text};
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult};
@@ -34,6 +34,7 @@ pub struct PersonView {
     collection_id: CollectionId,
     external_id: Option<String>,
     name: Option<String>,
+    description: Option<String>,
     /// How many faces it has.
     faces: i64,
     created_at: String,
@@ -59,6 +60,7 @@ async fn view(state: &AppState, row: person::Model) -> ApiResult<PersonView> {
         collection_id: row.collection_id,
         external_id: row.external_id,
         name: row.name,
+        description: row.description,
         created_at: instant(row.created_at),
     })
 }
@@ -97,6 +99,9 @@ pub struct NewPerson {
     /// A name to show.
     #[schema(max_length = 256)]
     name: Option<String>,
+    /// What else is to be known of the person.
+    #[schema(max_length = 2000)]
+    description: Option<String>,
 }
 
 /// Makes a person without faces.
@@ -115,11 +120,12 @@ pub async fn create(
     }
     if let Some(external_id) = &new.external_id {
         check_external_id("#/external_id", external_id)?;
-        let person = PersonRef::External { external_id: external_id.clone(), name: None };
+        let person = PersonRef::External { external_id: external_id.clone(), name: None, description: None };
         check_merged(&state, collection.id, &person).await?;
     }
     new.name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
-    let made = persons::create(&state.db, collection.id, new.external_id, new.name).await?;
+    new.description.as_ref().map_or(Ok(()), |text| check_description("#/description", text))?;
+    let made = persons::create(&state.db, collection.id, new.external_id, new.name, new.description).await?;
     let row = made.ok_or_else(taken)?;
     let location = [(header::LOCATION, format!("/v1/collections/{}/persons/{}", row.collection_id, row.id))];
     Ok((StatusCode::CREATED, location, axum::Json(view(&state, row).await?)))
@@ -180,6 +186,10 @@ pub struct PersonPatch {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>, max_length = 256)]
     name: Option<Option<String>>,
+    /// What else is to be known of the person.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, max_length = 2000)]
+    description: Option<Option<String>>,
 }
 
 /// Tells null from what is absent.
@@ -188,7 +198,7 @@ fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, 
     Option::<String>::deserialize(value).map(Some)
 }
 
-/// Changes a person's name or external id; with `If-Match` only where nobody else did since it was read.
+/// Changes a person's name, description or external id; with `If-Match` only where nobody else did since it was read.
 #[utoipa::path(patch, path = "/v1/collections/{collection}/persons/{person}", tag = "persons",
     security(("api_key" = ["write"])), request_body = PersonPatch,
     params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path),
@@ -204,13 +214,16 @@ pub async fn update(
     let collection = extract::collection(&state, &caller, &collection).await?;
     if let Some(Some(external_id)) = &patch.external_id {
         check_external_id("#/external_id", external_id)?;
-        let person = PersonRef::External { external_id: external_id.clone(), name: None };
+        let person = PersonRef::External { external_id: external_id.clone(), name: None, description: None };
         check_merged(&state, collection.id, &person).await?;
     }
     if let Some(Some(name)) = &patch.name {
         check_text("#/name", name)?;
     }
-    let changes = PersonChanges { external_id: patch.external_id, name: patch.name };
+    if let Some(Some(text)) = &patch.description {
+        check_description("#/description", text)?;
+    }
+    let changes = PersonChanges { external_id: patch.external_id, name: patch.name, description: patch.description };
     let is_expected = |row: &person::Model| version(row).may_change(&headers);
     match persons::update(&state.db, collection.id, id, changes, is_expected).await? {
         Updated::Done(row) => Ok(([version(&row).header()], axum::Json(view(&state, row).await?))),
@@ -223,7 +236,7 @@ pub async fn update(
 
 /// The version of what can be changed of a person.
 fn version(row: &person::Model) -> Version {
-    Version::of_content(&serde_json::json!([row.external_id, row.name]))
+    Version::of_content(&serde_json::json!([row.external_id, row.name, row.description]))
 }
 
 fn taken() -> ApiError {

@@ -31,6 +31,8 @@ use crate::state::AppState;
 
 /// Longest external id, name or tag in characters.
 const MAX_TEXT: usize = 256;
+/// Longest description of a person in characters.
+const MAX_DESCRIPTION: usize = 2000;
 /// A client is not kept waiting for a slow queue.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -67,6 +69,9 @@ pub struct PersonInput {
     /// A name to show, with `external_id`; kept as it was where absent.
     #[schema(max_length = 256)]
     name: Option<String>,
+    /// What else is to be known of the person, with `external_id`; kept as it was where absent.
+    #[schema(max_length = 2000)]
+    description: Option<String>,
 }
 
 impl PersonInput {
@@ -75,8 +80,13 @@ impl PersonInput {
             (Some(_), None) if self.name.is_some() => {
                 Err(ApiError::invalid("#/person/name", "is taken with external_id only"))
             }
+            (Some(_), None) if self.description.is_some() => {
+                Err(ApiError::invalid("#/person/description", "is taken with external_id only"))
+            }
             (Some(id), None) => Ok(PersonRef::Id { id }),
-            (None, Some(external_id)) => Ok(PersonRef::External { external_id, name: self.name }),
+            (None, Some(external_id)) => {
+                Ok(PersonRef::External { external_id, name: self.name, description: self.description })
+            }
             _ => Err(ApiError::invalid("#/person", "needs exactly one of id and external_id")),
         }
     }
@@ -353,9 +363,10 @@ pub(crate) async fn check_person(
             super::persons::find(state, collection.id, *id).await?;
             Ok(())
         }
-        PersonRef::External { external_id, name } => {
+        PersonRef::External { external_id, name, description } => {
             check_external_id("#/person/external_id", external_id)?;
             name.as_ref().map_or(Ok(()), |name| check_text("#/person/name", name))?;
+            description.as_ref().map_or(Ok(()), |text| check_description("#/person/description", text))?;
             super::persons::check_merged(state, collection.id, person).await
         }
     }
@@ -369,8 +380,17 @@ pub(crate) fn check_external_id(pointer: &str, external_id: &str) -> ApiResult<(
 }
 
 pub(crate) fn check_text(pointer: &str, text: &str) -> ApiResult<()> {
-    if text.chars().count() > MAX_TEXT || text.contains('\0') {
-        return Err(ApiError::invalid(pointer, format!("must be at most {MAX_TEXT} characters without NUL")));
+    check_length(pointer, text, MAX_TEXT)
+}
+
+/// As [`check_text`], for the description of a person.
+pub(crate) fn check_description(pointer: &str, text: &str) -> ApiResult<()> {
+    check_length(pointer, text, MAX_DESCRIPTION)
+}
+
+fn check_length(pointer: &str, text: &str, most: usize) -> ApiResult<()> {
+    if text.chars().count() > most || text.contains('\0') {
+        return Err(ApiError::invalid(pointer, format!("must be at most {most} characters without NUL")));
     }
     Ok(())
 }
@@ -403,7 +423,7 @@ async fn accept(
     {
         return again(state, grant, repeated).await;
     }
-    state.backlog.admit(&collection.pipeline, checked.kind.lane())?;
+    let admission = state.backlog.admit(&collection.pipeline, checked.kind.lane())?;
     let mut inline_uploads: Vec<NewUpload> = Vec::new();
     let mut images = Vec::new();
     for picture in checked.pictures {
@@ -446,7 +466,10 @@ async fn accept(
         }
     }
     match submitted? {
-        Submitted::New(job) => Ok(fresh(state, job, args).await),
+        Submitted::New(job) => {
+            admission.made();
+            Ok(fresh(state, job, args).await)
+        }
         repeated => again(state, grant, repeated).await,
     }
 }

@@ -121,7 +121,7 @@ async fn store(
             embedding: Some(embedding),
         })
         .collect();
-    let named = PersonRef::External { external_id: name, name: None };
+    let named = PersonRef::External { external_id: name, name: None, description: None };
     let person = persons::find_or_create(txn, collection, &named).await?.context("a new person")?.id;
     for face in faces::place(txn, origin, &new).await? {
         faces::assign(txn, face.id, person, AssignedBy::Enrolled).await?;

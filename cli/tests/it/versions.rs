@@ -66,6 +66,12 @@ async fn what_was_changed_meanwhile_is_not_changed(site: Site) {
     assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("invalid_request")));
     let (status, anonymous) = server.patch(&path, "*", &json!({ "name": null })).await;
     assert_eq!((status, &anonymous["name"], &anonymous["external_id"]), (StatusCode::OK, &Value::Null, &json!("a")));
+    let etag = server.etag(&path).await;
+    let (status, described) = server.patch(&path, &etag, &json!({ "description": "of the third row" })).await;
+    assert_eq!((status, &described["description"]), (StatusCode::OK, &json!("of the third row")));
+    assert_ne!(server.etag(&path).await, etag, "it is a part of what can be changed");
+    let (status, _) = server.patch(&path, "*", &json!({ "description": "x".repeat(2001) })).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     let nobody = "/v1/collections/c/persons/01900000-0000-7000-8000-000000000000";
     assert_eq!(server.patch(nobody, "*", &json!({ "name": "x" })).await.0, StatusCode::NOT_FOUND);
 

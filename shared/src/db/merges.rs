@@ -39,7 +39,7 @@ pub async fn merged_into(
 }
 
 /// Gives the faces of `from` to `into`, which is another, and deletes `from`. Faces keep their ids, and what was said of
-/// either person by hand holds for the one that is left; what `into` lacks of name and external id it takes over.
+/// either person by hand holds for the one that is left; what `into` lacks of name, description and external id it takes over.
 pub async fn merge(db: &Db, collection: CollectionId, from: PersonId, into: PersonId) -> Result<Merged, DbErr> {
     through_deadlocks(|| merge_once(db, collection, from, into)).await
 }
@@ -58,7 +58,7 @@ async fn merge_once(db: &Db, collection: CollectionId, from: PersonId, into: Per
     let sql = "UPDATE person_merges SET into_id = $2 WHERE into_id = $1";
     execute(&txn, sql, [from.into(), into.into()]).await?;
     execute(&txn, "DELETE FROM persons WHERE id = $1", [from.into()]).await?;
-    let name = winner.name.clone().or(loser.name);
+    let (name, description) = (winner.name.clone().or(loser.name), winner.description.clone().or(loser.description));
     // One that the winner takes over names the winner from then on.
     let taken = loser.external_id.clone().filter(|_| winner.external_id.is_none());
     let kept = loser.external_id.filter(|_| taken.is_none());
@@ -66,10 +66,11 @@ async fn merge_once(db: &Db, collection: CollectionId, from: PersonId, into: Per
     let sql = "INSERT INTO person_merges (person_id, collection_id, into_id, external_id, merged_at)
         VALUES ($1, $2, $3, $4, {now})";
     execute(&txn, sql, [from.into(), collection.into(), into.into(), kept.into()]).await?;
-    let sql = "UPDATE persons SET name = $2, external_id = $3 WHERE id = $1";
-    execute(&txn, sql, [into.into(), name.clone().into(), external_id.clone().into()]).await?;
+    let sql = "UPDATE persons SET name = $2, external_id = $3, description = $4 WHERE id = $1";
+    let values = [into.into(), name.clone().into(), external_id.clone().into(), description.clone().into()];
+    execute(&txn, sql, values).await?;
     txn.commit().await?;
-    Ok(Merged::Done(person::Model { external_id, name, ..winner }))
+    Ok(Merged::Done(person::Model { external_id, name, description, ..winner }))
 }
 
 /// What names persons beside their faces: clusters, and what was done to them, which may be undone.
@@ -117,7 +118,11 @@ mod tests {
     use crate::job::FaceBox;
 
     fn named(external_id: &str) -> PersonRef {
-        PersonRef::External { external_id: external_id.to_owned(), name: Some(external_id.to_uppercase()) }
+        PersonRef::External {
+            external_id: external_id.to_owned(),
+            name: Some(external_id.to_uppercase()),
+            description: None,
+        }
     }
 
     async fn face_of(db: &Db, collection: CollectionId, person: PersonId, by: AssignedBy) -> FaceId {

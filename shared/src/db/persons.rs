@@ -99,15 +99,18 @@ pub async fn find_or_create(
     collection: CollectionId,
     person: &PersonRef,
 ) -> Result<Option<Model>, DbErr> {
-    let (external_id, name) = match person {
+    let (external_id, name, description) = match person {
         PersonRef::Id { id } => return find(txn, collection, *id).await,
-        PersonRef::External { external_id, name } => (external_id, name),
+        PersonRef::External { external_id, name, description } => (external_id, name, description),
     };
     // One statement, so that two jobs that name the same new person make one.
-    let sql = "INSERT INTO persons (id, collection_id, external_id, name, created_at) VALUES ($1, $2, $3, $4, {now})
-        ON CONFLICT (collection_id, external_id) DO UPDATE SET name = COALESCE(excluded.name, persons.name)
-        RETURNING id, collection_id, external_id, name, created_at";
-    let values = [PersonId::new().into(), collection.into(), external_id.as_str().into(), name.clone().into()];
+    let sql = "INSERT INTO persons (id, collection_id, external_id, name, description, created_at)
+        VALUES ($1, $2, $3, $4, $5, {now})
+        ON CONFLICT (collection_id, external_id) DO UPDATE SET name = COALESCE(excluded.name, persons.name),
+            description = COALESCE(excluded.description, persons.description)
+        RETURNING id, collection_id, external_id, name, description, created_at";
+    let (external_id, name, description) = (external_id.as_str(), name.clone(), description.clone());
+    let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into(), description.into()];
     Model::find_by_statement(statement(txn, sql, values)).one(txn).await
 }
 
@@ -117,10 +120,12 @@ pub async fn create(
     collection: CollectionId,
     external_id: Option<String>,
     name: Option<String>,
+    description: Option<String>,
 ) -> Result<Option<Model>, DbErr> {
-    let sql = "INSERT INTO persons (id, collection_id, external_id, name, created_at) VALUES ($1, $2, $3, $4, {now})
-        ON CONFLICT DO NOTHING RETURNING id, collection_id, external_id, name, created_at";
-    let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into()];
+    let sql = "INSERT INTO persons (id, collection_id, external_id, name, description, created_at)
+        VALUES ($1, $2, $3, $4, $5, {now})
+        ON CONFLICT DO NOTHING RETURNING id, collection_id, external_id, name, description, created_at";
+    let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into(), description.into()];
     Model::find_by_statement(statement(&db.write, sql, values)).one(&db.write).await
 }
 
@@ -130,6 +135,7 @@ pub async fn create(
 pub struct PersonChanges {
     pub external_id: Option<Option<String>>,
     pub name: Option<Option<String>>,
+    pub description: Option<Option<String>>,
 }
 
 /// What became of a change.
@@ -164,11 +170,12 @@ pub async fn update(
     }
     row.external_id = changes.external_id.unwrap_or(row.external_id);
     row.name = changes.name.unwrap_or(row.name);
+    row.description = changes.description.unwrap_or(row.description);
     if row.external_id.is_none() && row.name.is_none() {
         return Ok(Updated::Nameless);
     }
-    let sql = "UPDATE persons SET external_id = $1, name = $2 WHERE id = $3";
-    let values = [row.external_id.clone().into(), row.name.clone().into(), id.into()];
+    let sql = "UPDATE persons SET external_id = $1, name = $2, description = $3 WHERE id = $4";
+    let values = [row.external_id.clone().into(), row.name.clone().into(), row.description.clone().into(), id.into()];
     match execute(&txn, sql, values).await {
         Ok(_) => {}
         Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => {

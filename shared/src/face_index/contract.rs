@@ -73,7 +73,7 @@ async fn store(
     let face = faces::place(&txn, origin, &[new]).await.expect("place")[0].id;
     let mut person = None;
     if let Some(external_id) = external_id {
-        let named = PersonRef::External { external_id: external_id.to_owned(), name: None };
+        let named = PersonRef::External { external_id: external_id.to_owned(), name: None, description: None };
         let found = persons::find_or_create(&txn, gallery.collection, &named).await.expect("person");
         let id = found.expect("a person named by an external id is made").id;
         faces::assign(&txn, face, id, assigned_by).await.expect("assign");

@@ -174,7 +174,7 @@ impl Checker {
             Line::Person(person) => {
                 // An empty name is one, an empty id is none.
                 check_texts([&person.external_id, &None])?;
-                person.name.as_deref().map_or(Ok(()), check_length)
+                [&person.name, &person.description].into_iter().flatten().try_for_each(|text| check_length(text))
             }
             Line::Merge(merge) => check_texts([&merge.external_id, &merge.into.external_id]),
             Line::Image(image) => check_image(image),

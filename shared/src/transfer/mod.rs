@@ -102,6 +102,8 @@ pub struct PersonLine {
     pub external_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     /// Microseconds since the epoch.
     pub created_at: i64,
 }

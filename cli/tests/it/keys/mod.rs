@@ -16,7 +16,8 @@ on_both!(
     keys_are_managed_over_http,
     a_kiosk_sees_what_it_made,
     a_key_gives_no_more_than_it_has,
-    what_is_revoked_ends_everywhere
+    what_is_revoked_ends_everywhere,
+    no_key_outlives_its_maker,
 );
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -202,6 +203,44 @@ async fn what_is_revoked_ends_everywhere(site: Site) {
     while send(&server, "GET", "/v1/collections", Some(token(&short)), None).await.0 == StatusCode::OK {
         assert!(began.elapsed() < Duration::from_secs(4), "it ends by itself");
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server.stop().await;
+}
+
+async fn no_key_outlives_its_maker(site: Site) {
+    let site = keyed(site).await;
+    let server = Server::start(&site).await;
+    let maker = site.make_key(&["--scope", "admin", "--expires", "1h"]).await;
+    let make = async |expires_in_s: Value| {
+        let wanted = json!({ "name": "x", "scopes": ["read"], "expires_in_s": expires_in_s });
+        send(&server, "POST", "/v1/api-keys", Some(token(&maker)), Some(&wanted)).await
+    };
+    for too_long in [Value::Null, json!(3601)] {
+        let (status, problem) = make(too_long).await;
+        assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("invalid_request")));
+        assert_eq!(problem["errors"][0]["pointer"], "#/expires_in_s");
+    }
+    assert_eq!(make(json!(3000)).await.0, StatusCode::CREATED);
+    server.stop().await;
+}
+
+/// Whoever leads a browser here has not been let in.
+#[tokio::test]
+async fn an_open_server_answers_no_page_of_another_site() {
+    let server = Server::start(&Site::embedded()).await;
+    let asked = async |name: &str, value: &str| {
+        let request = server.request(Method::GET, "/v1/collections").header(name, value);
+        request.send().await.unwrap().status()
+    };
+    let own = server.address.split_once("://").unwrap().1;
+    for (name, value) in [("host", own), ("host", "localhost:1"), ("host", "[::1]"), ("sec-fetch-site", "same-origin")]
+    {
+        assert_eq!(asked(name, value).await, StatusCode::OK, "{name}: {value}");
+    }
+    let foreign =
+        [("host", "rebound.example"), ("sec-fetch-site", "cross-site"), ("origin", "https://elsewhere.example")];
+    for (name, value) in foreign {
+        assert_eq!(asked(name, value).await, StatusCode::FORBIDDEN, "{name}: {value}");
     }
     server.stop().await;
 }

@@ -62,7 +62,7 @@ impl Scene {
     }
 
     async fn person(&self, external_id: &str) -> PersonId {
-        let person = PersonRef::External { external_id: external_id.to_owned(), name: None };
+        let person = PersonRef::External { external_id: external_id.to_owned(), name: None, description: None };
         persons::find_or_create(&self.db.write, self.collection, &person).await.unwrap().unwrap().id
     }
 
@@ -229,7 +229,8 @@ async fn merge_split_and_their_undoing() {
 async fn a_name_reaches_the_faces_and_can_be_taken_back() {
     on_both(async |scene| {
         let [a, b] = scene.two_clusters().await;
-        let ann = PersonRef::External { external_id: "ann".to_owned(), name: Some("Ann".to_owned()) };
+        let ann =
+            PersonRef::External { external_id: "ann".to_owned(), name: Some("Ann".to_owned()), description: None };
         let name = async |cluster, confirmed: &[FaceId]| {
             edits::name(&scene.db, scene.collection, cluster, &ann, confirmed).await.unwrap()
         };
@@ -247,7 +248,7 @@ async fn a_name_reaches_the_faces_and_can_be_taken_back() {
         };
         let anns = [(Some(refused), AssignedBy::User, true), (Some(refused), AssignedBy::Cluster, false)];
         assert_eq!(by().await, anns);
-        let carl = PersonRef::External { external_id: "carl".to_owned(), name: None };
+        let carl = PersonRef::External { external_id: "carl".to_owned(), name: None, description: None };
         let (cluster, renamed) =
             done(edits::name(&scene.db, scene.collection, a, &carl, &[scene.faces[1]]).await.unwrap());
         let carl = cluster.person_id;
@@ -259,7 +260,7 @@ async fn a_name_reaches_the_faces_and_can_be_taken_back() {
         assert_eq!(scene.picture().await.1, "aa-aa-");
         assert_eq!(edits::undo(&scene.db, scene.collection, merge).await.unwrap(), Undone::Done);
         assert_eq!(scene.picture().await.1, "aa----");
-        let bob = PersonRef::External { external_id: "bob".to_owned(), name: None };
+        let bob = PersonRef::External { external_id: "bob".to_owned(), name: None, description: None };
         done(edits::name(&scene.db, scene.collection, b, &bob, &[]).await.unwrap());
         assert_eq!(edits::merge(&scene.db, scene.collection, a, &[b]).await.unwrap(), Edited::TwoPersons);
         let (part, split) = done(edits::split(&scene.db, scene.collection, b, &[scene.faces[4]]).await.unwrap());

@@ -14,6 +14,7 @@ pub struct Model {
     pub collection_id: CollectionId,
     pub external_id: Option<String>,
     pub name: Option<String>,
+    pub description: Option<String>,
     pub created_at: i64,
 }
 

@@ -52,7 +52,7 @@ async fn scene(db: Db, index: Box<dyn FaceIndex>, pipeline: &str) -> Scene {
     let face = faces::place(&txn, origin, &[new]).await.unwrap()[0].id;
     let mut persons_made = Vec::new();
     for external_id in ["ann", "bob"] {
-        let named = PersonRef::External { external_id: external_id.to_owned(), name: None };
+        let named = PersonRef::External { external_id: external_id.to_owned(), name: None, description: None };
         persons_made.push(persons::find_or_create(&txn, collection, &named).await.unwrap().unwrap().id);
     }
     txn.commit().await.unwrap();

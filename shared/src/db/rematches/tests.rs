@@ -29,7 +29,7 @@ async fn scenes(folder: &std::path::Path) -> Vec<Scene> {
         }
         let made = collections::create(&db, "c", pipeline, &CollectionSettings::default()).await.unwrap();
         let collection = made.unwrap();
-        let named = PersonRef::External { external_id: "ann".to_owned(), name: None };
+        let named = PersonRef::External { external_id: "ann".to_owned(), name: None, description: None };
         let person = persons::find_or_create(&db.write, collection.id, &named).await.unwrap().unwrap().id;
         scenes.push(Scene { db, collection, person, faces: Vec::new() });
     }

@@ -82,6 +82,7 @@ impl Snapshot {
             id: row.id,
             external_id: row.external_id,
             name: row.name,
+            description: row.description,
             created_at: row.created_at,
         };
         Ok(rows.into_iter().map(line).collect())

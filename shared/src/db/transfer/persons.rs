@@ -129,27 +129,39 @@ pub(super) async fn write(
     let row = |line: &PersonLine| {
         let id = if used.contains(&line.id.0) { substitute(collection, line.id.0) } else { line.id.0 };
         json!({
-            "id": rows::id(id), "external_id": line.external_id, "name": line.name, "created_at": line.created_at,
+            "id": rows::id(id), "external_id": line.external_id, "name": line.name,
+            "description": line.description, "created_at": line.created_at,
         })
     };
     let new: Vec<_> = lines.iter().filter(|line| !known.contains_key(&line.id)).map(row).collect();
-    let columns =
-        &[("id", Column::Id), ("external_id", Column::Text), ("name", Column::Text), ("created_at", Column::Integer)];
+    let columns = &[
+        ("id", Column::Id),
+        ("external_id", Column::Text),
+        ("name", Column::Text),
+        ("description", Column::Text),
+        ("created_at", Column::Integer),
+    ];
     let new = Rows::new(columns, new);
     let sql = format!(
-        "INSERT INTO persons (id, collection_id, external_id, name, created_at)
-         SELECT r.id, $2, r.external_id, r.name, r.created_at FROM {} WHERE TRUE ON CONFLICT DO NOTHING",
+        "INSERT INTO persons (id, collection_id, external_id, name, description, created_at)
+         SELECT r.id, $2, r.external_id, r.name, r.description, r.created_at FROM {} WHERE TRUE ON CONFLICT DO NOTHING",
         new.table(txn)
     );
     let added = execute(txn, &sql, [new.value(), collection.into()]).await?;
-    let named = lines.iter().filter_map(|line| Some((known.get(&line.id)?, line.name.as_ref()?)));
-    let row = |(id, name): (&PersonId, &String)| json!({ "id": rows::id(id.0), "name": name });
-    let named = Rows::new(&[("id", Column::Id), ("name", Column::Text)], named.map(row).collect());
+    let told = lines.iter().filter(|line| line.name.is_some() || line.description.is_some());
+    let row = |line: &PersonLine| {
+        let id = rows::id(known.get(&line.id)?.0);
+        Some(json!({ "id": id, "name": line.name, "description": line.description }))
+    };
+    let columns = &[("id", Column::Id), ("name", Column::Text), ("description", Column::Text)];
+    let told = Rows::new(columns, told.filter_map(row).collect());
     let sql = format!(
-        "UPDATE persons SET name = r.name FROM {} WHERE persons.id = r.id AND persons.name IS NULL",
-        named.table(txn)
+        "UPDATE persons SET name = COALESCE(persons.name, r.name),
+            description = COALESCE(persons.description, r.description)
+         FROM {} WHERE persons.id = r.id AND (persons.name IS NULL OR persons.description IS NULL)",
+        told.table(txn)
     );
-    execute(txn, &sql, [named.value()]).await?;
+    execute(txn, &sql, [told.value()]).await?;
     Ok(added)
 }
 

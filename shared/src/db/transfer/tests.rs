@@ -106,7 +106,7 @@ async fn face_within(txn: &DatabaseTransaction, collection: CollectionId, n: u8)
 }
 
 async fn person(db: &Db, collection: CollectionId, external_id: &str) -> PersonId {
-    let named = PersonRef::External { external_id: external_id.to_owned(), name: None };
+    let named = PersonRef::External { external_id: external_id.to_owned(), name: None, description: None };
     persons::find_or_create(&db.write, collection, &named).await.unwrap().unwrap().id
 }
 
@@ -115,7 +115,8 @@ async fn person(db: &Db, collection: CollectionId, external_id: &str) -> PersonI
 async fn scene(db: &Db) -> CollectionId {
     let c = collection(db, "from").await;
     let (ann, anna, bob) = (person(db, c, "ann").await, person(db, c, "anna").await, person(db, c, "bob").await);
-    let carl = persons::create(db, c, None, Some("Carl".to_owned())).await.unwrap().unwrap().id;
+    let carl =
+        persons::create(db, c, None, Some("Carl".to_owned()), Some("The third".to_owned())).await.unwrap().unwrap().id;
     face(db, c, 1, Some((anna, AssignedBy::Enrolled))).await;
     face(db, c, 2, Some((ann, AssignedBy::Auto))).await;
     merges::merge(db, c, anna, ann).await.unwrap();

@@ -97,8 +97,11 @@ pub async fn list(
     before: Option<WebhookDeliveryId>,
     limit: u64,
 ) -> Result<Vec<Delivery>, DbErr> {
+    // There may be few of these among millions; said so, they are found by their own index.
+    let is_undelivered = matches!(state, Some(DeliveryState::Failed | DeliveryState::Dropped));
+    let undelivered = if is_undelivered { "AND d.state IN ('failed', 'dropped')" } else { "" };
     let sql = format!(
-        "{DELIVERY} WHERE d.endpoint_id = $1 AND d.id < $2 AND ($3 IS NULL OR d.state = $3)
+        "{DELIVERY} WHERE d.endpoint_id = $1 AND d.id < $2 AND ($3 IS NULL OR d.state = $3) {undelivered}
          ORDER BY d.id DESC LIMIT {limit}"
     );
     let before = before.unwrap_or(WebhookDeliveryId(Uuid::max()));
