@@ -22,7 +22,7 @@ mod m20261126_000014_gone_places;
 mod m20261126_000015_api_keys;
 mod m20261126_000016_webhooks;
 mod m20261126_000017_waiting_jobs;
-mod m20261126_000018_descriptions;
+mod m20261126_000018_found_missing;
 mod statements;
 
 /// All migrations in order.
@@ -49,7 +49,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000015_api_keys::Migration),
             Box::new(m20261126_000016_webhooks::Migration),
             Box::new(m20261126_000017_waiting_jobs::Migration),
-            Box::new(m20261126_000018_descriptions::Migration),
+            Box::new(m20261126_000018_found_missing::Migration),
         ]
     }
 }

@@ -203,7 +203,7 @@ async fn checked(state: &AppState, caller: &Grant, new: NewKey) -> ApiResult<New
     check_limits(caller.limits(), limits.or(state.config.limits))?;
     let expires_in = seconds("#/expires_in_s", new.expires_in_s)?;
     check_end(state, caller, expires_in).await?;
-    Ok(NewApiKey { name: new.name, scopes: new.scopes, reach, limits, expires_in })
+    Ok(NewApiKey { name: new.name, scopes: new.scopes, reach, limits, expires_in, of_command: false })
 }
 
 /// Refuses an end that lies behind that of the caller's own key.

@@ -159,7 +159,7 @@ async fn create(db: &Db, args: CreateArgs) -> anyhow::Result<MadeKeyView> {
     };
     let reach = reach(db, &args.collections).await?;
     let scopes = args.scopes.into_iter().collect();
-    let new = NewApiKey { name: args.name, scopes, reach, limits, expires_in: args.expires };
+    let new = NewApiKey { name: args.name, scopes, reach, limits, expires_in: args.expires, of_command: false };
     let token = NewToken::make()?;
     let key = changes::create(db, &token, new).await.context("make the key")?;
     Ok(MadeKeyView::new(key, &token))

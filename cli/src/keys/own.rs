@@ -37,6 +37,7 @@ impl OwnKey {
             reach: Reach::All,
             limits: changes::UNLIMITED,
             expires_in: Some(LIFE),
+            of_command: true,
         };
         let made = changes::create(&opened.db, &token, new).await;
         opened.close().await?;

@@ -29,6 +29,8 @@ pub struct NewApiKey {
     pub limits: KeyLimits,
     /// `None`: it does not end by itself.
     pub expires_in: Option<Duration>,
+    /// A command made it for itself, and takes it away when it ends: it does not close a server that lets everybody in.
+    pub of_command: bool,
 }
 
 /// What became of a key that was to be rotated.
@@ -71,8 +73,8 @@ pub async fn create(db: &Db, token: &NewToken, new: NewApiKey) -> Result<ApiKey,
     let limit = |n: Option<u32>| Value::from(n.map(i64::from));
     let sql =
         "INSERT INTO api_keys (id, line_id, name, prefix, secret_hash, scopes, all_collections, requests_per_minute,
-            jobs_in_flight, images_per_day, created_at, expires_at)
-        VALUES ($1, $1, $2, $3, $4, $5, $6, $7, $8, $9, {now}, {now} + $10)";
+            jobs_in_flight, images_per_day, of_command, created_at, expires_at)
+        VALUES ($1, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, {now}, {now} + $11)";
     let values = [
         id.into(),
         new.name.into(),
@@ -83,6 +85,7 @@ pub async fn create(db: &Db, token: &NewToken, new: NewApiKey) -> Result<ApiKey,
         limit(new.limits.requests_per_minute),
         limit(new.limits.jobs_in_flight),
         limit(new.limits.images_per_day),
+        new.of_command.into(),
         new.expires_in.map(micros).into(),
     ];
     execute(&txn, sql, values).await?;

@@ -36,15 +36,18 @@ pub async fn look_up(db: &Db, prefix: &str) -> Result<Option<KnownKey>, DbErr> {
     Ok(known.map(|(key, secret_hash)| KnownKey { key, secret_hash }))
 }
 
-/// Whether there is a key, be it good or not: a server does not open again when its last one ends.
+/// Whether somebody made a key, be it good or not: a server does not open again when its last one ends. Those that commands
+/// made for themselves are none.
 pub async fn any(db: &Db) -> Result<bool, DbErr> {
-    Ok(count(&db.read, "SELECT count(*) AS n FROM (SELECT 1 FROM api_keys LIMIT 1) AS one", []).await? > 0)
+    Ok(count(&db.read, "SELECT count(*) AS n FROM (SELECT 1 FROM api_keys WHERE NOT of_command LIMIT 1) AS one", [])
+        .await?
+        > 0)
 }
 
-/// Whether there is a key that is good.
+/// Whether there is a key that is good, and somebody has.
 pub async fn any_good(db: &Db) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM api_keys
-        WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now}) LIMIT 1) AS one";
+        WHERE NOT of_command AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now}) LIMIT 1) AS one";
     Ok(count(&db.read, sql, []).await? > 0)
 }
 

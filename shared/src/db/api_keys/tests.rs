@@ -36,7 +36,14 @@ async fn collection(db: &Db, name: &str) -> CollectionId {
 
 fn wanted(scopes: &[Scope], reach: Reach) -> NewApiKey {
     let scopes = scopes.iter().copied().collect();
-    NewApiKey { name: "key".to_owned(), scopes, reach, limits: KeyLimits::default(), expires_in: None }
+    NewApiKey {
+        name: "key".to_owned(),
+        scopes,
+        reach,
+        limits: KeyLimits::default(),
+        expires_in: None,
+        of_command: false,
+    }
 }
 
 async fn key(db: &Db, new: NewApiKey) -> (ApiKey, Presented) {
@@ -56,7 +63,8 @@ fn only(collections: &[CollectionId]) -> Reach {
 #[tokio::test]
 async fn a_key_opens_with_its_own_token_until_it_ends() {
     on_both(async |db| {
-        assert!(!any(db).await.unwrap() && !any_good(db).await.unwrap());
+        key(db, NewApiKey { of_command: true, ..wanted(&[Scope::Admin], Reach::All) }).await;
+        assert!(!any(db).await.unwrap() && !any_good(db).await.unwrap(), "a command's own key is nobody's");
         let one = collection(db, "one").await;
         let limits = KeyLimits { requests_per_minute: Some(7), jobs_in_flight: None, images_per_day: Some(0) };
         let new = NewApiKey { limits, ..wanted(&[Scope::Read, Scope::Identify], only(&[one])) };
