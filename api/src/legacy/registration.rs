@@ -16,7 +16,6 @@ use super::{check_reach, deadline, ended, found, found_or_made};
 use crate::auth::{Admin, Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, SubmitHeaders};
-use crate::routes::collections;
 use crate::routes::submit::{
     Enrollment, check_description, check_external_id, check_person, check_text, enroll_picture,
 };
@@ -88,16 +87,14 @@ async fn named(state: &AppState, collection: &collection::Model, id: &str) -> Ap
     }
 }
 
-/// Deletes the collection, as nothing else takes jobs and uploads along, and makes it again as it was.
+/// Puts an empty collection in the place of the one there is, as nothing else takes jobs and uploads along.
 pub(super) async fn clear(State(state): State<AppState>, caller: Caller<Admin>) -> ApiResult<Response> {
     check_reach(&caller)?;
     if let Some(collection) = found(&state, &caller).await? {
-        let settings = collection.settings()?;
-        // What could not be made again is not deleted.
-        collections::check_pipeline(&state, &collection.pipeline)?;
-        stored_collections::delete(&state.db, collection.id).await?;
-        // A request that came between may have made it.
-        collections::make(&state, &collection.name, &collection.pipeline, &settings).await?;
+        let db = state.db.clone();
+        // Of its own, so that a client that gives up does not end it half done.
+        let replaced = state.tasks.spawn(async move { stored_collections::replace(&db, &collection).await });
+        replaced.await.map_err(|error| ApiError::internal(&error))??;
     }
     Ok(answer::told(CLEARED))
 }

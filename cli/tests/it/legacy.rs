@@ -164,7 +164,13 @@ async fn a_front_end_goes_on_working(site: Site) {
 
     post(&server, "/api/delete", Some(&json!({ "delete_ID": 44 }))).await.ok("delete success!");
     post(&server, "/api/recognition/", Some(&asked)).await.ok("no result!");
+    let (path, settings) = ("/v1/collections/legacy", json!({ "settings": { "max_matches": 7 } }));
+    let (status, before) = server.patch(path, "*", &settings).await;
+    assert_eq!(status, StatusCode::OK, "{before}");
     post(&server, "/api/clear/", None).await.ok("all data has been cleaned!");
+    let after = server.get(path).await;
+    assert_eq!((&after["settings"], &after["pipeline"]), (&before["settings"], &before["pipeline"]));
+    assert_ne!(after["id"], before["id"]);
     post(&server, "/api/recognition/", Some(&asked)).await.ok("No face in database!");
     server.wait_for_objects(0).await;
     post(&server, "/api/register/", Some(&registration)).await.ok("new face has been saved!");

@@ -172,25 +172,60 @@ const SLICE: u32 = 5000;
 
 /// Deletes the collection and all it holds; its objects are left to the sweeper. False when it is not there.
 pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
-    // There may be millions of jobs: the first go in slices, what is left goes with the collection.
+    delete_jobs(db, id).await?;
+    through_deadlocks(|| delete_once(db, id)).await
+}
+
+/// Deletes the collection with all that it holds, and makes an empty one of its name, pipeline and settings, at once: nobody
+/// sees that there is none. `None` when it is not there.
+pub async fn replace(db: &Db, collection: &Model) -> Result<Option<Model>, DbErr> {
+    delete_jobs(db, collection.id).await?;
+    through_deadlocks(|| replace_once(db, collection)).await
+}
+
+/// There may be millions of them: these go in slices, what is left goes with the collection.
+async fn delete_jobs(db: &Db, id: CollectionId) -> Result<(), DbErr> {
     let sql = format!(
         "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE collection_id = $1 ORDER BY id LIMIT {SLICE} {{for update}})"
     );
     while through_deadlocks(|| execute(&db.write, &sql, [id.into()])).await? >= u64::from(SLICE) {}
-    through_deadlocks(|| delete_once(db, id)).await
+    Ok(())
 }
 
 async fn delete_once(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
+    let deleted = delete_in(&txn, id).await?;
+    txn.commit().await?;
+    Ok(deleted)
+}
+
+async fn replace_once(db: &Db, collection: &Model) -> Result<Option<Model>, DbErr> {
+    let txn = db.begin().await?;
+    if !delete_in(&txn, collection.id).await? {
+        txn.rollback().await?;
+        return Ok(None);
+    }
+    let row = ActiveModel {
+        id: Set(CollectionId::new()),
+        name: Set(collection.name.clone()),
+        pipeline: Set(collection.pipeline.clone()),
+        settings: Set(collection.settings.clone()),
+        created_at: Set(now(&txn).await?),
+    };
+    let made = row.insert(&txn).await?;
+    txn.commit().await?;
+    Ok(Some(made))
+}
+
+async fn delete_in(txn: &impl ConnectionTrait, id: CollectionId) -> Result<bool, DbErr> {
     let orphan = "INSERT INTO orphaned_objects (object_key)
         SELECT object_key FROM images WHERE collection_id = $1 AND object_key IS NOT NULL
         UNION SELECT object_key FROM uploads WHERE collection_id = $1
         ON CONFLICT DO NOTHING";
-    execute(&txn, orphan, [id.into()]).await?;
-    let deleted = execute(&txn, "DELETE FROM collections WHERE id = $1", [id.into()]).await?;
+    execute(txn, orphan, [id.into()]).await?;
+    let deleted = execute(txn, "DELETE FROM collections WHERE id = $1", [id.into()]).await?;
     // A claim whose jobs are gone would be found expired for ever.
-    execute(&txn, "DELETE FROM claims WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE claim_id = claims.id)", []).await?;
-    txn.commit().await?;
+    execute(txn, "DELETE FROM claims WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE claim_id = claims.id)", []).await?;
     Ok(deleted > 0)
 }
 
