@@ -38,7 +38,7 @@ impl Server {
         answer.headers()[ETAG].to_str().unwrap().to_owned()
     }
 
-    async fn patch(&self, path: &str, etag: &str, changes: &Value) -> (StatusCode, Value) {
+    pub(crate) async fn patch(&self, path: &str, etag: &str, changes: &Value) -> (StatusCode, Value) {
         read(self.request(Method::PATCH, path).header(IF_MATCH, etag).json(changes)).await
     }
 }
