@@ -84,7 +84,7 @@ async fn a_key_opens_with_its_own_token_until_it_ends() {
         expire(db, &others).await;
         assert!(!opens(db, &others).await && any(db).await.unwrap() && !any_good(db).await.unwrap());
         let states: Vec<_> = list(db, &Grant::everything(), None, 9).await.unwrap().iter().map(|k| k.state).collect();
-        assert_eq!(states, [KeyState::Revoked, KeyState::Expired]);
+        assert_eq!(states, [KeyState::Active, KeyState::Revoked, KeyState::Expired]);
     })
     .await;
 }
