@@ -27,7 +27,7 @@ impl Server {
     /// The head of an upload of so many bytes.
     fn head_of_upload(&self, bytes: u64) -> String {
         let key = self.key_setting().map(|(_, key)| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
-        format!("POST /v1/collections/c/uploads HTTP/1.1\r\nhost: x\r\n{key}content-length: {bytes}\r\n\r\n")
+        format!("POST /v1/collections/c/uploads HTTP/1.1\r\nhost: localhost\r\n{key}content-length: {bytes}\r\n\r\n")
     }
 }
 
@@ -65,7 +65,7 @@ async fn others_get_answers_beside_slow_clients(site: Site) {
 }
 
 async fn read_slowly(mut stream: TcpStream) {
-    stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     while stream.read(&mut [0; 1]).await.is_ok_and(|read| read > 0) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
