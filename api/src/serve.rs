@@ -21,6 +21,6 @@ pub async fn serve_within(listener: TcpListener, state: AppState, grace: Duratio
     let _ = watching.await;
     tasks.close();
     if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
-        tracing::warn!("an export was still under way after the grace period");
+        tracing::warn!("an export, or the clearing of a collection, was still under way after the grace period");
     }
 }

@@ -27,7 +27,7 @@ const USED_EVERY: Duration = Duration::from_secs(60);
 pub enum Door {
     /// Never.
     NeedsKey,
-    /// As long as there is no key at all; with everything then.
+    /// As long as nobody made a key (those that commands make for themselves do not count); with everything then.
     OpenWithoutKeys,
 }
 

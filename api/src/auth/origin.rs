@@ -21,9 +21,12 @@ pub(crate) fn is_foreign(headers: &HeaderMap) -> bool {
 /// Whether it calls the server by a name of this machine. A page whose own name leads here too (DNS rebinding) calls it by that.
 pub(super) fn is_for_this_machine(headers: &HeaderMap) -> bool {
     let Some(host) = text(headers, &HOST).and_then(|host| host.parse::<Authority>().ok()) else { return false };
-    let host = host.host();
+    let host = host.host().trim_end_matches('.').to_ascii_lowercase();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
+    // Browsers take every name below it for this machine (RFC 6761, section 6.3).
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -59,10 +62,27 @@ mod tests {
 
     #[test]
     fn this_machine_has_few_names() {
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "127.3.2.1", "[::1]:8080", "[::ffff:127.0.0.1]"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "localhost.",
+            "a.localhost:80",
+            "127.0.0.1:8080",
+            "127.3.2.1",
+            "[::1]:8080",
+            "[::ffff:127.0.0.1]",
+        ] {
             assert!(is_for_this_machine(&headers(&[(HOST, host)])), "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example:8080", "10.0.0.1", "[::2]", "127.0.0.1.evil.example", ""] {
+        for host in [
+            "evil.example",
+            "evillocalhost",
+            "localhost.evil.example:8080",
+            "10.0.0.1",
+            "[::2]",
+            "127.0.0.1.evil.example",
+            "",
+        ] {
             assert!(!is_for_this_machine(&headers(&[(HOST, host)])), "{host}");
         }
         assert!(!is_for_this_machine(&HeaderMap::new()));

@@ -43,8 +43,8 @@ pub(crate) fn routes() -> Router<AppState> {
     routes.into_iter().fold(Router::new(), both).route_layer(middleware::from_fn(of_same_site))
 }
 
-/// Refuses what a page of another site has a browser send: two of the requests need no body, so that nothing else would
-/// keep any page from emptying a server that lets everybody in.
+/// Refuses what a page of another site has a browser send: two of the requests need no body, and a proxy may add a key to
+/// whatever its users' browsers send.
 async fn of_same_site(request: Request, next: Next) -> Response {
     if origin::is_foreign(request.headers()) {
         let detail =

@@ -28,7 +28,7 @@ pub(super) struct RegisterRequest {
     #[serde(rename = "ID")]
     id: Text,
     name: Option<Text>,
-    description: Option<Text>,
+    description: Option<Value>,
     boundingbox: Option<Value>,
 }
 
@@ -51,8 +51,8 @@ pub(super) async fn register(
     check_external_id("#/ID", &request.id.0)?;
     let name = request.name.map(|name| name.0).filter(|name| !name.is_empty());
     name.as_ref().map_or(Ok(()), |name| check_text("#/name", name))?;
-    let description = request.description.map(|text| text.0).filter(|text| !text.is_empty());
-    description.as_ref().map_or(Ok(()), |text| check_description("#/description", text))?;
+    let description = description(request.description.as_ref());
+    let is_ignored = description.is_none() && input::is_given(request.description.as_ref());
     let person = PersonRef::External { external_id: request.id.0, name, description };
     let collection = found_or_made(&state, &caller).await?;
     check_person(&state, &collection, &person).await?;
@@ -60,10 +60,21 @@ pub(super) async fn register(
     let enrollment = Enrollment { picture, person, face, tag: None, webhook_endpoints: None };
     let job = enroll_picture(&state, &caller, &collection, &headers, enrollment).await?;
     let job = ended(&state, &caller, job.id, until).await?;
-    Ok(match job.state {
+    let response = match job.state {
         JobState::Succeeded => answer::told(SAVED),
         _ => answer::unsuccessful(NOT_SAVED, &job),
-    })
+    };
+    Ok(answer::ignoring(is_ignored.then_some("description"), response))
+}
+
+/// What can be kept of what the front end says of somebody: nobody stays unregistered for the rest.
+fn description(given: Option<&Value>) -> Option<String> {
+    let text = match given? {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
+    };
+    (!text.is_empty() && check_description("#/description", &text).is_ok()).then_some(text)
 }
 
 pub(super) async fn delete(
@@ -93,7 +104,7 @@ pub(super) async fn clear(State(state): State<AppState>, caller: Caller<Admin>) 
     if let Some(collection) = found(&state, &caller).await? {
         let db = state.db.clone();
         // Of its own, so that a client that gives up does not end it half done.
-        let replaced = state.tasks.spawn(async move { stored_collections::replace(&db, &collection).await });
+        let replaced = state.tasks.spawn(async move { stored_collections::replace(&db, collection.id).await });
         replaced.await.map_err(|error| ApiError::internal(&error))??;
     }
     Ok(answer::told(CLEARED))

@@ -41,7 +41,7 @@ pub struct NewKey {
     /// The collections that it holds for, by id or name; all where absent, those too that are made later.
     #[schema(min_items = 1, max_items = 100)]
     collections: Option<Vec<String>>,
-    /// How long it is good for, in seconds; until it is revoked where absent.
+    /// How long it is good for, in seconds; until it is revoked where absent. No longer than the key that makes it.
     #[schema(maximum = 315_360_000)]
     #[serde(default, deserialize_with = "shared::whole::optional")]
     expires_in_s: Option<u64>,
@@ -202,22 +202,21 @@ async fn checked(state: &AppState, caller: &Grant, new: NewKey) -> ApiResult<New
     };
     check_limits(caller.limits(), limits.or(state.config.limits))?;
     let expires_in = seconds("#/expires_in_s", new.expires_in_s)?;
-    check_end(state, caller, expires_in).await?;
+    if let Some(left) = ends_later(state, caller, expires_in).await? {
+        let detail = format!("must be at most {}: your own key ends then", left.as_secs());
+        return Err(ApiError::invalid("#/expires_in_s", detail));
+    }
     Ok(NewApiKey { name: new.name, scopes: new.scopes, reach, limits, expires_in, of_command: false })
 }
 
-/// Refuses an end that lies behind that of the caller's own key.
-async fn check_end(state: &AppState, caller: &Grant, expires_in: Option<Duration>) -> ApiResult<()> {
-    let Some(own) = caller.key() else { return Ok(()) };
+/// How long the caller's own key is good yet, where a key of that life would be good for longer.
+async fn ends_later(state: &AppState, caller: &Grant, expires_in: Option<Duration>) -> ApiResult<Option<Duration>> {
+    let Some(own) = caller.key() else { return Ok(None) };
     let Some(end) = api_keys::find(&state.db, caller, own.id).await?.and_then(|key| key.expires_at) else {
-        return Ok(());
+        return Ok(None);
     };
     let left = Duration::from_micros(u64::try_from(end - now(&state.db.read).await?).unwrap_or_default());
-    if expires_in.is_some_and(|wanted| wanted <= left) {
-        return Ok(());
-    }
-    let detail = format!("must be at most {}: your own key ends then", left.as_secs());
-    Err(ApiError::invalid("#/expires_in_s", detail))
+    Ok(expires_in.is_none_or(|wanted| wanted > left).then_some(left))
 }
 
 /// The collections of a new key, each of which the caller has.
@@ -302,6 +301,11 @@ pub async fn rotate(
     let key = api_keys::find(&state.db, &caller, id).await?.ok_or_else(|| not_found(id))?;
     if check_limits(caller.limits(), key.limits.or(state.config.limits)).is_err() {
         return Err(ApiError::forbidden("the key has wider limits than yours, and you would be given one like it"));
+    }
+    let life = key.expires_at.map(|end| Duration::from_micros(u64::try_from(end - key.created_at).unwrap_or_default()));
+    // Whoever holds a key may go on with it under another token; of another's they would have one that lives on.
+    if caller.owner() != Some(key.line) && ends_later(&state, &caller, life).await?.is_some() {
+        return Err(ApiError::forbidden("the key's successor would live longer than your own key"));
     }
     let token = NewToken::make().map_err(|error| ApiError::internal(&error))?;
     let successor = match changes::rotate(&state.db, &caller, id, &token, grace).await? {

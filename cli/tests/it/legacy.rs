@@ -141,6 +141,12 @@ async fn a_front_end_goes_on_working(site: Site) {
     let person = &persons["items"][0];
     assert_eq!((&person["name"], &person["description"]), (&json!("Barack Obama"), &json!("the 44th")));
 
+    // What cannot be kept keeps nobody from being registered.
+    let again = json!({ "picture": base64(&obama), "ID": 44, "description": { "nested": true } });
+    let saved = post(&server, "/api/register/", Some(&again)).await;
+    saved.ok("new face has been saved!");
+    assert_eq!(saved.headers["x-face-id-ignored"], "description");
+
     let found = post(&server, "/api/recognition", Some(&asked)).await;
     found.ok("find result!");
     assert_eq!((&found.body["ID"], &found.body["name"]), (&json!("44"), &json!("Barack Obama")));

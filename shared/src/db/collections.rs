@@ -178,9 +178,9 @@ pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
 
 /// Deletes the collection with all that it holds, and makes an empty one of its name, pipeline and settings, at once: nobody
 /// sees that there is none. `None` when it is not there.
-pub async fn replace(db: &Db, collection: &Model) -> Result<Option<Model>, DbErr> {
-    delete_jobs(db, collection.id).await?;
-    through_deadlocks(|| replace_once(db, collection)).await
+pub async fn replace(db: &Db, id: CollectionId) -> Result<Option<Model>, DbErr> {
+    delete_jobs(db, id).await?;
+    through_deadlocks(|| replace_once(db, id)).await
 }
 
 /// There may be millions of them: these go in slices, what is left goes with the collection.
@@ -199,12 +199,16 @@ async fn delete_once(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
     Ok(deleted)
 }
 
-async fn replace_once(db: &Db, collection: &Model) -> Result<Option<Model>, DbErr> {
+async fn replace_once(db: &Db, id: CollectionId) -> Result<Option<Model>, DbErr> {
     let txn = db.begin().await?;
-    if !delete_in(&txn, collection.id).await? {
+    // Its settings as they are now: nobody changes them until they are copied.
+    let lock = "SELECT count(*) AS n FROM (SELECT id FROM collections WHERE id = $1 {for update}) AS locked";
+    count(&txn, lock, [id.into()]).await?;
+    let Some(collection) = find(&txn, &Grant::everything(), id).await? else {
         txn.rollback().await?;
         return Ok(None);
-    }
+    };
+    delete_in(&txn, id).await?;
     let row = ActiveModel {
         id: Set(CollectionId::new()),
         name: Set(collection.name.clone()),

@@ -220,7 +220,17 @@ async fn no_key_outlives_its_maker(site: Site) {
         assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("invalid_request")));
         assert_eq!(problem["errors"][0]["pointer"], "#/expires_in_s");
     }
-    assert_eq!(make(json!(3000)).await.0, StatusCode::CREATED);
+    let (status, short) = make(json!(3000)).await;
+    assert_eq!(status, StatusCode::CREATED);
+    // Nor does it get one by rotating another's; its own goes on.
+    let endless = site.make_key(&["--scope", "read"]).await;
+    for (key, expected) in
+        [(&endless, StatusCode::FORBIDDEN), (&short, StatusCode::CREATED), (&maker, StatusCode::CREATED)]
+    {
+        let path = format!("/v1/api-keys/{}/rotate", key["id"].as_str().unwrap());
+        let (status, answer) = send(&server, "POST", &path, Some(token(&maker)), Some(&json!({}))).await;
+        assert_eq!(status, expected, "{answer}");
+    }
     server.stop().await;
 }
 

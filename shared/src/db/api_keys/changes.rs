@@ -138,7 +138,7 @@ pub async fn revoke(db: &Db, grant: &Grant, id: ApiKeyId, last: LastAdmin) -> Re
     let txn = db.begin().await?;
     // Locked, so that two that are revoked at once do not count on each other.
     let sql = format!(
-        "SELECT {COLUMNS} FROM api_keys k WHERE k.revoked_at IS NULL AND k.all_collections ORDER BY k.id {{for update}}"
+        "SELECT {COLUMNS} FROM api_keys k WHERE k.revoked_at IS NULL AND k.all_collections AND NOT k.of_command ORDER BY k.id {{for update}}"
     );
     let rows = Row::find_by_statement(statement(&txn, &sql, [])).all(&txn).await?;
     let all: Vec<ApiKey> = keys_of(&txn, rows).await?.into_iter().map(|(key, _)| key).collect();

@@ -44,10 +44,10 @@ pub async fn any(db: &Db) -> Result<bool, DbErr> {
         > 0)
 }
 
-/// Whether there is a key that is good, and somebody has.
+/// Whether there is a key that is good, a command's own too.
 pub async fn any_good(db: &Db) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM api_keys
-        WHERE NOT of_command AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now}) LIMIT 1) AS one";
+        WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now}) LIMIT 1) AS one";
     Ok(count(&db.read, sql, []).await? > 0)
 }
 

@@ -1,6 +1,6 @@
 //! Who the persons of a file are in a collection, and the ids that its rows get.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
@@ -115,7 +115,7 @@ pub(super) async fn resolve_and_hold(
     Ok(found)
 }
 
-/// Makes those that are not there, and gives a name to those that have none; returns how many are new.
+/// Makes those that are not there, and gives those that lack it a name and a description; returns how many are new.
 pub(super) async fn write(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
@@ -148,17 +148,23 @@ pub(super) async fn write(
         new.table(txn)
     );
     let added = execute(txn, &sql, [new.value(), collection.into()]).await?;
-    let told = lines.iter().filter(|line| line.name.is_some() || line.description.is_some());
-    let row = |line: &PersonLine| {
-        let id = rows::id(known.get(&line.id)?.0);
-        Some(json!({ "id": id, "name": line.name, "description": line.description }))
-    };
+    // Several lines may be one person here.
+    let mut told: BTreeMap<PersonId, (Option<&str>, Option<&str>)> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.name.is_some() || line.description.is_some()) {
+        if let Some(id) = known.get(&line.id) {
+            let (name, description) = told.entry(*id).or_default();
+            *name = name.or(line.name.as_deref());
+            *description = description.or(line.description.as_deref());
+        }
+    }
+    let row = |(id, (name, description)): (PersonId, (Option<&str>, Option<&str>))| json!({ "id": rows::id(id.0), "name": name, "description": description });
     let columns = &[("id", Column::Id), ("name", Column::Text), ("description", Column::Text)];
-    let told = Rows::new(columns, told.filter_map(row).collect());
+    let told = Rows::new(columns, told.into_iter().map(row).collect());
     let sql = format!(
         "UPDATE persons SET name = COALESCE(persons.name, r.name),
             description = COALESCE(persons.description, r.description)
-         FROM {} WHERE persons.id = r.id AND (persons.name IS NULL OR persons.description IS NULL)",
+         FROM {} WHERE persons.id = r.id AND ((persons.name IS NULL AND r.name IS NOT NULL)
+            OR (persons.description IS NULL AND r.description IS NOT NULL))",
         told.table(txn)
     );
     execute(txn, &sql, [told.value()]).await?;
