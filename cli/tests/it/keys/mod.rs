@@ -237,7 +237,8 @@ async fn no_key_outlives_its_maker(site: Site) {
 /// Whoever leads a browser here has not been let in.
 #[tokio::test]
 async fn an_open_server_answers_no_page_of_another_site() {
-    let server = Server::start(&Site::embedded()).await;
+    let site = Site::embedded();
+    let server = Server::start(&site).await;
     let asked = async |name: &str, value: &str| {
         let request = server.request(Method::GET, "/v1/collections").header(name, value);
         request.send().await.unwrap().status()
