@@ -23,6 +23,7 @@ mod m20261126_000015_api_keys;
 mod m20261126_000016_webhooks;
 mod m20261126_000017_waiting_jobs;
 mod m20261126_000018_found_missing;
+mod m20261126_000019_reprocess;
 mod statements;
 
 /// All migrations in order.
@@ -50,6 +51,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000016_webhooks::Migration),
             Box::new(m20261126_000017_waiting_jobs::Migration),
             Box::new(m20261126_000018_found_missing::Migration),
+            Box::new(m20261126_000019_reprocess::Migration),
         ]
     }
 }

@@ -81,6 +81,10 @@ id!(
     BatchId
 );
 id!(
+    /// A run that gives a collection another pipeline.
+    ReprocessRunId
+);
+id!(
     /// An API key.
     ApiKeyId
 );

@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ids::{FaceId, PersonId, UploadId};
+use crate::ids::{FaceId, ImageId, PersonId, UploadId};
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema)]
@@ -26,6 +26,9 @@ pub enum JobKind {
     /// Matches a collection's faces again that nobody was named for, or only by a match.
     #[sea_orm(string_value = "rematch")]
     Rematch,
+    /// Adds to images what another pipeline makes of them.
+    #[sea_orm(string_value = "reembed")]
+    Reembed,
 }
 
 impl JobKind {
@@ -37,14 +40,15 @@ impl JobKind {
             Self::Identify => "identify",
             Self::Verify => "verify",
             Self::Rematch => "rematch",
+            Self::Reembed => "reembed",
         }
     }
 
-    /// The lane a job of this kind waits in: somebody waits for all but `index` and `rematch`.
+    /// The lane a job of this kind waits in: somebody waits for all but `index`, `rematch` and `reembed`.
     pub fn lane(self) -> Lane {
         match self {
             Self::Enroll | Self::Identify | Self::Verify => Lane::Interactive,
-            Self::Index | Self::Rematch => Lane::Bulk,
+            Self::Index | Self::Rematch | Self::Reembed => Lane::Bulk,
         }
     }
 }
@@ -296,6 +300,13 @@ pub enum JobArgs {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         progress: Option<RematchProgress>,
     },
+    /// See [`JobKind::Reembed`].
+    Reembed {
+        /// The images; one that is gone is nothing to do.
+        images: Vec<ImageId>,
+        /// Whether faces are looked for where the pipeline's detector has not looked yet.
+        detects: bool,
+    },
 }
 
 /// Which faces a rematch looks at.
@@ -335,6 +346,7 @@ impl JobArgs {
             Self::Identify { .. } => JobKind::Identify,
             Self::Verify { .. } => JobKind::Verify,
             Self::Rematch { .. } => JobKind::Rematch,
+            Self::Reembed { .. } => JobKind::Reembed,
         }
     }
 
@@ -346,7 +358,7 @@ impl JobArgs {
             | Self::Index { image }
             | Self::Identify { image, .. }
             | Self::Verify { image, other: VerifyTarget::Person(_), .. } => vec![image],
-            Self::Rematch { .. } => Vec::new(),
+            Self::Rematch { .. } | Self::Reembed { .. } => Vec::new(),
         }
     }
 

@@ -119,6 +119,7 @@ pub struct WorkerConfig {
     pub execution_provider: ExecutionProvider,
     concurrency: usize,
     sessions: usize,
+    models_memory_mib: u64,
     #[serde(deserialize_with = "list::numbers")]
     pub batch_sizes: Vec<usize>,
     pub lease_s: f64,
@@ -267,6 +268,14 @@ impl WorkerConfig {
     /// Pictures worked on at once: the setting, or two a core, so that one decodes while the other infers.
     pub fn concurrency(&self) -> usize {
         if self.concurrency > 0 { self.concurrency } else { 2 * cores() }
+    }
+
+    /// What loaded models may take, in bytes.
+    pub fn models_memory(&self) -> u64 {
+        match self.models_memory_mib {
+            0 => u64::MAX,
+            mib => mib.saturating_mul(1 << 20),
+        }
     }
 
     /// ONNX Runtime sessions a model: the setting, or one a core; on a GPU one, whose batches fill it.

@@ -1,12 +1,12 @@
 //! Queries on collections.
 
 use sea_orm::prelude::*;
-use sea_orm::{ActiveValue::Set, QueryOrder, QuerySelect, SqlErr};
+use sea_orm::{ActiveValue::Set, FromQueryResult, QueryOrder, QuerySelect, SqlErr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, execute, is_postgres, now, rematches, scoped, through_deadlocks};
+use super::{Db, count, execute, faces, is_postgres, now, rematches, scoped, statement, through_deadlocks};
 use crate::access::Grant;
 use crate::ids::CollectionId;
 
@@ -30,11 +30,20 @@ pub struct CollectionSettings {
     pub max_matches: usize,
     /// Whether faces that nobody knows are put together where they look like one person.
     pub clustering: bool,
+    /// Whether a crop of each face is kept, from which another model can make its vectors without the picture.
+    pub keep_crops: bool,
 }
 
 impl Default for CollectionSettings {
     fn default() -> Self {
-        Self { target_fpir: 0.01, verify_far: 0.001, match_cosine: None, max_matches: 5, clustering: true }
+        Self {
+            target_fpir: 0.01,
+            verify_far: 0.001,
+            match_cosine: None,
+            max_matches: 5,
+            clustering: true,
+            keep_crops: true,
+        }
     }
 }
 
@@ -99,6 +108,8 @@ pub async fn create(
         pipeline: Set(pipeline.to_owned()),
         settings: Set(to_json(settings)?),
         created_at: Set(now(&db.write).await?),
+        hidden_revision: Set(None),
+        shown_revision: Set(None),
     };
     match row.insert(&db.write).await {
         Ok(model) => Ok(Some(model)),
@@ -153,16 +164,36 @@ pub async fn update_settings(
     Ok(true)
 }
 
-/// Counts what the collection holds.
+/// The pipeline that the collection goes by: it stays that until the transaction ends. `None`: the collection is gone.
+pub async fn hold_pipeline(txn: &impl ConnectionTrait, id: CollectionId) -> Result<Option<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        pipeline: String,
+    }
+    let lock = if is_postgres(txn) { "FOR KEY SHARE" } else { "" };
+    let sql = format!("SELECT pipeline FROM collections WHERE id = $1 {lock}");
+    let row = Row::find_by_statement(statement(txn, &sql, [id.into()])).one(txn).await?;
+    Ok(row.map(|row| row.pipeline))
+}
+
+/// Counts what the collection holds and shows.
 pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr> {
     let of = async |rows: &str| {
         count(&db.read, &format!("SELECT count(*) AS n FROM {rows} AND collection_id = $1"), [id.into()]).await
     };
+    let sql = "SELECT count(*) AS n FROM collections
+        WHERE id = $1 AND (hidden_revision IS NOT NULL OR shown_revision IS NOT NULL)";
+    // Only where there is something that is not shown, each face has to be looked at.
+    let shown = if count(&db.read, sql, [id.into()]).await? > 0 {
+        format!("faces f JOIN collections c ON c.id = f.collection_id WHERE {}", faces::SHOWN)
+    } else {
+        "faces f WHERE TRUE".to_owned()
+    };
     Ok(CollectionCounts {
         persons: of("persons WHERE TRUE").await?,
-        faces: of("faces WHERE TRUE").await?,
+        faces: of(&shown).await?,
         images: of("images WHERE TRUE").await?,
-        unknown_faces: of("faces WHERE person_id IS NULL AND NOT hidden").await?,
+        unknown_faces: of(&format!("{shown} AND f.person_id IS NULL AND NOT f.hidden")).await?,
         clusters: of("clusters WHERE person_id IS NULL AND faces > 1").await?,
     })
 }
@@ -215,6 +246,8 @@ async fn replace_once(db: &Db, id: CollectionId) -> Result<Option<Model>, DbErr>
         pipeline: Set(collection.pipeline.clone()),
         settings: Set(collection.settings.clone()),
         created_at: Set(now(&txn).await?),
+        hidden_revision: Set(None),
+        shown_revision: Set(None),
     };
     let made = row.insert(&txn).await?;
     txn.commit().await?;
@@ -225,6 +258,7 @@ async fn delete_in(txn: &impl ConnectionTrait, id: CollectionId) -> Result<bool,
     let orphan = "INSERT INTO orphaned_objects (object_key)
         SELECT object_key FROM images WHERE collection_id = $1 AND object_key IS NOT NULL
         UNION SELECT object_key FROM uploads WHERE collection_id = $1
+        UNION SELECT object_key FROM crops WHERE collection_id = $1
         ON CONFLICT DO NOTHING";
     execute(txn, orphan, [id.into()]).await?;
     let deleted = execute(txn, "DELETE FROM collections WHERE id = $1", [id.into()]).await?;

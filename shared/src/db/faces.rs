@@ -1,16 +1,21 @@
 //! Queries on faces, where they lie, and their embeddings.
 
+use std::collections::HashMap;
+
 use sea_orm::prelude::*;
 use sea_orm::{ActiveValue::Set, FromQueryResult as _, QueryOrder, QuerySelect};
 use serde_json::json;
 
 use super::entity::{face, face_geometry};
 use super::rows::{self, Column, Rows};
-use super::{Db, embeddings, execute, images, now, placeholders, rejections, rematches, statement, through_deadlocks};
+use super::{
+    Db, crops, embeddings, execute, images, now, placeholders, rejections, rematches, statement, through_deadlocks,
+};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
 use crate::job::FaceBox;
 
+pub use super::crops::NewCrop;
 pub use super::entity::face::AssignedBy;
 
 /// A face as a worker found it, to be stored.
@@ -26,6 +31,8 @@ pub struct NewFace {
     pub quality: String,
     /// The vector; `None` where the face is too poor to have one.
     pub embedding: Option<Embedding>,
+    /// The crop that is kept of it, if any.
+    pub crop: Option<NewCrop>,
 }
 
 /// Which image, detector revision and pipeline new faces belong to.
@@ -45,6 +52,16 @@ pub struct PlacedFace {
     pub face: face::Model,
     pub geometry: face_geometry::Model,
 }
+
+/// Which of `faces f` with their `collections c` are shown: those that the detector knows which the collection goes by, and
+/// those that somebody has named, whoever knows them.
+pub(super) const SHOWN: &str = "((c.hidden_revision IS NULL AND c.shown_revision IS NULL) OR f.locked
+    OR f.assigned_by IN ('enrolled', 'user', 'cluster') OR EXISTS (SELECT 1 FROM face_geometry g WHERE g.face_id = f.id
+        AND COALESCE(g.detector_revision = c.shown_revision, g.detector_revision <> c.hidden_revision)))";
+/// The order of `face_geometry g` of which the first row of a face is shown: the active detector's, and among revisions of it
+/// the latest.
+pub(super) const PREFERRED: &str = "CASE WHEN g.detector_revision = c.shown_revision THEN 0
+    WHEN g.detector_revision = c.hidden_revision THEN 2 ELSE 1 END, g.detector_revision DESC";
 
 /// Two boxes of one image that overlap by more than this (intersection over union) are one face.
 pub const SAME_FACE_IOU: f32 = 0.5;
@@ -85,6 +102,9 @@ pub(super) async fn find_many(conn: &impl ConnectionTrait, ids: &[FaceId]) -> Re
     with_geometry(conn, face::Entity::find().filter(named).order_by_asc(face::Column::Id).all(conn).await?).await
 }
 
+/// Faces that are read at once at least.
+const STEP: u64 = 100;
+
 /// Up to `limit` faces of the collection whose id comes after `after`.
 pub async fn list(
     db: &Db,
@@ -96,7 +116,8 @@ pub async fn list(
     let mut after = after;
     let mut found = Vec::new();
     loop {
-        let missing = limit - found.len() as u64;
+        // Of many that are not shown, not one by one.
+        let missing = (limit - found.len() as u64).max(STEP);
         let mut query = face::Entity::find()
             .filter(face::Column::CollectionId.eq(collection))
             .filter(face::Column::Hidden.eq(filter.hidden))
@@ -114,6 +135,7 @@ pub async fn list(
         // One that was deleted between the two reads must not make the page look like the last.
         found.extend(with_geometry(&db.read, rows).await?);
         if is_end || found.len() as u64 >= limit {
+            found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
             return Ok(found);
         }
     }
@@ -146,8 +168,20 @@ pub async fn find_at(
     image: ImageId,
     place: &FaceBox,
 ) -> Result<Option<face::Model>, DbErr> {
-    let known = of_image(conn, image).await?;
+    let known = seen_on_image(conn, image).await?;
     Ok(best_at(&known, place).map(|at| known[at].face.clone()))
+}
+
+/// The faces of an image, each once for every detector revision that has seen it, shown or not.
+pub async fn seen_on_image(conn: &impl ConnectionTrait, image: ImageId) -> Result<Vec<PlacedFace>, DbErr> {
+    let faces = face::Entity::find().filter(face::Column::ImageId.eq(image)).all(conn).await?;
+    let faces: HashMap<FaceId, face::Model> = faces.into_iter().map(|face| (face.id, face)).collect();
+    let sql = "SELECT g.* FROM face_geometry g JOIN faces f ON f.id = g.face_id
+        WHERE f.image_id = $1 ORDER BY g.face_id, g.detector_revision";
+    let seen = face_geometry::Model::find_by_statement(statement(conn, sql, [image.into()])).all(conn).await?;
+    let placed =
+        |geometry: face_geometry::Model| Some(PlacedFace { face: faces.get(&geometry.face_id)?.clone(), geometry });
+    Ok(seen.into_iter().filter_map(placed).collect())
 }
 
 fn best_at(known: &[PlacedFace], place: &FaceBox) -> Option<usize> {
@@ -171,22 +205,37 @@ pub async fn embeddings_of_person(
 }
 
 /// Stores each face, or finds the one that already lies at its place on the image (see [`SAME_FACE_IOU`]); returns
-/// the faces in the order given. A face that is there keeps its person; what it lacks (vector, geometry) is added.
+/// the faces in the order given. A face that is there keeps its person; what it lacks (vector, geometry, crop) is added.
 pub async fn place(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &[NewFace]) -> Result<Vec<face::Model>, DbErr> {
-    let mut known = of_image(txn, origin.image).await?;
+    let mut known = seen_on_image(txn, origin.image).await?;
     let mut placed = Vec::with_capacity(new.len());
     for candidate in new {
         let face = match best_at(&known, &candidate.face_box) {
-            Some(at) => known.swap_remove(at).face,
+            Some(at) => known[at].face.clone(),
             None => insert(txn, origin).await?,
         };
-        insert_geometry(txn, origin, face.id, candidate).await?;
-        if let Some(embedding) = &candidate.embedding {
-            embeddings::insert(txn, origin, face.id, embedding).await?;
-        }
+        known.retain(|other| other.face.id != face.id);
+        add(txn, origin, face.id, candidate).await?;
         placed.push(face);
     }
     Ok(placed)
+}
+
+/// Adds to a face what it lacks of this: its place as the origin's detector saw it, vector and crop.
+pub(super) async fn add(
+    txn: &impl ConnectionTrait,
+    origin: Origin<'_>,
+    face: FaceId,
+    new: &NewFace,
+) -> Result<(), DbErr> {
+    insert_geometry(txn, origin, face, new).await?;
+    if let Some(embedding) = &new.embedding {
+        embeddings::insert(txn, origin, face, embedding).await?;
+    }
+    if let Some(crop) = &new.crop {
+        crops::insert_all(txn, origin, &[(face, crop)]).await?;
+    }
+    Ok(())
 }
 
 /// A face of an image that has none yet, and whose it looks like.
@@ -222,7 +271,9 @@ pub async fn insert_first(txn: &impl ConnectionTrait, origin: Origin<'_>, new: &
     );
     execute(txn, &sql, [rows.value(), origin.detector_revision.into()]).await?;
     let vectors = new.iter().filter_map(|new| Some((new.id, new.face.embedding.as_ref()?))).collect::<Vec<_>>();
-    embeddings::insert_all(txn, origin, &vectors).await
+    embeddings::insert_all(txn, origin, &vectors).await?;
+    let crops = new.iter().filter_map(|new| Some((new.id, new.face.crop.as_ref()?))).collect::<Vec<_>>();
+    crops::insert_all(txn, origin, &crops).await
 }
 
 const GEOMETRY: [(&str, Column); 8] = [
@@ -334,19 +385,24 @@ async fn insert_geometry(
     Ok(())
 }
 
+/// Each of the faces that is shown, with the place at which the active pipeline's detector saw it, or where it was said to
+/// be a person's.
 async fn with_geometry(conn: &impl ConnectionTrait, faces: Vec<face::Model>) -> Result<Vec<PlacedFace>, DbErr> {
     if faces.is_empty() {
         return Ok(Vec::new());
     }
-    // The latest revision's row wins where several detectors have seen the face.
     let sql = format!(
-        "SELECT face_id, detector_revision, x, y, width, height, landmarks, score, quality FROM face_geometry
-         WHERE face_id IN ({}) ORDER BY detector_revision",
+        "SELECT g.* FROM face_geometry g JOIN faces f ON f.id = g.face_id JOIN collections c ON c.id = f.collection_id
+         WHERE g.face_id IN ({}) AND {SHOWN}
+         ORDER BY {PREFERRED}",
         placeholders(1, faces.len())
     );
     let ids = faces.iter().map(|f| f.id.into());
     let rows = face_geometry::Model::find_by_statement(statement(conn, &sql, ids)).all(conn).await?;
-    let mut by_face: std::collections::HashMap<_, _> = rows.into_iter().map(|g| (g.face_id, g)).collect();
+    let mut by_face: HashMap<FaceId, face_geometry::Model> = HashMap::new();
+    for row in rows {
+        by_face.entry(row.face_id).or_insert(row);
+    }
     Ok(faces
         .into_iter()
         .filter_map(|face| by_face.remove(&face.id).map(|geometry| PlacedFace { face, geometry }))

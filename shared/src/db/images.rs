@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::entity::image::{self, Entity, Model};
 use super::rows::{self, Column, Rows};
-use super::{Db, count, execute, placeholders, statement};
+use super::{Db, count, execute, faces, placeholders, statement};
 use crate::ids::{CollectionId, ImageId, PersonId};
 
 /// The image of that id in that collection.
@@ -124,8 +124,10 @@ pub async fn of_person(
     let from = if after.is_some() { format!("AND ({order}, i.id) > ($3, $4)") } else { String::new() };
     let sql = format!(
         "SELECT i.* FROM images i WHERE i.collection_id = $1
-            AND i.id IN (SELECT f.image_id FROM faces f WHERE f.person_id = $2 AND NOT f.hidden) {from}
-         ORDER BY {order}, i.id LIMIT {limit}"
+            AND i.id IN (SELECT f.image_id FROM faces f JOIN collections c ON c.id = f.collection_id
+                WHERE f.person_id = $2 AND NOT f.hidden AND {}) {from}
+         ORDER BY {order}, i.id LIMIT {limit}",
+        faces::SHOWN
     );
     let after = after.into_iter().flat_map(|(captured_at, id)| [Value::from(captured_at), id.into()]);
     let values = [collection.into(), person.into()].into_iter().chain(after);
@@ -292,6 +294,29 @@ pub(super) async fn lock(txn: &impl ConnectionTrait, image: ImageId) -> Result<(
     let sql = "SELECT count(*) AS n FROM (SELECT id FROM images WHERE id = $1 {for update}) AS locked";
     count(txn, sql, [image.into()]).await?;
     Ok(())
+}
+
+/// Locks these images as [`lock`] does; returns those that are there.
+pub(super) async fn lock_all(txn: &impl ConnectionTrait, images: &[ImageId]) -> Result<HashSet<ImageId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: ImageId,
+    }
+    if images.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // In the order in which those are locked that are stored together.
+    let sql =
+        format!("SELECT id FROM images WHERE id IN ({}) ORDER BY sha256 {{for update}}", placeholders(1, images.len()));
+    let locked =
+        Row::find_by_statement(statement(txn, &sql, images.iter().map(|id| Value::from(*id)))).all(txn).await?;
+    Ok(locked.into_iter().map(|row| row.id).collect())
+}
+
+/// Whether any detector has analysed the image: else only single faces of it were stored.
+pub(super) async fn is_analysed_by_any(conn: &impl ConnectionTrait, image: ImageId) -> Result<bool, DbErr> {
+    let sql = "SELECT count(*) AS n FROM image_analyses WHERE image_id = $1";
+    Ok(count(conn, sql, [image.into()]).await? > 0)
 }
 
 /// Deletes the locked image if no face and no analysis is left of it, and leaves its object to the sweeper.

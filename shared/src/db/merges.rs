@@ -136,6 +136,7 @@ mod tests {
             score: 0.9,
             quality: "{}".to_owned(),
             embedding: None,
+            crop: None,
         };
         let origin = Origin { collection, image, detector_revision: "r", pipeline: "p" };
         let face = faces::place(&txn, origin, &[new]).await.unwrap()[0].id;

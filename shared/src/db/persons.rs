@@ -78,7 +78,12 @@ pub async fn list(db: &Db, collection: CollectionId, after: Option<PersonId>, li
 
 /// How many faces the person has, those that are hidden left out.
 pub async fn count_faces(db: &Db, id: PersonId) -> Result<i64, DbErr> {
-    count(&db.read, "SELECT count(*) AS n FROM faces WHERE person_id = $1 AND NOT hidden", [id.into()]).await
+    let sql = format!(
+        "SELECT count(*) AS n FROM faces f JOIN collections c ON c.id = f.collection_id
+         WHERE f.person_id = $1 AND NOT f.hidden AND {}",
+        faces::SHOWN
+    );
+    count(&db.read, &sql, [id.into()]).await
 }
 
 /// Whether the person of that id is the one that an enroll job names.

@@ -139,6 +139,7 @@ pub async fn is_referenced(db: &Db, object_key: &str) -> Result<bool, DbErr> {
         return needs_manifest(db, manifest).await;
     }
     let sql = "SELECT (SELECT count(*) FROM uploads WHERE object_key = $1)
-        + (SELECT count(*) FROM images WHERE object_key = $1) AS n";
+        + (SELECT count(*) FROM images WHERE object_key = $1)
+        + (SELECT count(*) FROM crops WHERE object_key = $1) AS n";
     Ok(super::count(&db.read, sql, [object_key.into()]).await? > 0)
 }

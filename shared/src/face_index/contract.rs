@@ -63,6 +63,7 @@ async fn store(
         score: 0.9,
         quality: "{}".to_owned(),
         embedding: Some(embedding),
+        crop: None,
     };
     let origin = Origin {
         collection: gallery.collection,

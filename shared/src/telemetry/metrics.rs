@@ -70,6 +70,11 @@ fn describe() {
     ] {
         describe_counter!(name, text);
     }
+    describe_levels();
+    describe_distributions();
+}
+
+fn describe_levels() {
     for (name, unit, text) in [
         ("face_id_queue_connected", Unit::Count, "1 while the connection to the broker stands, by direction."),
         ("face_id_queue_blocked", Unit::Count, "1 while the broker takes no messages (memory or disk alarm)."),
@@ -90,10 +95,14 @@ fn describe() {
         ("face_id_webhook_pending", Unit::Count, "Events that wait to be told to an endpoint; up to 100000."),
         ("face_id_webhook_oldest_pending_age_seconds", Unit::Seconds, "How long the oldest of them has waited."),
         ("face_id_webhook_endpoints_disabled", Unit::Count, "Webhook endpoints that are disabled."),
+        ("face_id_pipelines_loaded", Unit::Count, "Pipelines whose models are in memory."),
         ("face_id_leader", Unit::Count, "1 while this worker leads, by role."),
     ] {
         describe_gauge!(name, unit, text);
     }
+}
+
+fn describe_distributions() {
     for (name, unit, text) in [
         ("face_id_job_wait_seconds", Unit::Seconds, "From a job's creation to its first attempt, by lane."),
         (
@@ -181,6 +190,11 @@ pub fn dead_letter() {
 /// An attempt wanted to write after its claim was taken away.
 pub fn stale_write_refused() {
     counter!("face_id_stale_writes_refused_total").increment(1);
+}
+
+/// So many pipelines have their models in memory.
+pub fn pipelines_loaded(count: usize) {
+    gauge!("face_id_pipelines_loaded").set(count as f64);
 }
 
 /// Jobs lost their worker.

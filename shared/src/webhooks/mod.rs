@@ -32,6 +32,12 @@ pub enum EventType {
     /// A batch has ended, each time that it does.
     #[serde(rename = "batch.completed")]
     BatchCompleted,
+    /// A collection's images have what the new pipeline of a reprocess run makes of them.
+    #[serde(rename = "reprocess.completed")]
+    ReprocessCompleted,
+    /// A collection goes by the other pipeline of its reprocess run.
+    #[serde(rename = "reprocess.activated")]
+    ReprocessActivated,
     /// An identify or index job found a person that a face matches.
     #[serde(rename = "face.matched")]
     FaceMatched,
@@ -55,6 +61,8 @@ impl EventType {
             Self::JobFailed => "job.failed",
             Self::JobCancelled => "job.cancelled",
             Self::BatchCompleted => "batch.completed",
+            Self::ReprocessCompleted => "reprocess.completed",
+            Self::ReprocessActivated => "reprocess.activated",
             Self::FaceMatched => "face.matched",
             Self::FaceUnknown => "face.unknown",
             Self::EndpointFailing => "endpoint.failing",

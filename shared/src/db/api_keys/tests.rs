@@ -202,7 +202,6 @@ fn job(collection: CollectionId) -> NewJob {
     let image = ImageRef::Reference { s3: "s3://b/k".to_owned(), fingerprint: None };
     NewJob {
         collection,
-        pipeline: "tiny".to_owned(),
         args: JobArgs::Identify { image, max_matches: None },
         tag: None,
         webhook_endpoints: None,

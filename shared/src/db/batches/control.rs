@@ -10,7 +10,7 @@ use crate::access::Grant;
 use crate::db::entity::batch::Model;
 use crate::db::jobs::transition::{Move, transition};
 use crate::db::webhooks::events;
-use crate::db::{Db, execute, placeholders, scoped, statement};
+use crate::db::{Db, execute, is_postgres, placeholders, scoped, statement};
 use crate::ids::{BatchId, JobId};
 
 /// Jobs of one slice: a transaction of some ten milliseconds.
@@ -130,9 +130,22 @@ pub async fn reopen_slice(db: &Db, batch: BatchId) -> Result<bool, DbErr> {
     } else {
         transition(&txn, &jobs, Move::Reopen).await?;
         forget_problems(&txn, &jobs).await?;
+        go_by_present_pipeline(&txn, batch, &jobs).await?;
     }
     txn.commit().await?;
     Ok(!jobs.is_empty())
+}
+
+/// The collection may have gone over to another pipeline since the jobs failed, and have nothing of theirs any more.
+async fn go_by_present_pipeline(txn: &impl ConnectionTrait, batch: BatchId, jobs: &[JobId]) -> Result<(), DbErr> {
+    let lock = if is_postgres(txn) { "FOR KEY SHARE OF c" } else { "" };
+    let sql =
+        format!("SELECT c.pipeline FROM collections c JOIN batches b ON b.collection_id = c.id WHERE b.id = $1 {lock}");
+    let Some(row) = txn.query_one_raw(statement(txn, &sql, [batch.into()])).await? else { return Ok(()) };
+    let pipeline: String = row.try_get("", "pipeline")?;
+    let sql = format!("UPDATE jobs SET pipeline = $1 WHERE pipeline <> $1 AND id IN ({})", placeholders(2, jobs.len()));
+    execute(txn, &sql, std::iter::once(pipeline.into()).chain(jobs.iter().map(|id| Value::from(*id)))).await?;
+    Ok(())
 }
 
 /// Why an earlier attempt failed says nothing of a job that is as new, or cancelled.

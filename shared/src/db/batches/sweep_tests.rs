@@ -49,6 +49,7 @@ fn face() -> NewFace {
         score: 0.9,
         quality: "{}".to_owned(),
         embedding: None,
+        crop: None,
     }
 }
 

@@ -95,7 +95,10 @@ pub async fn faces_of(
         face_id: FaceId,
     }
     let sql = format!(
-        "SELECT face_id FROM cluster_faces WHERE cluster_id = $1 AND face_id > $2 ORDER BY face_id LIMIT {limit}"
+        "SELECT k.face_id FROM cluster_faces k JOIN faces f ON f.id = k.face_id
+         JOIN collections c ON c.id = f.collection_id
+         WHERE k.cluster_id = $1 AND k.face_id > $2 AND {} ORDER BY k.face_id LIMIT {limit}",
+        faces::SHOWN
     );
     let values = [cluster.into(), after.unwrap_or(FaceId(Uuid::nil())).into()];
     let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;

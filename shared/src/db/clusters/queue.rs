@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::db::embeddings::StoredVector;
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{Db, count, execute, placeholders, rejections, statement};
+use crate::db::{Db, count, execute, faces as stored_faces, placeholders, rejections, statement};
 use crate::embedding::Embedding;
 use crate::ids::{ClusterId, CollectionId, FaceId, ImageId, PersonId};
 
@@ -180,10 +180,11 @@ async fn read(conn: &impl ConnectionTrait, from: &str, values: Vec<Value>) -> Re
     let sql = format!(
         "SELECT f.id, f.image_id, f.person_id, f.hidden, f.locked, c.face_id AS placed, c.cluster_id,
             k.person_id AS cluster_person, e.vector,
-            (SELECT g.quality FROM face_geometry g WHERE g.face_id = f.id ORDER BY g.detector_revision DESC LIMIT 1)
-                AS quality
+            (SELECT g.quality FROM face_geometry g JOIN collections c ON c.id = f.collection_id
+             WHERE g.face_id = f.id ORDER BY {} LIMIT 1) AS quality
          FROM {from} LEFT JOIN clusters k ON k.id = c.cluster_id
-         LEFT JOIN embeddings e ON e.face_id = f.id AND e.pipeline = $2 ORDER BY f.id"
+         LEFT JOIN embeddings e ON e.face_id = f.id AND e.pipeline = $2 ORDER BY f.id",
+        stored_faces::PREFERRED
     );
     let found = Row::find_by_statement(statement(conn, &sql, values)).all(conn).await?;
     let ids: Vec<FaceId> = found.iter().map(|row| row.id).collect();

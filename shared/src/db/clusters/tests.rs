@@ -56,6 +56,7 @@ impl Scene {
             score: 0.9,
             quality: r#"{"usable": true}"#.to_owned(),
             embedding: Some(Embedding::normalised(vec![1.0, n as f32]).unwrap()),
+            crop: None,
         };
         self.faces.push(crate::db::faces::place(&txn, origin, &[new]).await.unwrap()[0].id);
         txn.commit().await.unwrap();

@@ -15,6 +15,10 @@ pub struct Model {
     pub pipeline: String,
     pub settings: String,
     pub created_at: i64,
+    /// While a run looks for faces again: what this detector revision saw is not shown.
+    pub hidden_revision: Option<String>,
+    /// Once the collection went over: only what this one saw is shown, and faces that somebody named.
+    pub shown_revision: Option<String>,
 }
 
 /// Joins are written as named queries.

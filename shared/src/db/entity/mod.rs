@@ -7,4 +7,5 @@ pub mod face_geometry;
 pub mod image;
 pub mod job;
 pub mod person;
+pub mod reprocess_run;
 pub mod upload;

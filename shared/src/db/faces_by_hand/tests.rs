@@ -48,6 +48,7 @@ async fn scene(db: Db, index: Box<dyn FaceIndex>, pipeline: &str) -> Scene {
         score: 0.9,
         quality: "{}".to_owned(),
         embedding: Some(Embedding::normalised(vec![1.0, 0.0]).unwrap()),
+        crop: None,
     };
     let face = faces::place(&txn, origin, &[new]).await.unwrap()[0].id;
     let mut persons_made = Vec::new();

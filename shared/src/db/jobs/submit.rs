@@ -8,7 +8,7 @@ use crate::db::api_keys::usage::{OverLimit, count_job};
 use crate::db::entity::job::{ActiveModel, Entity, Model};
 use crate::db::idempotency::{self, Idempotency, OF_JOBS, Used};
 use crate::db::webhooks::endpoints;
-use crate::db::{Db, execute, micros, now, uploads};
+use crate::db::{Db, collections, execute, micros, now, uploads};
 use crate::ids::{CollectionId, JobId, WebhookEndpointId};
 use crate::job::{ImageRef, JobArgs, JobState};
 
@@ -17,8 +17,6 @@ use crate::job::{ImageRef, JobArgs, JobState};
 #[expect(missing_docs, reason = "the names say it")]
 pub struct NewJob {
     pub collection: CollectionId,
-    /// The pipeline, pinned here so that a later change of the collection's model leaves the job alone.
-    pub pipeline: String,
     pub args: JobArgs,
     pub tag: Option<String>,
     /// The W3C trace context of the request.
@@ -82,13 +80,16 @@ pub async fn submit(db: &Db, grant: &Grant, new: NewJob) -> Result<Submitted, Db
 }
 
 async fn insert(txn: &impl ConnectionTrait, grant: &Grant, new: &NewJob) -> Result<Model, DbErr> {
+    // Pinned here, so that a later change of the collection's pipeline leaves the job alone.
+    let pipeline = collections::hold_pipeline(txn, new.collection).await?;
     let created_at = now(txn).await?;
     let job = ActiveModel {
         id: Set(JobId::new()),
         collection_id: Set(new.collection),
         kind: Set(new.args.kind()),
         lane: Set(new.args.kind().lane()),
-        pipeline: Set(new.pipeline.clone()),
+        // Of a collection that is gone there is none: its key is refused below.
+        pipeline: Set(pipeline.unwrap_or_default()),
         state: Set(JobState::Queued),
         attempt: Set(0),
         run_at: Set(created_at),

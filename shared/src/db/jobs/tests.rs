@@ -293,7 +293,6 @@ fn request(collection: CollectionId, idempotency: Option<Idempotency>) -> NewJob
     };
     NewJob {
         collection,
-        pipeline: "tiny".to_owned(),
         args: JobArgs::Index { image: ImageRef::Upload(image) },
         tag: None,
         traceparent: None,

@@ -75,7 +75,6 @@ mod tests {
         };
         let new = NewJob {
             collection,
-            pipeline: "tiny".to_owned(),
             args,
             tag: None,
             traceparent: None,

@@ -110,7 +110,6 @@ async fn find_or_submit(
         }
         let new = NewJob {
             collection: collection.id,
-            pipeline: collection.pipeline.clone(),
             args: JobArgs::Rematch { all, progress: None },
             tag: None,
             traceparent: traceparent.clone(),

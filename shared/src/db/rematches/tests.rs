@@ -52,6 +52,7 @@ impl Scene {
                 score: 0.9,
                 quality: "{}".to_owned(),
                 embedding: Some(Embedding::normalised(vec![1.0, 0.0]).unwrap()),
+                crop: None,
             };
             self.faces.push(faces::place(&txn, origin, &[new]).await.unwrap()[0].id);
             txn.commit().await.unwrap();

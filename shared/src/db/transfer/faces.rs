@@ -37,13 +37,13 @@ pub(super) async fn place_faces<'a>(
     let with_faces = taken(txn, "(SELECT image_id AS id FROM faces)", ids.iter().map(|stored| stored.id.0)).await?;
     for ((_, _, of_image), stored) in lines.iter().zip(ids) {
         let has_faces = with_faces.contains(&stored.id.0);
-        let mut known = if has_faces { faces::of_image(txn, stored.id).await? } else { Vec::new() };
+        let mut known = if has_faces { faces::seen_on_image(txn, stored.id).await? } else { Vec::new() };
         // By their ids first: a place that is nearly the same must not be taken by another face.
         let mut by_id: HashMap<FaceId, face::Model> = HashMap::new();
         for line in of_image {
             let ours = [line.id, FaceId(substitute(collection, line.id.0))];
             if let Some(at) = known.iter().position(|face| ours.contains(&face.face.id)) {
-                by_id.insert(line.id, known.swap_remove(at).face);
+                by_id.insert(line.id, take(&mut known, at));
             }
         }
         for line in of_image {
@@ -71,7 +71,14 @@ fn take_at(known: &mut Vec<PlacedFace>, line: &FaceLine) -> Option<face::Model> 
         line.geometry.values().map(|theirs| iou(&theirs.face_box, &box_here)).fold(0.0, f32::max)
     };
     let best = (0..known.len()).max_by(|a, b| overlap(&known[*a]).total_cmp(&overlap(&known[*b])))?;
-    (overlap(&known[best]) > SAME_FACE_IOU).then(|| known.swap_remove(best).face)
+    (overlap(&known[best]) > SAME_FACE_IOU).then(|| take(known, best))
+}
+
+/// Takes a face out, at all the places at which it was seen.
+fn take(known: &mut Vec<PlacedFace>, at: usize) -> face::Model {
+    let taken = known.swap_remove(at).face;
+    known.retain(|other| other.face.id != taken.id);
+    taken
 }
 
 pub(super) async fn insert_faces(

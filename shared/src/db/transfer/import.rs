@@ -9,6 +9,7 @@ use super::export::ExportedImage;
 use super::faces::{assign_known, insert_faces, insert_geometry, insert_vectors, place_faces, reject};
 use super::images::{write_images, write_places};
 use super::persons::{self, resolve_and_hold};
+use crate::db::reprocess::pending;
 use crate::db::{Db, clusters, rematches, through_deadlocks};
 use crate::ids::CollectionId;
 use crate::transfer::{Counts, FaceLine, MergeLine, PersonKey, PersonLine};
@@ -68,6 +69,8 @@ async fn add_images_once(db: &Db, collection: CollectionId, lines: &[ExportedIma
     counts.faces = insert_faces(&txn, collection, &faces, &persons).await?;
     insert_geometry(&txn, &faces).await?;
     counts.vectors = insert_vectors(&txn, collection, &faces).await?;
+    let images: Vec<_> = ids.iter().map(|stored| stored.id).collect();
+    pending::note(&txn, collection, None, &images).await?;
     let assigned = assign_known(&txn, &faces, &persons).await?;
     reject(&txn, &faces, &persons).await?;
     separate(&txn, collection, &faces).await?;

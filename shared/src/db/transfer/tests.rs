@@ -100,6 +100,7 @@ async fn face_within(txn: &DatabaseTransaction, collection: CollectionId, n: u8)
         score: 0.9,
         quality: "{\"usable\":true}".to_owned(),
         embedding: Some(Embedding::normalised(vector).unwrap()),
+        crop: None,
     };
     let origin = Origin { collection, image, detector_revision: "r", pipeline: PIPELINES[0].0 };
     faces::place(txn, origin, &[new]).await.unwrap()[0].id

@@ -12,6 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::endpoints;
 use crate::db::entity::batch;
+use crate::db::entity::reprocess_run::Model as Run;
 use crate::db::jobs::settle::Outcome;
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{count, execute, is_postgres, now, placeholders, statement};
@@ -70,15 +71,17 @@ struct Ended {
     webhook_endpoint_ids: Option<String>,
 }
 
-/// Tells of jobs that have ended in this transaction, and of the faces that they found. Of a rematch nobody is told: it is
-/// housekeeping, and what it changes is asked for.
+/// Tells of jobs that have ended in this transaction, and of the faces that they found. Of a rematch
+/// or a reembed nobody is told: what they change is asked for.
 pub(in crate::db) async fn jobs_ended(
     txn: &impl ConnectionTrait,
     jobs: &[JobId],
     outcomes: &[(JobId, &Outcome)],
 ) -> Result<(), DbErr> {
-    let sql =
-        format!("SELECT * FROM jobs WHERE kind <> 'rematch' AND id IN ({}) ORDER BY id", placeholders(1, jobs.len()));
+    let sql = format!(
+        "SELECT * FROM jobs WHERE kind NOT IN ('rematch', 'reembed') AND id IN ({}) ORDER BY id",
+        placeholders(1, jobs.len())
+    );
     let ended = statement(txn, &sql, jobs.iter().map(|id| Value::from(*id)));
     let ended = Ended::find_by_statement(ended).all(txn).await?;
     let listeners = listeners(txn, ended.iter().map(|job| job.collection_id)).await?;
@@ -174,6 +177,37 @@ pub(in crate::db) async fn batches_ended(txn: &impl ConnectionTrait, ended: &[ba
         write(txn, &listeners, vec![event], batch.finished_at.unwrap_or_default()).await?;
     }
     Ok(())
+}
+
+/// Tells that a run has nothing left to do.
+pub(in crate::db) async fn reprocess_completed(txn: &impl ConnectionTrait, run: &Run) -> Result<(), DbErr> {
+    of_run(txn, run, EventType::ReprocessCompleted, &run.pipeline).await
+}
+
+/// Tells that a collection goes by that pipeline of its run.
+pub(in crate::db) async fn reprocess_activated(
+    txn: &impl ConnectionTrait,
+    run: &Run,
+    pipeline: &str,
+) -> Result<(), DbErr> {
+    of_run(txn, run, EventType::ReprocessActivated, pipeline).await
+}
+
+async fn of_run(txn: &impl ConnectionTrait, run: &Run, kind: EventType, pipeline: &str) -> Result<(), DbErr> {
+    let listeners = listeners(txn, [run.collection_id]).await?;
+    let data = json!({
+        "reprocess_run_id": run.id, "collection_id": run.collection_id, "pipeline": pipeline, "state": run.state,
+        "tag": run.tag,
+    });
+    let event = Event {
+        kind,
+        collection: Some(run.collection_id),
+        job: None,
+        batch: None,
+        only: None,
+        data: joined(&data, json!({})),
+    };
+    write(txn, &listeners, vec![event], now(txn).await?).await
 }
 
 /// Tells the other endpoints that one cannot be told: for the fourth time in a row, or because it was disabled.

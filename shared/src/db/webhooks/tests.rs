@@ -86,7 +86,6 @@ async fn job(db: &Db, collection: CollectionId, kind: JobKind, only: Option<Vec<
     };
     let new = NewJob {
         collection,
-        pipeline: "tiny".to_owned(),
         args,
         tag: Some("tag".to_owned()),
         traceparent: None,

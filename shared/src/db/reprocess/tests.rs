@@ -1,0 +1,513 @@
+//! Runs on both databases: what is filled, who notices what, the switch, and what goes at the end.
+
+use sea_orm::EntityTrait;
+
+use super::pending::{complete, give_up_ended, list_page, make_jobs, note, open_jobs};
+use super::plan::{Progress, plan, progress};
+use super::record::{Addition, differences, give_up, known, record};
+use super::switch::{Lacking, Switched, activate, roll_back};
+use super::*;
+use crate::db::collections::CollectionSettings;
+use crate::db::entity::job;
+use crate::db::faces::{self, AssignedBy, FaceFilter, NewCrop, NewFace, Origin};
+use crate::db::images::{self, ImageSource};
+use crate::db::jobs::claims::{Wanted, claim};
+use crate::db::jobs::settle::{self, Outcome};
+use crate::db::persons;
+use crate::embedding::Embedding;
+use crate::face_index::contract::PIPELINES;
+use crate::face_index::pgvector::create_partition;
+use crate::ids::{ClaimId, FaceId, ImageId, JobId, PersonId};
+use crate::job::{FaceBox, JobKind, JobState, PersonRef, Problem};
+
+const OLD: Side<'_> = Side { pipeline: PIPELINES[0].0, revision: "d1" };
+const NEW: Side<'_> = Side { pipeline: PIPELINES[1].0, revision: "d1" };
+const NEW_DETECTOR: Side<'_> = Side { pipeline: PIPELINES[1].0, revision: "d2" };
+
+struct Scene {
+    db: Db,
+    collection: CollectionId,
+    person: PersonId,
+}
+
+async fn on_both(test: impl AsyncFn(Scene)) {
+    let folder = tempfile::tempdir().unwrap();
+    for db in crate::testing::databases(folder.path()).await {
+        for (pipeline, dimension) in PIPELINES {
+            if crate::db::is_postgres(&db.read) {
+                create_partition(&db, pipeline, dimension).await.unwrap();
+            }
+        }
+        let settings = CollectionSettings { match_cosine: Some(0.25), ..CollectionSettings::default() };
+        let collection = collections::create(&db, "c", OLD.pipeline, &settings).await.unwrap().unwrap().id;
+        let named = PersonRef::External { external_id: "ann".to_owned(), name: None, description: None };
+        let person = persons::find_or_create(&db.write, collection, &named).await.unwrap().unwrap().id;
+        test(Scene { db, collection, person }).await;
+    }
+}
+
+fn vector(side: Side<'_>) -> Embedding {
+    let dimension = PIPELINES.iter().find(|(name, _)| *name == side.pipeline).unwrap().1;
+    Embedding::normalised((0..dimension).map(|n| if n == 0 { 1.0 } else { 0.25 }).collect()).unwrap()
+}
+
+fn seen(side: Side<'_>, collection: CollectionId, x: f32) -> NewFace {
+    NewFace {
+        face_box: FaceBox { x, y: 0.0, width: 10.0, height: 10.0 },
+        landmarks: "[]".to_owned(),
+        score: 0.9,
+        quality: "{}".to_owned(),
+        embedding: Some(vector(side)),
+        crop: Some(NewCrop { object_key: crate::db::crops::new_key(collection), points: "[]".to_owned() }),
+    }
+}
+
+impl Scene {
+    /// An image that the old pipeline has indexed, with faces at these places.
+    async fn index(&self, places: &[f32]) -> (ImageId, Vec<FaceId>) {
+        self.index_by(OLD, places).await
+    }
+
+    async fn index_by(&self, side: Side<'_>, places: &[f32]) -> (ImageId, Vec<FaceId>) {
+        let txn = self.db.begin().await.unwrap();
+        let key = FaceId::new().to_string();
+        let source = ImageSource { sha256: key.clone(), object_key: Some(key), ..ImageSource::default() };
+        let image = images::find_or_create(&txn, self.collection, &source, [100, 10]).await.unwrap().id;
+        images::record_analyses(&txn, side.revision, &[(image, places.len())]).await.unwrap();
+        let origin =
+            Origin { collection: self.collection, image, detector_revision: side.revision, pipeline: side.pipeline };
+        let new: Vec<NewFace> = places.iter().map(|x| seen(side, self.collection, *x)).collect();
+        let placed = faces::place(&txn, origin, &new).await.unwrap();
+        note(&txn, self.collection, Some(side.pipeline), &[image]).await.unwrap();
+        txn.commit().await.unwrap();
+        (image, placed.into_iter().map(|face| face.id).collect())
+    }
+
+    async fn enroll(&self, face: FaceId) {
+        faces::assign(&self.db.write, face, self.person, AssignedBy::Enrolled).await.unwrap();
+    }
+
+    async fn begin(&self, to: Side<'_>) -> Run {
+        let new = NewRun {
+            collection: self.collection,
+            from: OLD,
+            to,
+            match_cosine: Some(0.5),
+            tag: None,
+            traceparent: None,
+        };
+        match begin(&self.db, &Grant::everything(), new).await.unwrap() {
+            Begun::New(run) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn run(&self, run: &Run) -> Run {
+        reread(&self.db, run).await.unwrap().unwrap()
+    }
+
+    async fn list(&self, run: &Run) -> Run {
+        assert!(!list_page(&self.db, run).await.unwrap(), "one page");
+        self.run(run).await
+    }
+
+    /// Makes jobs and has each record what `made` makes of its images; returns how many there were.
+    async fn work(&self, run: &Run, side: Side<'_>, made: impl Fn(ImageId) -> Addition) -> usize {
+        let jobs = make_jobs(&self.db, run, side.pipeline, 100, 2).await.unwrap();
+        for job in self.reembeds().await {
+            self.record(&job, side, &made).await;
+        }
+        jobs
+    }
+
+    async fn record(&self, job: &job::Model, side: Side<'_>, made: impl Fn(ImageId) -> Addition) {
+        let claim_id = ClaimId::new();
+        let wanted = Wanted { id: claim_id, jobs: &[job.id], alone: 0, owner: "test" };
+        assert!(claim(&self.db, wanted, std::time::Duration::from_secs(60)).await.unwrap().is_some());
+        let added: Vec<_> = self.images_of(job.id).await.into_iter().map(|image| (image, made(image))).collect();
+        let txn = self.db.begin().await.unwrap();
+        record(&txn, (self.collection, job.id), side, &added).await.unwrap();
+        let outcome = Outcome::Succeeded(serde_json::json!({}));
+        assert!(settle::finish(&txn, claim_id, job.id, &outcome).await.unwrap());
+        txn.commit().await.unwrap();
+    }
+
+    async fn reembeds(&self) -> Vec<job::Model> {
+        let jobs = job::Entity::find().filter(job::Column::Kind.eq(JobKind::Reembed)).all(&self.db.read).await.unwrap();
+        jobs.into_iter().filter(|job| job.state == JobState::Queued).collect()
+    }
+
+    async fn images_of(&self, job: JobId) -> Vec<ImageId> {
+        let sql = "SELECT args FROM job_payloads WHERE job_id = $1";
+        let row = self.db.read.query_one_raw(statement(&self.db.read, sql, [job.into()])).await.unwrap().unwrap();
+        let args: String = row.try_get("", "args").unwrap();
+        match serde_json::from_str(&args).unwrap() {
+            crate::job::JobArgs::Reembed { images, .. } => images,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Vectors of a pipeline.
+    async fn vectors(&self, side: Side<'_>) -> i64 {
+        let sql = "SELECT count(*) AS n FROM embeddings WHERE pipeline = $1";
+        crate::db::count(&self.db.read, sql, [side.pipeline.into()]).await.unwrap()
+    }
+
+    async fn shown(&self) -> Vec<(FaceId, String)> {
+        let found = faces::list(&self.db, self.collection, FaceFilter::default(), None, 100).await.unwrap();
+        let counted = collections::counts(&self.db, self.collection).await.unwrap();
+        assert_eq!(usize::try_from(counted.faces).unwrap(), found.len(), "what is counted is what is shown");
+        found.into_iter().map(|placed| (placed.face.id, placed.geometry.detector_revision)).collect()
+    }
+
+    async fn collection(&self) -> collection::Model {
+        collections::find(&self.db.read, &Grant::everything(), self.collection).await.unwrap().unwrap()
+    }
+
+    /// The vectors of all the faces that are known of an image.
+    async fn vectors_of(&self, images: &[ImageId], side: Side<'_>) -> std::collections::HashMap<ImageId, Addition> {
+        let known = known(&self.db, self.collection, side.pipeline, images).await.unwrap();
+        let of = |faces: &[super::record::KnownFace]| Addition {
+            detected: None,
+            vectors: faces.iter().map(|face| (face.face.id, vector(side), None)).collect(),
+        };
+        known.into_iter().map(|image| (image.image.id, of(&image.faces))).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_run_fills_what_is_missing() {
+    on_both(async |scene| {
+        let mut images = Vec::new();
+        for places in [&[0.0, 20.0][..], &[0.0], &[]] {
+            images.push(scene.index(places).await.0);
+        }
+        let wanted = plan(&scene.db, scene.collection, OLD, NEW).await.unwrap();
+        assert_eq!((wanted.images, wanted.faces, wanted.embedded, wanted.detects), (3, 3, 0, false));
+        assert_eq!((wanted.from_crops, wanted.from_images), (3, 0));
+        let run = scene.begin(NEW).await;
+        let again = NewRun {
+            collection: scene.collection,
+            from: OLD,
+            to: NEW,
+            match_cosine: None,
+            tag: None,
+            traceparent: None,
+        };
+        assert_eq!(begin(&scene.db, &Grant::everything(), again.clone()).await.unwrap(), Begun::Open(run.id));
+        let elsewhere = NewRun { from: NEW, to: OLD, ..again };
+        assert_eq!(begin(&scene.db, &Grant::everything(), elsewhere).await.unwrap(), Begun::Changed);
+        assert!(!complete(&scene.db, &run).await.unwrap(), "nothing is listed yet");
+        assert_eq!(progress(&scene.db, &run).await.unwrap().missing, 3);
+        let run = scene.list(&run).await;
+        assert_eq!(progress(&scene.db, &run).await.unwrap().missing, 2, "an image without faces lacks none");
+        assert!(!complete(&scene.db, &run).await.unwrap());
+        let made = scene.vectors_of(&images, NEW).await;
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1, "two images a job");
+        assert_eq!(open_jobs(&scene.db, scene.collection, NEW.pipeline).await.unwrap(), 0);
+        assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (3, 3));
+        assert!(complete(&scene.db, &run).await.unwrap() && !complete(&scene.db, &run).await.unwrap());
+        let run = scene.run(&run).await;
+        assert_eq!(run.state, RunState::Ready);
+        let done = Progress { images: 3, missing: 0, failed: [].into(), lost: 0, new: 0 };
+        assert_eq!(progress(&scene.db, &run).await.unwrap(), done);
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 100, 2).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_meanwhile_is_noted_on_both_sides() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap(), "an empty collection is complete");
+        let (image, faces) = scene.index(&[0.0]).await;
+        scene.enroll(faces[0]).await;
+        assert_eq!(activate(&scene.db, run.id, Lacking::Refuse).await.unwrap(), Switched::Lacking(1));
+        let made = scene.vectors_of(&[image], NEW).await;
+        // What is recorded while a job is at the image is not taken for done by it.
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 100, 2).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        note(&scene.db.write, scene.collection, Some(OLD.pipeline), &[image]).await.unwrap();
+        scene.record(&job, NEW, |image| made[&image].clone()).await;
+        assert_eq!(progress(&scene.db, &run).await.unwrap().missing, 1);
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        assert_eq!((progress(&scene.db, &run).await.unwrap().missing, scene.vectors(NEW).await), (0, 1));
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        assert_eq!((run.state, run.match_cosine), (RunState::Active, Some(0.25)));
+        let gone_over = scene.collection().await;
+        assert_eq!(
+            (gone_over.pipeline.as_str(), gone_over.settings().unwrap().match_cosine),
+            (NEW.pipeline, Some(0.5))
+        );
+        assert!(gone_over.shown_revision.is_none() && gone_over.hidden_revision.is_none(), "both have one detector");
+        assert_eq!(
+            activate(&scene.db, run.id, Lacking::Refuse).await.unwrap(),
+            Switched::NotNow(Some(RunState::Active))
+        );
+        // The other way round: what the new pipeline records lacks the old one's vector.
+        let txn = scene.db.begin().await.unwrap();
+        note(&txn, scene.collection, Some(NEW.pipeline), &[image]).await.unwrap();
+        txn.commit().await.unwrap();
+        assert_eq!(make_jobs(&scene.db, &run, OLD.pipeline, 100, 1).await.unwrap(), 1);
+        let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
+            panic!("active")
+        };
+        assert_eq!((run.state, run.match_cosine), (RunState::Ready, Some(0.5)));
+        let back = scene.collection().await;
+        assert_eq!((back.pipeline.as_str(), back.settings().unwrap().match_cosine), (OLD.pipeline, Some(0.25)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_detector_keeps_ids_and_shows_its_own_places() {
+    on_both(async |scene| {
+        let (image, old) = scene.index(&[0.0, 20.0, 40.0]).await;
+        scene.enroll(old[1]).await;
+        let run = scene.begin(NEW_DETECTOR).await;
+        let run = scene.list(&run).await;
+        let known = known(&scene.db, scene.collection, NEW.pipeline, &[image]).await.unwrap();
+        assert!(known[0].lacks_detection("d2") && !known[0].lacks_detection("d1"));
+        assert!(known[0].faces[1].is_labelled() && !known[0].faces[0].is_labelled());
+        // The first is found again, nearly at its place; the other two are not, and one is new.
+        let (first, new) = (seen(NEW_DETECTOR, scene.collection, 1.0), seen(NEW_DETECTOR, scene.collection, 70.0));
+        let kept = NewCrop { object_key: crate::db::crops::new_key(scene.collection), points: "[]".to_owned() };
+        let addition = Addition {
+            detected: Some(vec![first, new]),
+            vectors: vec![(old[1], vector(NEW), Some(("d1".to_owned(), kept.clone())))],
+        };
+        scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let run = scene.run(&run).await;
+        let told = differences(&scene.db, &run, None, None, 10).await.unwrap();
+        let of = |kind: &str| told.iter().filter(|d| d.difference == kind).map(|d| d.face_id).collect::<Vec<_>>();
+        assert_eq!(of("lost"), old[1..].to_vec());
+        let new = of("new");
+        assert_eq!(new.len(), 1);
+        let lost = differences(&scene.db, &run, Some("lost"), Some(old[1]), 10).await.unwrap();
+        assert_eq!(lost.iter().map(|d| d.face_id).collect::<Vec<_>>(), old[2..].to_vec());
+        assert_eq!(
+            (progress(&scene.db, &run).await.unwrap().lost, progress(&scene.db, &run).await.unwrap().new),
+            (2, 1)
+        );
+        let by = |faces: &[FaceId], revision: &str| faces.iter().map(|f| (*f, revision.to_owned())).collect::<Vec<_>>();
+        assert_eq!(scene.shown().await, by(&old, "d1"), "nothing changes before the switch");
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let mut after = [by(&old[..1], "d2"), by(&old[1..2], "d1"), by(&new, "d2")].concat();
+        assert_eq!(scene.shown().await, after, "a named face stays where it was");
+        let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
+            panic!("active")
+        };
+        assert_eq!(scene.shown().await, by(&old, "d1"));
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
+        let run = scene.run(&run).await;
+        scene.delete_all(&run).await;
+        assert_eq!((scene.run(&run).await.state, scene.collection().await.shown_revision), (RunState::Pruned, None));
+        assert_eq!(scene.shown().await, after);
+        assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (0, 3));
+        after.retain(|(face, _)| *face != old[1]);
+        let crops = crate::db::crops::of_faces(&scene.db.read, &[old[0], old[1], old[2], new[0]]).await.unwrap();
+        let mut of_crops: Vec<_> = crops.into_iter().map(|c| (c.face_id, c.detector_revision)).collect();
+        of_crops.sort_unstable();
+        assert_eq!(of_crops, [by(&old[..1], "d2"), by(&old[1..2], "d1"), by(&new, "d2")].concat());
+        // Of four crops of the old detector one is left, and the one that came twice was not taken.
+        let orphans = crate::db::uploads::orphaned_objects(&scene.db, 100).await.unwrap();
+        assert!(orphans.len() == 3 && orphans.contains(&kept.object_key), "{orphans:?}");
+    })
+    .await;
+}
+
+impl Scene {
+    async fn delete_all(&self, run: &Run) {
+        for _ in 0..20 {
+            if prune::slice(&self.db, run).await.unwrap().is_last {
+                return;
+            }
+        }
+        panic!("there is no end of it");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_run_leaves_nothing() {
+    on_both(async |scene| {
+        let (image, old) = scene.index(&[0.0, 20.0]).await;
+        let (waiting, _) = scene.index(&[0.0]).await;
+        let run = scene.begin(NEW_DETECTOR).await;
+        let run = scene.list(&run).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
+        let found = [1.0, 70.0].map(|x| seen(NEW_DETECTOR, scene.collection, x)).to_vec();
+        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        scene.record(&scene.reembeds().await[0], NEW_DETECTOR, |_| addition.clone()).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        assert_eq!(scene.images_of(job.id).await, [waiting]);
+        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(!change(&scene.db, &run, Wish::Pause).await.unwrap(), "it is over");
+        // A job that was at work records nothing any more.
+        let txn = scene.db.begin().await.unwrap();
+        let late = [(waiting, addition.clone())];
+        assert_eq!(record(&txn, (scene.collection, job.id), NEW_DETECTOR, &late).await.unwrap(), 0);
+        txn.commit().await.unwrap();
+        let slice = prune::slice(&scene.db, &run).await.unwrap();
+        assert_eq!(slice.cancelled, [job.id]);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.run(&run).await.state, scene.vectors(NEW).await), (RunState::Cancelled, 0));
+        assert_eq!(scene.shown().await.len(), 3);
+        let all = crate::db::count(&scene.db.read, "SELECT count(*) AS n FROM faces", []).await.unwrap();
+        assert_eq!(all, 3, "the face that only the new detector found is gone");
+        let left = known(&scene.db, scene.collection, NEW.pipeline, &[image]).await.unwrap();
+        assert_eq!(left[0].analysed_by, ["d1".to_owned()].into());
+        assert!(left[0].faces.iter().all(|face| face.seen.len() == 1 && old.contains(&face.face.id)));
+        scene.begin(NEW).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_fails_is_named_and_tried_again() {
+    on_both(async |scene| {
+        let (image, _) = scene.index(&[0.0]).await;
+        let (other, _) = scene.index(&[0.0]).await;
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 100, 1).await.unwrap(), 2);
+        let jobs = scene.reembeds().await;
+        assert_eq!(give_up_ended(&scene.db, &run).await.unwrap(), 0);
+        // One job says what is wrong with its image, the other one fails as a whole.
+        let of = async |image: ImageId| {
+            for job in &jobs {
+                if scene.images_of(job.id).await == [image] {
+                    return job.id;
+                }
+            }
+            panic!("no job is at {image}")
+        };
+        let (one, two) = (of(image).await, of(other).await);
+        give_up(&scene.db.write, (scene.collection, one), NEW.pipeline, &[(image, "source_gone".to_owned())])
+            .await
+            .unwrap();
+        let claim_id = ClaimId::new();
+        let wanted = Wanted { id: claim_id, jobs: &[one, two], alone: 0, owner: "test" };
+        claim(&scene.db, wanted, std::time::Duration::from_secs(60)).await.unwrap().unwrap();
+        let txn = scene.db.begin().await.unwrap();
+        let failed = Outcome::Failed(Problem::new("poison", "it took the process down"));
+        settle::finish(&txn, claim_id, two, &failed).await.unwrap();
+        settle::finish(&txn, claim_id, one, &Outcome::Succeeded(serde_json::json!({}))).await.unwrap();
+        txn.commit().await.unwrap();
+        assert_eq!(give_up_ended(&scene.db, &run).await.unwrap(), 1);
+        let failed = progress(&scene.db, &run).await.unwrap().failed;
+        assert_eq!(failed, [("poison".to_owned(), 1), ("source_gone".to_owned(), 1)].into());
+        assert!(complete(&scene.db, &run).await.unwrap(), "nothing is left to try");
+        assert!(change(&scene.db, &run, Wish::Retry).await.unwrap());
+        let made = scene.vectors_of(&[image, other], NEW).await;
+        scene.work(&run, NEW, |image| made[&image].clone()).await;
+        assert_eq!((progress(&scene.db, &run).await.unwrap().missing, scene.vectors(NEW).await), (0, 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_goes_that_only_the_other_side_has() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        // A job of the old pipeline ends after the switch: only the old pipeline has a vector of its face.
+        let (image, faces) = scene.index(&[0.0]).await;
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(!prune::begin_due(&scene.db, &run).await.unwrap(), "it lacks the new one");
+        let made = scene.vectors_of(&[image], NEW).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        give_up(&scene.db.write, (scene.collection, job.id), NEW.pipeline, &[(image, "source_gone".to_owned())])
+            .await
+            .unwrap();
+        assert!(!prune::begin_due(&scene.db, &run).await.unwrap(), "it was given up, and nobody accepted that");
+        assert!(prune::is_lacking(&scene.db, &run).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Retry).await.unwrap());
+        scene.record(&job, NEW, |_| Addition::default()).await;
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
+        let run = scene.run(&run).await;
+        // Whoever comes even later is kept up too.
+        let (late, _) = scene.index(&[0.0]).await;
+        assert!(prune::slice(&scene.db, &run).await.unwrap().waits);
+        let made = scene.vectors_of(&[late], NEW).await;
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (0, 2));
+        assert_eq!(scene.shown().await.first().map(|(face, _)| *face), Some(faces[0]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_keeps_what_was_made_while_the_new_side_was_active() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let image = scene.index_by(NEW, &[0.0]).await.0;
+        let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
+            panic!("active")
+        };
+        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(prune::slice(&scene.db, &run).await.unwrap().waits, "the old pipeline lacks a vector");
+        let made = scene.vectors_of(&[image], OLD).await;
+        assert_eq!(scene.work(&run, OLD, |image| made[&image].clone()).await, 1);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (1, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn older_revisions_of_a_detector_count_with_it() {
+    on_both(async |scene| {
+        // Two images of an earlier version of the program; one was indexed again since.
+        let (image, old) = scene.index(&[0.0]).await;
+        let older = "UPDATE face_geometry SET detector_revision = 'd0'";
+        execute(&scene.db.write, older, []).await.unwrap();
+        execute(&scene.db.write, "UPDATE image_analyses SET detector_revision = 'd0'", []).await.unwrap();
+        execute(&scene.db.write, "UPDATE crops SET detector_revision = 'd0'", []).await.unwrap();
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        let made = scene.vectors_of(&[image], NEW).await;
+        scene.work(&run, NEW, |image| made[&image].clone()).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        scene.delete_all(&scene.run(&run).await).await;
+        // With another detector they are shown until the switch, and go with the old one's.
+        let run = scene.begin(NEW_DETECTOR).await;
+        assert_eq!(scene.shown().await, [(old[0], "d0".to_owned())]);
+        let run = scene.list(&run).await;
+        let found = vec![seen(NEW_DETECTOR, scene.collection, 1.0), seen(NEW_DETECTOR, scene.collection, 70.0)];
+        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await;
+        assert_eq!(scene.shown().await, [(old[0], "d0".to_owned())]);
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let shown = scene.shown().await;
+        assert_eq!((shown.len(), &shown[0]), (2, &(old[0], "d2".to_owned())));
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
+        scene.delete_all(&scene.run(&run).await).await;
+        let left = known(&scene.db, scene.collection, NEW.pipeline, &[image]).await.unwrap();
+        assert_eq!(left[0].analysed_by, ["d2".to_owned()].into());
+        assert!(left[0].faces.iter().all(|face| face.seen.len() == 1 && face.is_seen_by("d2")));
+        assert_eq!(scene.shown().await, shown);
+    })
+    .await;
+}
