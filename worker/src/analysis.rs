@@ -8,13 +8,15 @@ use shared::failpoints::failpoint;
 
 use crate::cores::BrokenOff;
 use crate::inference::{Engine, InferenceError, OnCore};
-use crate::vision::Detection;
-use crate::vision::crops::aligned_crops;
+use crate::vision::align::aligned_crop;
+use crate::vision::crops::{Keep, face_crops};
 use crate::vision::decode::photo::Photo;
 use crate::vision::decode::{DecodeError, DecodeLimits, decode};
 use crate::vision::detect::{self, DetectError, Pass};
+use crate::vision::margin::MarginCrop;
 use crate::vision::quality::Quality;
 use crate::vision::tensor::{Range, Tensor};
+use crate::vision::{Detection, Landmarks};
 
 /// A face with all that a pipeline knows of it.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct AnalysedFace {
     pub quality: Quality,
     /// Its vector.
     pub embedding: Embedding,
+    /// The crop that is to be kept, where that is wanted.
+    pub crop: Option<MarginCrop>,
 }
 
 /// What a pipeline found on a picture.
@@ -55,14 +59,19 @@ pub enum AnalysisError {
     BrokenOff(#[from] BrokenOff),
 }
 
-/// Decodes the bytes, finds the faces and makes their vectors.
-pub async fn analyse(engine: &Engine, bytes: Vec<u8>, limits: DecodeLimits) -> Result<Analysis, AnalysisError> {
+/// Decodes the bytes, finds the faces and makes their vectors, and the crops that are to be kept.
+pub async fn analyse(
+    engine: &Engine,
+    bytes: Vec<u8>,
+    limits: DecodeLimits,
+    keep: Keep,
+) -> Result<Analysis, AnalysisError> {
     let work = |core: OnCore| async move {
         let detector = &core.pipeline().detector;
         let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
         let found = found(&core, detector, &photo).await?;
         failpoint("mid_inference");
-        let faces = embedded(&core, &photo, found).await?;
+        let faces = embedded(&core, &photo, found, keep).await?;
         Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
     };
     engine.on_core(work).await?
@@ -85,7 +94,84 @@ pub async fn embed_faces(
     detections: Vec<Detection>,
 ) -> Result<Vec<AnalysedFace>, AnalysisError> {
     let photo = Arc::clone(photo);
-    engine.on_core(|core| async move { embedded(&core, &photo, detections).await }).await?
+    engine.on_core(|core| async move { embedded(&core, &photo, detections, Keep::Nothing).await }).await?
+}
+
+/// A face that is known of a picture, and whether its crop is to be kept.
+pub type Place = (Detection, Keep);
+
+/// What another pipeline makes of a picture whose faces are known.
+#[derive(Debug)]
+pub struct Reanalysis {
+    /// What the detector found, where it was asked.
+    pub detected: Option<Analysis>,
+    /// Of each place, in their order; none of one whose landmarks or vector are degenerate.
+    pub embedded: Vec<Option<(Embedding, Option<MarginCrop>)>>,
+}
+
+/// Decodes the bytes and makes the vectors of faces that are known, after the detector has looked, where that is wanted (with
+/// whether crops of what it finds are kept): `places` says which, knowing what was found.
+pub async fn reanalyse(
+    engine: &Engine,
+    bytes: Vec<u8>,
+    limits: DecodeLimits,
+    detect: Option<Keep>,
+    places: impl FnOnce(Option<&[AnalysedFace]>) -> Vec<Place> + Send + 'static,
+) -> Result<Reanalysis, AnalysisError> {
+    let work = |core: OnCore| async move {
+        let detector = &core.pipeline().detector;
+        let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
+        let detected = match detect {
+            Some(keep) => {
+                let found = found(&core, detector, &photo).await?;
+                let faces = embedded(&core, &photo, found, keep).await?;
+                Some(Analysis { size: photo.size, captured_at: photo.captured_at.clone(), faces })
+            }
+            None => None,
+        };
+        let places = places(detected.as_ref().map(|analysis| analysis.faces.as_slice()));
+        let mut vectors = Vec::with_capacity(places.len());
+        for (place, keep) in places {
+            let face = embedded(&core, &photo, vec![place], keep).await?.pop();
+            vectors.push(face.map(|face| (face.embedding, face.crop)));
+        }
+        Ok(Reanalysis { detected, embedded: vectors })
+    };
+    engine.on_core(work).await?
+}
+
+/// The vectors of faces from the crops that were kept of them, in their order; none of one that is no picture any more, or
+/// whose points or vector are degenerate.
+pub async fn embed_crops(
+    engine: &Engine,
+    crops: Vec<(Vec<u8>, Landmarks)>,
+    limits: DecodeLimits,
+) -> Result<Vec<Option<Embedding>>, AnalysisError> {
+    let work = |core: OnCore| async move {
+        let inputs = core.pipeline().clone();
+        let mut vectors = Vec::with_capacity(crops.len());
+        for (file, landmarks) in crops {
+            let input = core.step(|| crop_input(&inputs, file, &landmarks, &limits)).await;
+            vectors.push(match input {
+                Some(input) => left_out(Embedding::normalised(core.embed(input).await?)),
+                None => None,
+            });
+        }
+        Ok(vectors)
+    };
+    engine.on_core(work).await?
+}
+
+fn crop_input(pipeline: &Pipeline, file: Vec<u8>, landmarks: &Landmarks, limits: &DecodeLimits) -> Option<Tensor> {
+    let photo = left_out(decode(file, limits, u32::MAX))?;
+    let (alignment, recognizer) = (&pipeline.alignment, &pipeline.recognizer);
+    let size = [alignment.width, alignment.height];
+    let crop = left_out(aligned_crop(&photo.overview.picture, landmarks, &alignment.points, size))?;
+    Some(Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale }.tensor(&crop))
+}
+
+fn left_out<T, E: std::fmt::Display>(made: Result<T, E>) -> Option<T> {
+    made.inspect_err(|error| tracing::warn!(%error, "a face was left out")).ok()
 }
 
 async fn found(core: &OnCore, detector: &Detector, photo: &Photo) -> Result<Vec<Detection>, AnalysisError> {
@@ -103,36 +189,42 @@ async fn embedded(
     core: &OnCore,
     photo: &Photo,
     detections: Vec<Detection>,
+    keep: Keep,
 ) -> Result<Vec<AnalysedFace>, AnalysisError> {
-    let crops = core.step(|| crops(core.pipeline(), photo, detections)).await?;
-    let run = |(detection, quality, input)| {
+    let crops = core.step(|| crops(core.pipeline(), photo, detections, keep)).await?;
+    let run = |cut: CutFace| {
         let core = core.clone();
-        async move { Ok((detection, quality, Embedding::normalised(core.embed(input).await?))) }
+        async move { Ok((cut.detection, cut.quality, cut.margin, Embedding::normalised(core.embed(cut.input).await?))) }
     };
     let vectors = core.all(crops.into_iter().map(run)).await?;
     Ok(vectors
         .into_iter()
-        .filter_map(|(detection, quality, vector)| match vector {
-            Ok(embedding) => Some(AnalysedFace { detection, quality, embedding }),
-            Err(error) => {
-                tracing::warn!(%error, "a detection was left out");
-                None
-            }
+        .filter_map(|(detection, quality, crop, vector)| {
+            Some(AnalysedFace { detection, quality, embedding: left_out(vector)?, crop })
         })
         .collect())
+}
+
+struct CutFace {
+    detection: Detection,
+    quality: Quality,
+    input: Tensor,
+    margin: Option<MarginCrop>,
 }
 
 fn crops(
     pipeline: &Pipeline,
     photo: &Photo,
     detections: Vec<Detection>,
-) -> Result<Vec<(Detection, Quality, Tensor)>, DecodeError> {
+    keep: Keep,
+) -> Result<Vec<CutFace>, DecodeError> {
     let recognizer = &pipeline.recognizer;
     let range = Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale };
-    let crops = aligned_crops(photo, &detections, &pipeline.alignment)?;
-    let faces = detections.into_iter().zip(crops).filter_map(|(detection, crop)| {
-        let crop = crop.inspect_err(|error| tracing::debug!(%error, "a detection was left out")).ok()?;
-        Some((detection, Quality::measure(&detection, &crop), range.tensor(&crop)))
+    let crops = face_crops(photo, &detections, &pipeline.alignment, keep)?;
+    let faces = detections.into_iter().zip(crops).filter_map(|(detection, crops)| {
+        let crops = crops.inspect_err(|error| tracing::debug!(%error, "a detection was left out")).ok()?;
+        let quality = Quality::measure(&detection, &crops.aligned);
+        Some(CutFace { detection, quality, input: range.tensor(&crops.aligned), margin: crops.margin })
     });
     Ok(faces.collect())
 }

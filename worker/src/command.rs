@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::assets::Assets;
-use crate::context::{Engines, Pulse, WorkerContext};
+use crate::context::{Pulse, WorkerContext};
+use crate::engines::Engines;
 use crate::inference::EngineOptions;
 use crate::offer::Offer;
 use crate::probes;
@@ -86,7 +87,7 @@ async fn context(
 ) -> anyhow::Result<WorkerContext> {
     let assets = Assets::configured(config);
     let options = EngineOptions::configured(&config.worker);
-    let engines = Arc::new(Engines::new(Arc::clone(catalogue), assets, options));
+    let engines = Arc::new(Engines::new(Arc::clone(catalogue), assets, options, config.worker.models_memory()));
     let pipeline = &config.models.default_pipeline;
     engines.get(pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     Ok(WorkerContext {

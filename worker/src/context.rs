@@ -1,25 +1,22 @@
 //! All that a job may touch.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
 use shared::db::Db;
 use shared::db::entity::job::Model as Job;
 use shared::face_index::FaceIndex;
 use shared::finished::FinishedJobs;
-use shared::health::Check;
 use shared::job::Lane;
 use shared::objects::{ImportRoots, ObjectStore};
 use shared::queue::JobQueue;
 use shared::secret_key::SecretKey;
-use tokio::sync::{Mutex, Notify, OnceCell};
+use tokio::sync::Notify;
 
-use crate::assets::Assets;
-use crate::inference::{Engine, EngineError, EngineOptions};
+use crate::engines::{Engines, EnginesError};
+use crate::inference::Engine;
 use crate::stages::Stages;
 use crate::vision::decode::DecodeLimits;
 
@@ -98,55 +95,4 @@ impl WorkerContext {
             max_side: vision.max_image_side,
         }
     }
-}
-
-/// The engines of the pipelines that jobs asked for, each loaded once.
-pub struct Engines {
-    catalogue: Arc<Catalogue>,
-    assets: Assets,
-    options: EngineOptions,
-    loaded: Mutex<HashMap<String, Arc<OnceCell<Engine>>>>,
-}
-
-impl Engines {
-    /// Loads nothing yet.
-    pub fn new(catalogue: Arc<Catalogue>, assets: Assets, options: EngineOptions) -> Self {
-        Self { catalogue, assets, options, loaded: Mutex::default() }
-    }
-
-    /// The engine of that pipeline, loaded by the first caller while others wait.
-    pub async fn get(&self, name: &str) -> Result<Engine, EnginesError> {
-        let pipeline = self.catalogue.pipeline(name)?;
-        let cell = Arc::clone(self.loaded.lock().await.entry(name.to_owned()).or_default());
-        let engine = cell.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options.clone())).await?;
-        Ok(engine.clone())
-    }
-
-    /// What the catalogue says of a pipeline.
-    pub fn pipeline(&self, name: &str) -> Result<&Pipeline, EnginesError> {
-        Ok(self.catalogue.pipeline(name)?)
-    }
-
-    /// A readiness check that runs this pipeline's models.
-    pub fn check(self: &Arc<Self>, pipeline: String) -> Check {
-        let engines = Arc::clone(self);
-        Check::new("inference", move || {
-            let (engines, pipeline) = (Arc::clone(&engines), pipeline.clone());
-            async move {
-                let engine = engines.get(&pipeline).await.map_err(anyhow::Error::new)?;
-                engine.probe().await.map_err(anyhow::Error::new)
-            }
-        })
-    }
-}
-
-/// Why there is no engine of that name.
-#[derive(Debug, thiserror::Error)]
-pub enum EnginesError {
-    /// The catalogue does not know it.
-    #[error(transparent)]
-    Catalogue(#[from] shared::catalogue::CatalogueError),
-    /// It cannot be loaded.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
 }

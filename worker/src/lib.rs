@@ -9,6 +9,7 @@
 //! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
 //! - [`clusters`] finds out which unknown faces are one person's
 //! - `rematches` has faces looked up again when templates change
+//! - `reprocess` gives collections another pipeline, beside the one that they go by
 //! - `webhooks` tells other programs what happened
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
@@ -22,6 +23,7 @@ pub mod context;
 pub mod cores;
 pub mod dead_letters;
 pub mod dispatcher;
+pub mod engines;
 pub mod inference;
 pub mod jobs;
 mod leadership;
@@ -30,6 +32,7 @@ pub mod offer;
 pub mod probes;
 pub mod reaper;
 mod rematches;
+mod reprocess;
 mod retry;
 mod run;
 pub mod runner;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use shared::db::batches::deltas;
+use shared::db::crops;
 use shared::db::entity::job::Model as Job;
 use shared::db::jobs::claims::{ClaimedJob, heartbeat};
 use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, fences, finish, finish_all, go_on, retry};
@@ -93,7 +94,10 @@ pub(crate) async fn settle(ctx: &WorkerContext, claim: ClaimId, ended: &[Ended],
     let (single, together): (Vec<&Ended>, Vec<&Ended>) = ended.iter().partition(by_itself);
     if together.len() > 1 {
         match write_through_outages(ctx, claim, &together, stop).await {
-            Ok(written) => report(ctx, &together, &written),
+            Ok(written) => {
+                report(ctx, &together, &written);
+                discard(ctx, &together, &written).await;
+            }
             Err(error) if is_outage(&error) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, jobs = together.len(), "record results together; each is recorded by itself");
@@ -121,7 +125,27 @@ async fn settle_one(ctx: &WorkerContext, claim: ClaimId, ended: &Ended, stop: &S
         written => written?,
     };
     report(ctx, &one, &written);
+    discard(ctx, &one, &written).await;
     Ok(())
+}
+
+/// Leaves the crops to the sweeper that were stored for what was not recorded: nobody would find them again before a day is
+/// over, and whom they show may be gone.
+async fn discard(ctx: &WorkerContext, ended: &[&Ended], written: &[Written]) {
+    let is_lost = |written: &Written| !matches!(written, Written::Ended(JobState::Succeeded) | Written::GoesOn);
+    // A reembed may leave some of them out, as of faces that are nobody's of an image of which single ones were enrolled.
+    let is_partial = |ended: &Ended| matches!(&ended.end, End::Done(Done::Reembed(_)));
+    let lost = ended.iter().zip(written).filter(|(ended, written)| is_lost(written) || is_partial(ended));
+    let keys: Vec<String> = lost
+        .filter_map(|(ended, _)| match &ended.end {
+            End::Done(done) => Some(done.crops()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if let Err(error) = crops::discard(&ctx.db.write, &keys).await {
+        tracing::warn!(%error, crops = keys.len(), "crops that are not needed are left to the daily sweep");
+    }
 }
 
 async fn write_through_outages(

@@ -12,6 +12,7 @@ use shared::embedding::Embedding;
 use super::*;
 use crate::analysis::{AnalysedFace, analyse};
 use crate::testing;
+use crate::vision::crops::Keep;
 use crate::vision::decode::DecodeLimits;
 use crate::vision::quality::Gate;
 use crate::vision::tensor::Range;
@@ -22,7 +23,7 @@ async fn tiny(options: EngineOptions) -> Engine {
 
 async fn faces(engine: &Engine, photo: Vec<u8>) -> Vec<AnalysedFace> {
     let limits = DecodeLimits { max_bytes: 1 << 24, max_pixels: 1 << 24, max_side: 1 << 13 };
-    analyse(engine, photo, limits).await.unwrap().faces
+    analyse(engine, photo, limits, Keep::Nothing).await.unwrap().faces
 }
 
 fn jpeg(people: &[u32], width: u32, height: u32, quality: u8) -> Vec<u8> {

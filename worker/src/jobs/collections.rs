@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use sea_orm::DbErr;
 use shared::access::Grant;
 use shared::db::entity::collection::Model;
+use shared::db::entity::job::Model as Job;
 use shared::db::{Db, collections};
 use shared::ids::CollectionId;
 use tokio::sync::Mutex;
@@ -23,12 +24,15 @@ pub struct ClaimCollections(Arc<Mutex<HashMap<CollectionId, Read>>>);
 type Read = (Arc<Model>, Instant);
 
 impl ClaimCollections {
-    /// The collection, as it was a moment ago at most; `None` where it is gone.
-    pub(super) async fn find(&self, db: &Db, id: CollectionId) -> Result<Option<Arc<Model>>, DbErr> {
+    /// The collection, as it was a moment ago at most, and for a job of another pipeline than it went by then, as it is now;
+    /// `None` where it is gone.
+    pub(super) async fn find(&self, db: &Db, job: &Job) -> Result<Option<Arc<Model>>, DbErr> {
+        let id = job.collection_id;
         // Those that come meanwhile wait for the one row, too.
         let mut known = self.0.lock().await;
         if let Some((collection, when)) = known.get(&id)
             && when.elapsed() < FRESH_FOR
+            && collection.pipeline == job.pipeline
         {
             return Ok(Some(Arc::clone(collection)));
         }

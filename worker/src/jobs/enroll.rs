@@ -2,14 +2,16 @@
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
+use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
 use shared::db::images::ImageSource;
+use shared::db::reprocess::pending;
 use shared::db::{faces, images, merges, persons, rematches};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
 
-use super::pictures::{analysed, chosen, face_json, fetched, new_face};
-use super::{Done, JobError, merged, no_person};
+use super::pictures::{analysed, chosen, face_json, fetched, keeps, new_faces};
+use super::{Done, JobError, merged, no_person, settings};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -28,25 +30,30 @@ pub struct Enrollment {
 pub(super) async fn run(
     ctx: &WorkerContext,
     job: &Job,
+    collection: &collection::Model,
     image: &ImageRef,
-    person: &PersonRef,
-    face: FaceChoice,
+    (person, face): (&PersonRef, FaceChoice),
 ) -> Result<Done, JobError> {
     let engine = ctx.engine(job).await?;
-    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, image).await?).await?;
+    let keep = keeps(&settings(ctx, collection, job).await?);
+    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, image).await?, keep).await?;
     let gate = Gate::enroll(engine.pipeline().detector.match_score);
     let face = chosen(&analysis, face, &gate)?;
     Ok(Done::Enroll(Box::new(Enrollment {
         image: source,
         size: analysis.size,
         person: person.clone(),
-        face: new_face(&face, engine.pipeline()),
+        face: new_faces(ctx, job, std::slice::from_ref(&face), engine.pipeline()).await?.swap_remove(0),
         detector_revision: engine.pipeline().detector_revision(),
         answer: face_json(&face, &gate),
     })))
 }
 
 impl Enrollment {
+    pub(super) fn face(&self) -> &NewFace {
+        &self.face
+    }
+
     pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Result<Value, Problem>, DbErr> {
         let collection = job.collection_id;
         if let PersonRef::Id { id } = self.person
@@ -78,6 +85,7 @@ impl Enrollment {
         let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);
         faces::enroll(txn, face.id, person.id).await?;
         images::remember_found(txn, collection, &[(&self.image, image.id)]).await?;
+        pending::note(txn, collection, Some(&job.pipeline), &[image.id]).await?;
         if !already_enrolled {
             rematches::request(txn, collection, Some(face.id), None).await?;
         }

@@ -18,11 +18,14 @@ use super::{Done, JobError, settings};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
 use crate::thresholds::Thresholds;
+use crate::vision::crops::Keep;
 use crate::vision::quality::Gate;
 
 /// A job sees the gallery at least as it was when it began, and no older than this: what it misses for that, the rematch finds
 /// that each change of templates asks for, and which waits longer.
 const MAX_AGE: Duration = Duration::from_millis(250);
+/// So many persons are looked up at least: the second one says how sure the first one is.
+const RUNNER_UP: usize = 2;
 
 pub(super) async fn run(
     ctx: &WorkerContext,
@@ -33,8 +36,8 @@ pub(super) async fn run(
 ) -> Result<Done, JobError> {
     let began = Instant::now();
     let engine = ctx.engine(job).await?;
-    let settings = settings(collection)?;
-    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?).await?;
+    let settings = settings(ctx, collection, job).await?;
+    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?, Keep::Nothing).await?;
     let k = max_matches.unwrap_or(settings.max_matches);
     let (faces, size) = matched(ctx, job, (engine.pipeline(), &settings), &analysis.faces, k, began).await?;
     Ok(Done::Answer(json!({
@@ -58,7 +61,7 @@ pub(super) async fn matched(
     let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
     let max_age = began.elapsed().min(MAX_AGE);
-    let Found { size, hits } = ctx.face_index.search_within(&gallery, queries, k, max_age).await?;
+    let Found { size, hits } = ctx.face_index.search_within(&gallery, queries, k.max(RUNNER_UP), max_age).await?;
     let thresholds = Thresholds::identify(pipeline, settings, size.faces)
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let named = names(ctx, job, &hits).await?;
@@ -69,7 +72,8 @@ pub(super) async fn matched(
             let hits = if usable(&face) { hits.next().unwrap_or_default() } else { Vec::new() };
             let best = hits.first().map(|h| h.score);
             let mut answer = face_json(face, &gate);
-            answer["matches"] = hits.iter().map(|h| match_json(h, named.get(&h.person))).collect();
+            answer["matches"] = hits.iter().take(k).map(|h| match_json(h, named.get(&h.person))).collect();
+            answer["margin"] = json!(hits.get(1).map(|second| hits[0].score - second.score));
             answer["decision"] = json!(best.map_or(Decision::Unknown, |score| thresholds.decide(score)));
             answer["threshold"] = json!(thresholds.match_cosine);
             answer["threshold_extrapolated"] = json!(thresholds.extrapolated);

@@ -9,12 +9,13 @@ use shared::db::entity::job::Model as Job;
 use shared::db::entity::{collection, face};
 use shared::db::faces::{FirstFace, NewFace, Origin};
 use shared::db::images::ImageSource;
+use shared::db::reprocess::pending;
 use shared::db::{faces, images, persons, rejections};
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::ImageRef;
 
 use super::identify::matched;
-use super::pictures::{analysed, fetched, new_face, upload_source};
+use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
 use super::{Done, JobError, Recorded, settings};
 use crate::context::WorkerContext;
 
@@ -50,14 +51,14 @@ pub(super) async fn run(
     {
         return Ok(Done::Known(Box::new(Known { source: fetched.source, image, answer })));
     }
-    let settings = settings(collection)?;
-    let (analysis, source) = analysed(ctx, job, &engine, fetched).await?;
+    let settings = settings(ctx, collection, job).await?;
+    let (analysis, source) = analysed(ctx, job, &engine, fetched, keeps(&settings)).await?;
     let by = (engine.pipeline(), &settings);
     let (answers, _) = matched(ctx, job, by, &analysis.faces, settings.max_matches, began).await?;
     Ok(Done::Index(Box::new(Indexing {
         image: source,
         size: analysis.size,
-        faces: analysis.faces.iter().map(|f| new_face(f, engine.pipeline())).collect(),
+        faces: new_faces(ctx, job, &analysis.faces, engine.pipeline()).await?,
         detector_revision,
         answers,
     })))
@@ -152,10 +153,16 @@ pub(super) async fn record_all(
         recorded[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
     }
     images::remember_found(txn, collection, &seen).await?;
+    let ids: Vec<ImageId> = seen.iter().map(|(_, image)| *image).collect();
+    pending::note(txn, collection, Some(&job.pipeline), &ids).await?;
     Ok(recorded)
 }
 
 impl Indexing {
+    pub(super) fn faces(&self) -> &[NewFace] {
+        &self.faces
+    }
+
     fn first_faces(&self, image: ImageId, persons: &BTreeSet<PersonId>) -> Vec<FirstFace<'_>> {
         let auto = |answer| matches(answer).find(|person| persons.contains(person));
         let faces = self.faces.iter().zip(&self.answers);

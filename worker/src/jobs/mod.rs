@@ -5,18 +5,22 @@ mod enroll;
 mod identify;
 mod index;
 mod pictures;
+mod reembed;
 mod rematch;
 mod verify;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
+use shared::db::collections::CollectionSettings;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
+use shared::db::reprocess;
 use shared::ids::{CollectionId, PersonId};
 use shared::job::{JobArgs, PersonRef, Problem};
 
 pub use self::collections::ClaimCollections;
 use crate::analysis::AnalysisError;
-use crate::context::{EnginesError, WorkerContext};
+use crate::context::WorkerContext;
+use crate::engines::EnginesError;
 use crate::inference::EngineError;
 
 /// A job that did its work, with what is left to write.
@@ -32,6 +36,8 @@ pub enum Done {
     Known(Box<index::Known>),
     /// Looked faces up again.
     Rematch(rematch::Rematching),
+    /// Made of images what another pipeline makes of them.
+    Reembed(Box<reembed::Reembedding>),
 }
 
 /// Why a job has no answer.
@@ -56,15 +62,16 @@ pub async fn run(
     args: &JobArgs,
 ) -> Result<Done, JobError> {
     let collection = collections
-        .find(&ctx.db, job.collection_id)
+        .find(&ctx.db, job)
         .await?
         .ok_or_else(|| JobError::failed("collection_gone", "the collection was deleted while the job waited"))?;
     match args {
-        JobArgs::Enroll { image, person, face } => enroll::run(ctx, job, image, person, *face).await,
+        JobArgs::Enroll { image, person, face } => enroll::run(ctx, job, &collection, image, (person, *face)).await,
         JobArgs::Index { image } => index::run(ctx, job, &collection, image).await,
         JobArgs::Identify { image, max_matches } => identify::run(ctx, job, &collection, image, *max_matches).await,
         JobArgs::Verify { image, other, face } => verify::run(ctx, job, &collection, image, other, *face).await,
         JobArgs::Rematch { all, progress } => rematch::run(ctx, job, &collection, *all, progress.as_ref()).await,
+        JobArgs::Reembed { images, detects } => reembed::run(ctx, job, &collection, (images, *detects)).await,
     }
 }
 
@@ -99,6 +106,7 @@ pub async fn record(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result
                 recorded[at] = Some(Recorded { answer: enrollment.record(txn, job).await?, faces: 0, goes_on: None });
             }
             Done::Rematch(rematching) => recorded[at] = Some(rematching.record(txn, job).await?),
+            Done::Reembed(reembedding) => recorded[at] = Some(reembedding.record(txn, job).await?),
             Done::Index(indexing) => indexed.push((*job, &**indexing)),
             Done::Known(image) => {
                 known.push((*job, &**image));
@@ -117,6 +125,17 @@ impl Done {
     /// Whether it is recorded by itself: its rows may meet a rejection that only the database can tell, or the job goes on.
     pub(crate) fn is_recorded_alone(&self) -> bool {
         matches!(self, Self::Enroll(_) | Self::Rematch(_))
+    }
+
+    /// The keys of the crops that were stored for it.
+    pub(crate) fn crops(&self) -> Vec<String> {
+        let faces = match self {
+            Self::Enroll(enrollment) => std::slice::from_ref(enrollment.face()).iter(),
+            Self::Index(indexing) => indexing.faces().iter(),
+            Self::Reembed(reembedding) => return reembedding.crops(),
+            Self::Answer(_) | Self::Known(_) | Self::Rematch(_) => return Vec::new(),
+        };
+        faces.filter_map(|face| Some(face.crop.as_ref()?.object_key.clone())).collect()
     }
 }
 
@@ -180,7 +199,18 @@ fn merged(into: PersonId) -> Problem {
     Problem::new("person_merged", format!("the person was merged into person {into}; name that one"))
 }
 
-/// The collection's own settings; a row that cannot be read is nobody's input error.
-fn settings(collection: &collection::Model) -> Result<shared::db::collections::CollectionSettings, JobError> {
-    Ok(collection.settings()?)
+/// The collection's own settings, with the threshold that holds for the job's pipeline; a row that cannot be read is nobody's
+/// input error.
+async fn settings(
+    ctx: &WorkerContext,
+    collection: &collection::Model,
+    job: &Job,
+) -> Result<CollectionSettings, JobError> {
+    let settings = collection.settings()?;
+    if collection.pipeline == job.pipeline {
+        return Ok(settings);
+    }
+    // A threshold says nothing of another model's scores.
+    let match_cosine = reprocess::other_match_cosine(&ctx.db, collection.id).await?;
+    Ok(CollectionSettings { match_cosine, ..settings })
 }

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
+use shared::db::collections::CollectionSettings;
+use shared::db::crops;
 use shared::db::entity::job::Model as Job;
-use shared::db::faces::NewFace;
+use shared::db::faces::{NewCrop, NewFace};
 use shared::db::images::ImageSource;
 use shared::digest::sha256_hex;
 use shared::job::{FaceBox, FaceChoice, ImageRef, Problem, UploadedImage};
@@ -17,26 +20,47 @@ use crate::context::WorkerContext;
 use crate::inference::Engine;
 use crate::vision::Detection;
 use crate::vision::choose::{ChooseError, choose_face};
+use crate::vision::crops::Keep;
+use crate::vision::margin::MarginCrop;
 use crate::vision::quality::{Gate, Quality, QualityReason};
 
 /// A picture's bytes, and what its row says of them.
 pub(super) struct Fetched {
     pub(super) source: ImageSource,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
-/// Fetches the picture.
-pub(super) async fn fetched(ctx: &WorkerContext, image: &ImageRef) -> Result<Fetched, JobError> {
+/// Where a picture's bytes lie.
+pub(super) enum Place<'a> {
+    /// Under this key of our object store.
+    Object(&'a str),
+    /// `s3://bucket/key`.
+    Reference(&'a str),
+    /// An absolute path.
+    File(&'a str),
+}
+
+/// Fetches a picture's bytes.
+pub(super) async fn bytes_of(ctx: &WorkerContext, place: &Place<'_>) -> Result<Vec<u8>, JobError> {
     let max_bytes = ctx.config.vision.max_image_bytes;
-    let bytes = match image {
-        ImageRef::Upload(upload) => ctx.objects.get(&upload.object_key, max_bytes).await?,
-        ImageRef::Reference { s3, .. } => ctx.objects.get_reference(s3, max_bytes).await?,
-        ImageRef::File { file, .. } => {
+    Ok(match place {
+        Place::Object(key) => ctx.objects.get(key, max_bytes).await?,
+        Place::Reference(s3) => ctx.objects.get_reference(s3, max_bytes).await?,
+        Place::File(file) => {
             let (roots, file) = (ctx.import_roots.clone(), PathBuf::from(file));
             tokio::task::spawn_blocking(move || roots.read(&file, max_bytes))
                 .await
                 .map_err(|e| JobError::Transient(anyhow::Error::new(e).context("read the picture")))??
         }
+    })
+}
+
+/// Fetches the picture.
+pub(super) async fn fetched(ctx: &WorkerContext, image: &ImageRef) -> Result<Fetched, JobError> {
+    let bytes = match image {
+        ImageRef::Upload(upload) => bytes_of(ctx, &Place::Object(&upload.object_key)).await?,
+        ImageRef::Reference { s3, .. } => bytes_of(ctx, &Place::Reference(s3)).await?,
+        ImageRef::File { file, .. } => bytes_of(ctx, &Place::File(file)).await?,
     };
     let source = match image {
         ImageRef::Upload(upload) => upload_source(upload),
@@ -67,10 +91,11 @@ pub(super) async fn analysed(
     job: &Job,
     engine: &Engine,
     fetched: Fetched,
+    keep: Keep,
 ) -> Result<(Analysis, ImageSource), JobError> {
     let Fetched { source, bytes } = fetched;
     let _pixels = ctx.stages.decode(job.lane).await;
-    let analysis = analyse(engine, bytes, ctx.decode_limits()).await?;
+    let analysis = analyse(engine, bytes, ctx.decode_limits(), keep).await?;
     let source = ImageSource { captured_at: analysis.captured_at.clone(), ..source };
     Ok((analysis, source))
 }
@@ -155,10 +180,40 @@ pub(super) fn face_json(face: &AnalysedFace, gate: &Gate) -> Value {
     })
 }
 
-/// A face as it is stored.
-pub(super) fn new_face(face: &AnalysedFace, pipeline: &Pipeline) -> NewFace {
+/// Whether a collection keeps crops of its faces.
+pub(super) fn keeps(settings: &CollectionSettings) -> Keep {
+    if settings.keep_crops { Keep::Crops } else { Keep::Nothing }
+}
+
+/// Faces as they are stored, once the crops that are kept of them lie in the object store.
+pub(super) async fn new_faces(
+    ctx: &WorkerContext,
+    job: &Job,
+    faces: &[AnalysedFace],
+    pipeline: &Pipeline,
+) -> Result<Vec<NewFace>, JobError> {
+    let stored = faces.iter().map(async |face| {
+        let crop = match &face.crop {
+            Some(crop) => Some(stored(ctx, job, crop).await?),
+            None => None,
+        };
+        Ok::<_, JobError>(new_face(face, pipeline, crop))
+    });
+    try_join_all(stored).await
+}
+
+/// Puts a crop into the object store.
+pub(super) async fn stored(ctx: &WorkerContext, job: &Job, crop: &MarginCrop) -> Result<NewCrop, JobError> {
+    let object_key = crops::new_key(job.collection_id);
+    let transient = |e| JobError::Transient(anyhow::Error::new(e).context("store the crop of a face"));
+    ctx.objects.put(&object_key, &crop.file).await.map_err(transient)?;
+    Ok(NewCrop { object_key, points: json!(crop.landmarks).to_string() })
+}
+
+fn new_face(face: &AnalysedFace, pipeline: &Pipeline, crop: Option<NewCrop>) -> NewFace {
     let gate = Gate::identify(pipeline.detector.match_score);
     NewFace {
+        crop,
         face_box: face.detection.bounding_box.into(),
         landmarks: json!(face.detection.landmarks).to_string(),
         score: face.detection.score,

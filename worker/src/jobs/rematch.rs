@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
-use shared::db::collections::CollectionSettings;
+use shared::db::collections::{self, CollectionSettings};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::rejections;
@@ -57,7 +57,7 @@ pub(super) async fn run(
     progress: Option<&RematchProgress>,
 ) -> Result<Done, JobError> {
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
-    let settings = settings(collection)?;
+    let settings = settings(ctx, collection, job).await?;
     let pipeline = ctx.engines.pipeline(&job.pipeline)?;
     let looking = Looking::begin(ctx, job, pipeline, &settings, &progress.scope).await?;
     let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
@@ -155,13 +155,25 @@ impl Rematching {
     /// Writes what the attempt did, and says how the job goes on.
     pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Recorded, DbErr> {
         let collection = job.collection_id;
+        // The collection went over to another pipeline: what this one says of its faces counts no more. Another job takes what
+        // was asked for.
+        if collections::hold_pipeline(txn, collection).await?.as_ref() != Some(&job.pipeline) {
+            let progress = match self {
+                Self::Begin { .. } => None,
+                Self::Slice(slice) => {
+                    rematches::request(txn, collection, None, None).await?;
+                    Some(&slice.progress)
+                }
+            };
+            return Ok(Recorded::answer(progress.map_or_else(nothing, answer)));
+        }
         match self {
             Self::Begin { all } => Ok(match rematches::take_requests(txn, collection, *all).await? {
                 Some(scope) => {
                     let progress = RematchProgress { scope, after: None, faces: 0, assigned: 0, unassigned: 0 };
                     going_on(*all, progress)
                 }
-                None => Recorded::answer(json!({ "faces": 0, "assigned": 0, "unassigned": 0 })),
+                None => Recorded::answer(nothing()),
             }),
             Self::Slice(Slice { progress, changes, is_last }) => {
                 let written = rematches::apply(txn, collection, changes).await?;
@@ -173,6 +185,10 @@ impl Rematching {
             }
         }
     }
+}
+
+fn nothing() -> Value {
+    json!({ "faces": 0, "assigned": 0, "unassigned": 0 })
 }
 
 fn answer(progress: &RematchProgress) -> Value {

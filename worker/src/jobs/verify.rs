@@ -13,6 +13,7 @@ use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
 use crate::inference::Engine;
 use crate::thresholds::Thresholds;
+use crate::vision::crops::Keep;
 use crate::vision::quality::Gate;
 
 pub(super) async fn run(
@@ -24,7 +25,7 @@ pub(super) async fn run(
     face: FaceChoice,
 ) -> Result<Done, JobError> {
     let engine = ctx.engine(job).await?;
-    let settings = settings(collection)?;
+    let settings = settings(ctx, collection, job).await?;
     let gate = Gate::identify(engine.pipeline().detector.match_score);
     let one = face_of(ctx, job, &engine, image, face).await?;
     let (score, comparisons, compared) = match other {
@@ -59,7 +60,7 @@ async fn face_of(
     face: FaceChoice,
 ) -> Result<AnalysedFace, JobError> {
     let gate = Gate::identify(engine.pipeline().detector.match_score);
-    let (analysis, _) = analysed(ctx, job, engine, fetched(ctx, image).await?).await?;
+    let (analysis, _) = analysed(ctx, job, engine, fetched(ctx, image).await?, Keep::Nothing).await?;
     chosen(&analysis, face, &gate)
 }
 

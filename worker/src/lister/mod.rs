@@ -9,10 +9,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use shared::access::Grant;
 use shared::batch::{BatchSource, Checkpoint, is_picture_name};
 use shared::db::batches::listing::{self, Listed};
 use shared::db::batches::missing::Coverage;
 use shared::db::batches::sweep as sweeps;
+use shared::db::collections;
 use shared::db::entity::batch::Model as Batch;
 use shared::ids::BatchId;
 use shared::job::{ImageRef, Problem};
@@ -115,7 +117,10 @@ impl Lister {
     }
 
     async fn add(&mut self, batch: &Batch, listed: &Listed, open: Option<Open>) -> Result<(), sea_orm::DbErr> {
-        let revision = match self.ctx.engines.pipeline(&batch.pipeline) {
+        // What it goes by now: that may be another pipeline than when the batch was made.
+        let collection = collections::find(&self.ctx.db.read, &Grant::everything(), batch.collection_id).await?;
+        let Some(collection) = collection else { return Ok(()) };
+        let revision = match self.ctx.engines.pipeline(&collection.pipeline) {
             Ok(pipeline) => pipeline.detector_revision(),
             // Another worker may know it.
             Err(error) => return self.failed(batch, JobError::Transient(error.into())).await,

@@ -6,7 +6,26 @@ use crate::vision::align::{AlignError, aligned_crop, crop_area};
 use crate::vision::decode::DecodeError;
 use crate::vision::decode::photo::Photo;
 use crate::vision::frame::Frame;
+use crate::vision::margin::{self, MarginCrop};
 use crate::vision::{BoundingBox, Detection, Picture};
+
+/// What is cut out of a photograph of one face.
+#[derive(Debug)]
+pub struct FaceCrops {
+    /// For the recognizer.
+    pub aligned: Picture,
+    /// To be kept, where that is wanted.
+    pub margin: Option<MarginCrop>,
+}
+
+/// Whether crops are made to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// One of each face.
+    Crops,
+    /// None.
+    Nothing,
+}
 
 /// The aligned crop of each face. It comes from a scale at which the face is as wide as the crop or, where it is smaller
 /// than that in the original, from the original.
@@ -15,22 +34,48 @@ pub fn aligned_crops(
     faces: &[Detection],
     alignment: &Alignment,
 ) -> Result<Vec<Result<Picture, AlignError>>, DecodeError> {
+    let crops = face_crops(photo, faces, alignment, Keep::Nothing)?;
+    Ok(crops.into_iter().map(|crops| crops.map(|crops| crops.aligned)).collect())
+}
+
+/// The crops of each face: see [`aligned_crops`].
+pub fn face_crops(
+    photo: &Photo,
+    faces: &[Detection],
+    alignment: &Alignment,
+    keep: Keep,
+) -> Result<Vec<Result<FaceCrops, AlignError>>, DecodeError> {
     let least = alignment.width as f32 * photo.overview.scale;
     let is_small = |face: &&Detection| face.bounding_box.shorter_side() < least;
     let small: Vec<&Detection> = faces.iter().filter(is_small).collect();
-    let close_up = close_up(photo, &small, alignment)?;
+    let close_up = close_up(photo, &small, alignment, keep)?;
     let cut = |face: &Detection| {
         let frame = close_up.as_ref().filter(|_| is_small(&face)).unwrap_or(&photo.overview);
         let landmarks = frame.landmarks(&face.landmarks);
-        aligned_crop(&frame.picture, &landmarks, &alignment.points, [alignment.width, alignment.height])
+        let size = [alignment.width, alignment.height];
+        Ok(FaceCrops {
+            aligned: aligned_crop(&frame.picture, &landmarks, &alignment.points, size)?,
+            margin: match keep {
+                Keep::Crops => Some(MarginCrop::cut(&frame.picture, &landmarks)?),
+                Keep::Nothing => None,
+            },
+        })
     };
     Ok(faces.iter().map(cut).collect())
 }
 
 /// One frame for all the small faces: reading the file up to the last of them is most of its cost.
-fn close_up(photo: &Photo, small: &[&Detection], alignment: &Alignment) -> Result<Option<Frame>, DecodeError> {
-    let size = [alignment.width, alignment.height];
-    let areas = small.iter().filter_map(|face| crop_area(&face.landmarks, &alignment.points, size).ok());
+fn close_up(
+    photo: &Photo,
+    small: &[&Detection],
+    alignment: &Alignment,
+    keep: Keep,
+) -> Result<Option<Frame>, DecodeError> {
+    let (points, size) = match keep {
+        Keep::Crops => (margin::points(), [margin::SIDE; 2]),
+        Keep::Nothing => (alignment.points, [alignment.width, alignment.height]),
+    };
+    let areas = small.iter().filter_map(|face| crop_area(&face.landmarks, &points, size).ok());
     let smallest = small.iter().map(|face| face.bounding_box.shorter_side()).min_by(f32::total_cmp);
     match (areas.reduce(BoundingBox::around), smallest) {
         (Some(area), Some(side)) => photo.close_up(area, side / alignment.width as f32),

@@ -10,6 +10,7 @@ pub mod crops;
 pub mod decode;
 pub mod detect;
 pub mod frame;
+pub mod margin;
 mod nms;
 pub mod quality;
 mod scrfd;

@@ -1,0 +1,186 @@
+//! The models that are loaded: each pipeline's once, as many of them as there is memory for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use shared::catalogue::{Catalogue, Pipeline};
+use shared::health::Check;
+use shared::telemetry::metrics;
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::assets::Assets;
+use crate::inference::{Engine, EngineError, EngineOptions};
+
+/// What a session takes beside its weights, in bytes: its plan, and the values of a run.
+const BESIDE_WEIGHTS: u64 = 16 << 20;
+
+/// The engines of the pipelines that jobs asked for. One that is not used for longest goes when another needs its room;
+/// whoever works with it at that moment keeps it until the work is done.
+pub struct Engines {
+    catalogue: Arc<Catalogue>,
+    assets: Assets,
+    options: EngineOptions,
+    /// What all of them may take together, in bytes.
+    budget: u64,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    slots: HashMap<String, Slot>,
+    /// Grows with each use.
+    uses: u64,
+}
+
+struct Slot {
+    engine: Arc<OnceCell<Engine>>,
+    bytes: u64,
+    last_use: u64,
+}
+
+impl Engines {
+    /// Loads nothing yet.
+    pub fn new(catalogue: Arc<Catalogue>, assets: Assets, options: EngineOptions, budget: u64) -> Self {
+        Self { catalogue, assets, options, budget, loaded: Mutex::default() }
+    }
+
+    /// The engine of that pipeline, loaded by the first caller while others wait.
+    pub async fn get(&self, name: &str) -> Result<Engine, EnginesError> {
+        let pipeline = self.catalogue.pipeline(name)?;
+        let slot = self.slot(pipeline).await;
+        let loaded = slot.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options.clone())).await;
+        match loaded {
+            Ok(engine) => Ok(engine.clone()),
+            Err(error) => {
+                self.loaded.lock().await.forget(name, &slot);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn slot(&self, pipeline: &Pipeline) -> Arc<OnceCell<Engine>> {
+        let mut loaded = self.loaded.lock().await;
+        loaded.uses += 1;
+        let last_use = loaded.uses;
+        if let Some(slot) = loaded.slots.get_mut(&pipeline.name) {
+            slot.last_use = last_use;
+            return Arc::clone(&slot.engine);
+        }
+        let bytes = self.bytes_of(pipeline);
+        while loaded.bytes().saturating_add(bytes) > self.budget
+            && let Some(unloaded) = loaded.unload_one()
+        {
+            tracing::info!(pipeline = unloaded, for_pipeline = pipeline.name, "models are unloaded to make room");
+        }
+        let slot = Slot { engine: Arc::default(), bytes, last_use };
+        let engine = Arc::clone(&slot.engine);
+        loaded.slots.insert(pipeline.name.clone(), slot);
+        metrics::pipelines_loaded(loaded.slots.len());
+        engine
+    }
+
+    /// What a pipeline's sessions take: each has weights of its own.
+    fn bytes_of(&self, pipeline: &Pipeline) -> u64 {
+        let sessions = u64::try_from(self.options.sessions).unwrap_or(u64::MAX);
+        pipeline.files().iter().map(|file| (file.size_bytes + BESIDE_WEIGHTS).saturating_mul(sessions)).sum()
+    }
+
+    /// The pipelines that are loaded, or being so.
+    pub async fn loaded(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.loaded.lock().await.slots.keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// What the catalogue says of a pipeline.
+    pub fn pipeline(&self, name: &str) -> Result<&Pipeline, EnginesError> {
+        Ok(self.catalogue.pipeline(name)?)
+    }
+
+    /// A readiness check that runs this pipeline's models.
+    pub fn check(self: &Arc<Self>, pipeline: String) -> Check {
+        let engines = Arc::clone(self);
+        Check::new("inference", move || {
+            let (engines, pipeline) = (Arc::clone(&engines), pipeline.clone());
+            async move {
+                let engine = engines.get(&pipeline).await.map_err(anyhow::Error::new)?;
+                engine.probe().await.map_err(anyhow::Error::new)
+            }
+        })
+    }
+}
+
+impl Loaded {
+    fn bytes(&self) -> u64 {
+        self.slots.values().map(|slot| slot.bytes).sum()
+    }
+
+    /// Forgets what could not be loaded, unless somebody tries again.
+    fn forget(&mut self, name: &str, slot: &Arc<OnceCell<Engine>>) {
+        if self.slots.get(name).is_some_and(|known| Arc::ptr_eq(&known.engine, slot) && Arc::strong_count(slot) == 2) {
+            self.slots.remove(name);
+        }
+    }
+
+    /// Forgets what was not used for longest; its name.
+    fn unload_one(&mut self) -> Option<String> {
+        let name = self.slots.iter().min_by_key(|(_, slot)| slot.last_use).map(|(name, _)| name.clone())?;
+        self.slots.remove(&name);
+        Some(name)
+    }
+}
+
+/// Why there is no engine of that name.
+#[derive(Debug, thiserror::Error)]
+pub enum EnginesError {
+    /// The catalogue does not know it.
+    #[error(transparent)]
+    Catalogue(#[from] shared::catalogue::CatalogueError),
+    /// It cannot be loaded.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn engines(room_for: u64) -> (tempfile::TempDir, Engines) {
+        let folder = tempfile::tempdir().unwrap();
+        let tiny = std::fs::read_to_string(testing::repository().join("models/tiny/tiny.toml")).unwrap();
+        for name in ["tiny", "second", "third"] {
+            let entry = tiny.replace("name = \"tiny\"\n", &format!("name = \"{name}\"\n"));
+            std::fs::write(folder.path().join(format!("{name}.toml")), entry).unwrap();
+        }
+        let catalogue = Arc::new(Catalogue::load(Some(folder.path())).unwrap());
+        let options = EngineOptions::for_cpu(1);
+        let one = Engines::new(Arc::clone(&catalogue), testing::tiny_assets(), options.clone(), 0)
+            .bytes_of(catalogue.pipeline("tiny").unwrap());
+        (folder, Engines::new(catalogue, testing::tiny_assets(), options, one * room_for))
+    }
+
+    #[tokio::test]
+    async fn what_was_not_used_for_longest_goes() {
+        let (_folder, engines) = engines(2);
+        for (name, loaded) in [
+            ("tiny", &["tiny"][..]),
+            ("second", &["second", "tiny"]),
+            ("tiny", &["second", "tiny"]),
+            ("third", &["third", "tiny"]),
+            ("second", &["second", "third"]),
+        ] {
+            engines.get(name).await.unwrap();
+            assert_eq!(engines.loaded().await, loaded, "after {name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn one_has_room_always_and_whoever_works_keeps_it() {
+        let (_folder, engines) = engines(0);
+        let at_work = engines.get("tiny").await.unwrap();
+        engines.get("second").await.unwrap();
+        assert_eq!(engines.loaded().await, ["second"]);
+        at_work.probe().await.unwrap();
+    }
+}
