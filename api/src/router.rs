@@ -13,8 +13,8 @@ use crate::legacy;
 use crate::openapi::{Document, complete};
 use crate::requests::observe;
 use crate::routes::{
-    batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, submit, uploads,
-    webhook_deliveries, webhooks,
+    batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, reprocess, submit,
+    uploads, webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
 
@@ -62,6 +62,7 @@ fn open() -> OpenApiRouter<AppState> {
 /// For callers with a key.
 fn keyed() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
+        .merge(reprocessing())
         .routes(routes!(collections::create, collections::list))
         .routes(routes!(collections::get, collections::update, collections::delete))
         .routes(routes!(export::export))
@@ -111,6 +112,22 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(webhook_deliveries::get))
         .routes(routes!(webhook_deliveries::redeliver))
         .routes(routes!(webhook_deliveries::recover))
+}
+
+/// Runs that give collections another pipeline.
+fn reprocessing() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(reprocess::create))
+        .routes(routes!(reprocess::list))
+        .routes(routes!(reprocess::get))
+        .routes(routes!(reprocess::differences))
+        .routes(routes!(reprocess::pause))
+        .routes(routes!(reprocess::resume))
+        .routes(routes!(reprocess::retry))
+        .routes(routes!(reprocess::activate))
+        .routes(routes!(reprocess::rollback))
+        .routes(routes!(reprocess::cancel))
+        .routes(routes!(reprocess::prune))
 }
 
 #[cfg(test)]

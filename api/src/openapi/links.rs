@@ -35,6 +35,18 @@ const OF_COLLECTION: &[&str] = &[
     "jobs_identify",
     "jobs_verify",
     "jobs_rematch",
+    "reprocess_create",
+];
+const OF_RUN: &[&str] = &[
+    "reprocess_get",
+    "reprocess_differences",
+    "reprocess_pause",
+    "reprocess_resume",
+    "reprocess_retry",
+    "reprocess_activate",
+    "reprocess_rollback",
+    "reprocess_cancel",
+    "reprocess_prune",
 ];
 const OF_PERSON: &[&str] =
     &["persons_get", "persons_update", "persons_delete", "persons_faces", "persons_images", "persons_merge"];
@@ -98,6 +110,7 @@ const LINKS: &[Links] = &[
         parameters: &[("job", ID)],
     },
     Links { from: (&["batches_create"], "202"), to: OF_BATCH, parameters: &[("batch", ID)] },
+    Links { from: (&["reprocess_create"], "202"), to: OF_RUN, parameters: &[("run", ID)] },
     Links { from: (&["api_keys_create", "api_keys_rotate"], "201"), to: OF_KEY, parameters: &[("key", ID)] },
     Links { from: (&["webhooks_create"], "201"), to: OF_ENDPOINT, parameters: &[("endpoint", ID)] },
     Links {

@@ -119,7 +119,7 @@ pub(crate) async fn make(
 }
 
 /// Refuses pipelines that no collection of this server can have.
-fn check_pipeline(state: &AppState, pipeline: &str) -> ApiResult<()> {
+pub(super) fn check_pipeline(state: &AppState, pipeline: &str) -> ApiResult<()> {
     let entry = state.catalogue.pipeline(pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
     if !entry.restricted_files().is_empty()
         && !state.config.models.accepted_licences.iter().any(|accepted| accepted == pipeline)

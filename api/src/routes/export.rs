@@ -40,6 +40,7 @@ pub async fn export(
     Path(collection): Path<String>,
 ) -> ApiResult<Response> {
     let row = extract::collection(&state, &caller, &collection).await?;
+    check_one_detector(&row)?;
     let place = state.places.exports.clone().try_acquire_owned().map_err(|_| {
         ApiError::unavailable("as many exports as this server allows are under way; try again when one has ended")
     })?;
@@ -71,6 +72,15 @@ pub async fn export(
         Some((Err(error), (receiver, None)))
     });
     Ok(([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(pieces)).into_response())
+}
+
+/// Refuses a collection of which two detectors know faces: a file does not say which of them are shown.
+pub(super) fn check_one_detector(row: &collection::Model) -> ApiResult<()> {
+    if row.hidden_revision.is_none() && row.shown_revision.is_none() {
+        return Ok(());
+    }
+    let detail = "a reprocess run of the collection looks for faces with another detector; prune or cancel it first";
+    Err(ApiError::conflict("reprocess_open", detail))
 }
 
 /// The first line, and the pipelines whose vectors there are.

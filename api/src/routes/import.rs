@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use serde::Serialize;
+use shared::access::Grant;
 use shared::db::entity::collection;
 use shared::transfer::{Checker, Counts, Header, Line, MAX_LINE_BYTES, TransferError};
 use utoipa::ToSchema;
 
 use super::batches::NDJSON;
+use super::export::check_one_detector;
 use crate::auth::{Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Path, media_type};
@@ -49,7 +51,7 @@ pub async fn import(
     let mut lines = Lines::new(request.into_body(), idle, MAX_LINE_BYTES);
     let stop = state.stop.clone();
     let imported = tokio::select! {
-        imported = take_in(&state, &row, &mut lines) => imported,
+        imported = take_in(&state, &caller, &row, &mut lines) => imported,
         () = stop.cancelled() => {
             Err(ApiError::unavailable("the server stops; send the file again to go on with the import"))
         }
@@ -59,7 +61,12 @@ pub async fn import(
     Ok(axum::Json(view))
 }
 
-async fn take_in(state: &AppState, collection: &collection::Model, lines: &mut Lines) -> ApiResult<ImportView> {
+async fn take_in(
+    state: &AppState,
+    grant: &Grant,
+    collection: &collection::Model,
+    lines: &mut Lines,
+) -> ApiResult<ImportView> {
     let mut checker = Checker::default();
     let mut portion = Portion::default();
     let mut added = Counts::default();
@@ -70,13 +77,26 @@ async fn take_in(state: &AppState, collection: &collection::Model, lines: &mut L
             check_header(state, collection, header)?;
         }
         if portion.is_full_before(&read) {
+            check_unchanged(state, grant, collection).await?;
             portion::add(&mut added, portion.write(&state.db, collection.id).await?);
         }
         portion.add(read, line.len());
     }
     let read = checker.finish().map_err(|error| refused(&error))?;
+    check_unchanged(state, grant, collection).await?;
     portion::add(&mut added, portion.write_all(&state.db, collection.id).await?);
     Ok(ImportView { read, added })
+}
+
+/// Refuses to go on where the collection went over to another pipeline meanwhile, or is about to.
+async fn check_unchanged(state: &AppState, grant: &Grant, collection: &collection::Model) -> ApiResult<()> {
+    let now = extract::collection(state, grant, &collection.id.to_string()).await?;
+    check_one_detector(&now)?;
+    if now.pipeline != collection.pipeline {
+        let detail = "the collection went over to another pipeline while the file came; send it again";
+        return Err(ApiError::conflict("collection_changed", detail));
+    }
+    Ok(())
 }
 
 fn refused(error: &TransferError) -> ApiError {

@@ -11,6 +11,7 @@ pub mod import;
 pub mod jobs;
 pub mod keys;
 pub mod persons;
+pub mod reprocess;
 pub mod submit;
 pub mod uploads;
 pub mod webhook_deliveries;

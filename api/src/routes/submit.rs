@@ -445,7 +445,6 @@ async fn accept(
     let keys: Vec<String> = inline_uploads.iter().map(|u| u.object_key.clone()).collect();
     let new = NewJob {
         collection: collection.id,
-        pipeline: collection.pipeline.clone(),
         args: args.clone(),
         tag: checked.tag,
         webhook_endpoints: checked.webhook_endpoints,
