@@ -10,6 +10,7 @@ mod keys;
 mod migrate;
 mod models;
 mod place;
+mod reprocess;
 mod serve;
 mod transfer;
 
@@ -47,6 +48,8 @@ enum Command {
     /// Index the photographs of a folder or of an S3 prefix: every face is found, stored and matched. Run it again to go on
     /// after an interruption, or to index what is new.
     Index(index::IndexArgs),
+    /// Give a collection another pipeline while it is in use: nobody's name or id is lost, and it goes over, and back, at once.
+    Reprocess(reprocess::ReprocessArgs),
     /// Write a collection's people, faces and vectors (no pixels) to a file: a backup that needs no database, or the way to
     /// another machine.
     Export(transfer::ExportArgs),
@@ -103,6 +106,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Worker => worker::command::run(config).await,
         Command::Migrate => migrate::run(&config).await,
         Command::Index(args) => index::run(config, args).await,
+        Command::Reprocess(args) => reprocess::run(config, args).await,
         Command::Export(args) => transfer::export(config, args).await,
         Command::Import(args) => transfer::import(config, args).await,
         Command::Keys(command) => keys::run(config, command).await,

@@ -30,7 +30,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use worker::assets::Assets;
-use worker::context::{Engines, Pulse, WorkerContext};
+use worker::context::{Pulse, WorkerContext};
+use worker::engines::Engines;
 use worker::inference::EngineOptions;
 use worker::offer::Offer;
 use worker::stages::Stages;
@@ -136,7 +137,12 @@ async fn assemble(
     let options = EngineOptions::configured(&config.worker);
     let offer = Offer::of_all(&catalogue, &Assets::configured(&config), &options).await;
     offer.log();
-    let engines = Arc::new(Engines::new(Arc::clone(&catalogue), Assets::configured(&config), options));
+    let engines = Arc::new(Engines::new(
+        Arc::clone(&catalogue),
+        Assets::configured(&config),
+        options,
+        config.worker.models_memory(),
+    ));
     let pipeline = config.models.default_pipeline.clone();
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     let context = WorkerContext {

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use worker::analysis::analyse;
 use worker::assets::Assets;
 use worker::inference::{Engine, EngineOptions};
+use worker::vision::crops::Keep;
 use worker::vision::decode::DecodeLimits;
 
 use super::usage::{self, Took};
@@ -71,6 +72,6 @@ impl BareLoop {
     async fn faces(self, picture: PathBuf) -> anyhow::Result<usize> {
         let bytes = tokio::fs::read(&picture).await.with_context(|| format!("read {}", picture.display()))?;
         // A picture that cannot be decoded has no faces.
-        Ok(analyse(&self.engine, bytes, self.limits).await.map_or(0, |found| found.faces.len()))
+        Ok(analyse(&self.engine, bytes, self.limits, Keep::Nothing).await.map_or(0, |found| found.faces.len()))
     }
 }

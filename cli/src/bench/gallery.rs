@@ -119,6 +119,7 @@ async fn store(
             score: 1.0,
             quality: "{}".to_owned(),
             embedding: Some(embedding),
+            crop: None,
         })
         .collect();
     let named = PersonRef::External { external_id: name, name: None, description: None };

@@ -73,7 +73,12 @@ impl Site {
     /// Makes a collection anew.
     pub(super) async fn collection(&self, name: &str, pipeline: &str) -> anyhow::Result<()> {
         self.client.delete(&format!("/v1/collections/{name}")).await?;
-        self.client.post("/v1/collections", &json!({ "name": name, "pipeline": pipeline })).await?;
+        self.client
+            .post(
+                "/v1/collections",
+                &json!({ "name": name, "pipeline": pipeline, "settings": { "keep_crops": false } }),
+            )
+            .await?;
         Ok(())
     }
 

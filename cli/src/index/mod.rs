@@ -13,6 +13,7 @@ use shared::config::Config;
 use tokio_util::sync::CancellationToken;
 
 use self::progress::Progress;
+pub(crate) use self::progress::duration;
 use self::report::Report;
 use crate::child::interrupted;
 use crate::client::{Client, Refused};

@@ -52,7 +52,7 @@ impl Progress {
 
 /// `42 s`, `3 min 20 s`, `2 h 5 min`.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an estimate below thousands of years")]
-pub(super) fn duration(seconds: f64) -> String {
+pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),

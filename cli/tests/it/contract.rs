@@ -16,6 +16,7 @@ use worker::testing::repository;
 
 use crate::batches::{Library, pictures};
 use crate::keys::reach;
+use crate::reprocess::Models;
 use crate::server::{Server, Site, on_both, photo, read};
 
 on_both!(the_api_does_what_its_document_says);
@@ -25,7 +26,7 @@ const EXAMPLES: u32 = 8;
 /// Operations that need more luck than a run has to be answered with 2xx: what they are about has to be in another state, or
 /// their bodies have to name several things that fit together. So does what deletes: the seeded rows are kept for the others.
 /// The other tests here do these.
-const SELDOM: [&str; 9] = [
+const SELDOM: [&str; 13] = [
     "POST /v1/batches/{batch}/cancel",
     "POST /v1/batches/{batch}/pause",
     "POST /v1/batches/{batch}/resume",
@@ -35,6 +36,10 @@ const SELDOM: [&str; 9] = [
     "POST /v1/collections/{collection}/clusters/{cluster}/name",
     "POST /v1/collections/{collection}/clusters/{cluster}/split",
     "POST /v1/collections/{collection}/persons/{person}/merge",
+    "POST /v1/reprocess-runs/{run}/activate",
+    "POST /v1/reprocess-runs/{run}/cancel",
+    "POST /v1/reprocess-runs/{run}/prune",
+    "POST /v1/reprocess-runs/{run}/rollback",
 ];
 /// Longest time of a run of so many examples; each more may take a part of it.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -43,7 +48,9 @@ async fn the_api_does_what_its_document_says(site: Site) {
     let (site, key) = keyed(site).await;
     let library = Library::new(&site, &pictures(40..42)).await;
     // A wait is as good as none here, and would only take time.
-    let server = library.serve(&site, &[("FACE_ID_SERVER__MAX_WAIT_S", "1")]).await;
+    let models = Models::of(&site).await;
+    let settings = [&models.settings()[..], &[("FACE_ID_SERVER__MAX_WAIT_S", "1")]].concat();
+    let server = library.serve(&site, &settings).await;
     let seeded = reach::fill(&site, &server, &library).await;
     let folder = tempfile::tempdir().unwrap();
     let inputs = Inputs::write(folder.path(), &server, &library, &key, &seeded).await;

@@ -20,6 +20,7 @@ mod library;
 mod main_path;
 mod offer;
 mod rematch;
+mod reprocess;
 mod server;
 mod slow_clients;
 mod streams;

@@ -133,8 +133,10 @@ async fn what_is_deleted_is_gone(site: Site) {
     assert_eq!(server.delete(&path).await, StatusCode::NOT_FOUND);
     assert_eq!(identify(1).await, "unknown");
     server.wait_for_objects(1).await;
+    server.wait_for_crops(1).await;
     let face = format!("/v1/collections/c/faces/{}", bob["face_id"].as_str().unwrap());
     assert_eq!(server.delete(&face).await, StatusCode::NO_CONTENT);
+    server.wait_for_crops(0).await;
     assert_eq!(identify(2).await, "unknown");
     assert_eq!(server.delete("/v1/collections/c").await, StatusCode::NO_CONTENT);
     assert_eq!(server.delete("/v1/collections/c").await, StatusCode::NOT_FOUND);

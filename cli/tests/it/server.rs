@@ -346,12 +346,17 @@ impl Server {
         job["result"].clone()
     }
 
-    /// The objects that are stored.
+    /// The objects that are stored, but for crops.
     pub(crate) fn objects(&self) -> Vec<PathBuf> {
-        files_below(&self.objects)
+        files_below(&self.objects).into_iter().filter(|object| !is_crop(object)).collect()
     }
 
-    /// Waits until the sweeper has left just `count` objects.
+    /// The crops that are kept of faces.
+    pub(crate) fn crops(&self) -> Vec<PathBuf> {
+        files_below(&self.objects).into_iter().filter(|object| is_crop(object)).collect()
+    }
+
+    /// Waits until the sweeper has left just `count` objects that are no crops.
     pub(crate) async fn wait_for_objects(&self, count: usize) {
         for _ in 0..200 {
             if self.objects().len() == count {
@@ -361,6 +366,21 @@ impl Server {
         }
         panic!("{count} objects should be left, there are {:?}", self.objects());
     }
+
+    /// Waits until the sweeper has left just `count` crops.
+    pub(crate) async fn wait_for_crops(&self, count: usize) {
+        for _ in 0..200 {
+            if self.crops().len() == count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{count} crops should be left, there are {:?}", self.crops());
+    }
+}
+
+fn is_crop(object: &Path) -> bool {
+    object.components().any(|part| part.as_os_str() == "crops")
 }
 
 /// Waits until the readiness of a worker or an api is as expected; what it then says.

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use worker::analysis::{AnalysedFace, analyse};
 use worker::clusters::units::{Limits, Member, Merge, UnitId, Units};
 use worker::vision::choose::choose_face;
+use worker::vision::crops::Keep;
 use worker::vision::quality::Gate;
 
 use self::score::{Score, score};
@@ -174,7 +175,7 @@ fn photos(folder: &Path) -> anyhow::Result<Vec<Photo>> {
 async fn look(setup: Setup, path: PathBuf) -> anyhow::Result<Looked> {
     let failed = || format!("analyse {}", path.display());
     let bytes = tokio::fs::read(&path).await.with_context(failed)?;
-    let analysis = analyse(&setup.engine, bytes, setup.limits).await.with_context(failed)?;
+    let analysis = analyse(&setup.engine, bytes, setup.limits, Keep::Nothing).await.with_context(failed)?;
     let gate = Gate::identify(setup.engine.pipeline().detector.match_score);
     let detections: Vec<_> = analysis.faces.iter().map(|face| face.detection).collect();
     let central = choose_face(&detections, FaceChoice::Center, analysis.size).ok();

@@ -11,6 +11,7 @@ use super::scopes::{Operation, operations};
 use super::{keyed, masked, token};
 use crate::batches::{Library, pictures, post, until};
 use crate::library::index;
+use crate::reprocess::Models;
 use crate::server::{Server, Site, http, inline, on_both, photo, read};
 
 on_both!(what_is_outside_a_grant_is_not_there);
@@ -23,7 +24,8 @@ type Values<'a> = &'a dyn Fn(&str) -> String;
 async fn what_is_outside_a_grant_is_not_there(site: Site) {
     let site = keyed(site).await;
     let library = Library::new(&site, &pictures(40..42)).await;
-    let server = library.serve(&site, &[]).await;
+    let models = Models::of(&site).await;
+    let server = library.serve(&site, &models.settings()).await;
     let (foreign, own) = (fill(&site, &server, &library).await, "own");
     server.make_collection(own).await;
     let own_id = id(&server.get("/v1/collections/own").await);
@@ -110,6 +112,7 @@ fn body_of(operation: &Operation, ids: &Ids) -> Option<Value> {
         ("POST", "persons") | ("PATCH", "{person}") => json!({ "name": "x" }),
         ("POST", "merge") if operation.path.contains("/clusters/") => json!({ "clusters": [Uuid::now_v7()] }),
         ("POST", "merge") => json!({ "into": Uuid::now_v7() }),
+        ("POST", "reprocess") => json!({ "pipeline": "tiny-swapped" }),
         ("POST", "split") => json!({ "faces": [ids["face"]] }),
         ("POST", "name") => json!({ "person": { "external_id": "x" } }),
         ("POST", "rotate" | "rotate-secret") => json!({}),
@@ -172,6 +175,7 @@ async fn lists_hold_only_what_is_own(server: &Server, key: &Value, own: &str) {
     assert_eq!(collections.iter().map(id).collect::<Vec<_>>(), [own]);
     assert_eq!(list("/v1/jobs").await, [] as [Value; 0]);
     assert_eq!(list("/v1/batches").await, [] as [Value; 0]);
+    assert_eq!(list("/v1/reprocess-runs").await, [] as [Value; 0]);
     assert_eq!(list("/v1/api-keys").await.iter().map(id).collect::<Vec<_>>(), [id(key)]);
 }
 
@@ -196,6 +200,9 @@ pub(crate) async fn fill(site: &Site, server: &Server, library: &Library) -> Ids
     let key = site.make_key(&["--scope", "read", "--collection", "c"]).await["id"].clone();
     let collection = server.get("/v1/collections/c").await["id"].clone();
     let (endpoint, delivery) = told(server).await;
+    let other = json!({ "pipeline": "tiny-swapped" });
+    let (status, run) = read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&other)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{run}");
     let ids = [
         ("endpoint", endpoint),
         ("delivery", delivery),
@@ -208,6 +215,7 @@ pub(crate) async fn fill(site: &Site, server: &Server, library: &Library) -> Ids
         ("face", face),
         ("job", job),
         ("key", key),
+        ("run", run["id"].clone()),
     ];
     ids.into_iter().map(|(name, id)| (name, id.as_str().unwrap().to_owned())).collect()
 }
