@@ -207,6 +207,7 @@ pub async fn create(
     if new.dry_run {
         return Ok(axum::Json(planned(&state, &collection, from, to).await?).into_response());
     }
+    check_decides(&state, &new)?;
     let wanted =
         NewRun { collection: collection.id, from, to, match_cosine: new.match_cosine, tag: new.tag, traceparent: None };
     let run = match reprocess::begin(&state.db, &caller, wanted).await? {
@@ -225,6 +226,15 @@ pub async fn create(
     let location = HeaderValue::from_str(&path).map_err(|error| ApiError::internal(&error))?;
     let headers = [(header::LOCATION, location), (header::RETRY_AFTER, HeaderValue::from_static("1"))];
     Ok((StatusCode::ACCEPTED, headers, axum::Json(view(&state, run).await?)).into_response())
+}
+
+/// Refuses a pipeline by which nothing could be decided: once the collection goes by it, every job would fail.
+fn check_decides(state: &AppState, new: &NewReprocess) -> ApiResult<()> {
+    if new.match_cosine.is_some() || entry(state, &new.pipeline)?.calibration.is_some() {
+        return Ok(());
+    }
+    let detail = format!("{} has no measured thresholds: say from which cosine on two faces match", new.pipeline);
+    Err(ApiError::invalid("#/match_cosine", detail))
 }
 
 fn entry<'a>(state: &'a AppState, pipeline: &str) -> ApiResult<&'a shared::catalogue::Pipeline> {

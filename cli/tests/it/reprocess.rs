@@ -23,7 +23,10 @@ const SWAPPED: &str = "tiny-swapped";
 /// That, and the detector has to be surer: another revision of it.
 const SURE: &str = "tiny-sure";
 
-/// Three pipelines of the tiny models.
+/// As the first of these, without measured thresholds.
+const UNCALIBRATED: &str = "tiny-uncalibrated";
+
+/// Four pipelines of the tiny models.
 pub(crate) fn catalogue() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tiny = std::fs::read_to_string(worker::testing::repository().join("models/tiny/tiny.toml")).unwrap();
@@ -31,13 +34,14 @@ pub(crate) fn catalogue() -> TempDir {
     let named = |entry: &str, name: &str| entry.replace("name = \"tiny\"\n", &format!("name = \"{name}\"\n"));
     let sure = swapped.replace("store_score = 0.7", "store_score = 0.71");
     assert!(tiny != swapped && swapped != sure);
-    for (name, entry) in [("tiny", &tiny), (SWAPPED, &swapped), (SURE, &sure)] {
+    let uncalibrated = swapped.split("[calibration]").next().unwrap();
+    for (name, entry) in [("tiny", &*tiny), (SWAPPED, &*swapped), (SURE, &*sure), (UNCALIBRATED, uncalibrated)] {
         std::fs::write(folder.path().join(format!("{name}.toml")), named(entry, name)).unwrap();
     }
     folder
 }
 
-/// A site with the three pipelines.
+/// A site with these pipelines.
 pub(crate) struct Models {
     folder: TempDir,
 }
@@ -289,6 +293,13 @@ async fn a_run_is_paused_and_cancelled(site: Site) {
     server.until_run_is(&run, "cancelled").await;
     assert_eq!(server.vectors(["tiny", SWAPPED]).await, [2, 0]);
     assert_eq!(server.named(2).await, (json!("person-2"), "tiny".to_owned()));
+    // Nothing could be decided by it once the collection went over.
+    let uncalibrated = json!({ "pipeline": UNCALIBRATED });
+    let (status, problem) = read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&uncalibrated)).await;
+    assert_eq!(
+        (status, &problem["errors"][0]["pointer"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/match_cosine"))
+    );
     let unknown = json!({ "pipeline": "vgg" });
     let (status, problem) = read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&unknown)).await;
     assert_eq!((status, &problem["errors"][0]["pointer"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/pipeline")));
