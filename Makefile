@@ -24,7 +24,10 @@ CONTRACT_EXAMPLES ?= 60
 # Events that a receiver is told of which answers as badly as it can.
 CONTRACT_EVENTS ?= 100
 
-.PHONY: help openapi setup setup-heic setup-services setup-contract build demo test check serve eval services services-down faults contract bench build-heic test-heic
+# What to tell `face-id bench reprocess` besides (--limit, --detector NAME, ...).
+REPROCESS ?=
+
+.PHONY: help reprocess openapi setup setup-heic setup-services setup-contract build demo test check serve eval services services-down faults contract bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +97,10 @@ bench: services ## Measure everything, in about 20 minutes; a report in .cache/b
 	@eval "$$($(SERVICES) env)" && $(FACE_ID) bench all \
 		$(if $(wildcard $(LFW)/lfw-deepfunneled),--small "$(LFW)/lfw-deepfunneled") \
 		$(if $(wildcard $(FACES)),--photos $(PHOTOS_12MP)) $(BENCH)
+
+reprocess: services ## Give LFW's pictures another recognizer, then another detector, while people are identified and servers are killed (LFW=DIR); figures as JSON in the last line
+	@eval "$$($(SERVICES) env)" && $(FACE_ID) --accept-license scrfd-mobilefacenet bench reprocess \
+		--images "$(LFW)/lfw-deepfunneled" $(REPROCESS)
 
 eval: build ## Measure accuracy and speed on LFW (LFW=DIR with pairs.txt and lfw-deepfunneled)
 	$(FACE_ID) eval lfw --images "$(LFW)/lfw-deepfunneled" --pairs "$(LFW)/pairs.txt"

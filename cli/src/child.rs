@@ -24,11 +24,22 @@ const LOG_LINES: usize = 5;
 
 pub(crate) struct Server {
     address: String,
+    /// Where the processes that run models tell their metrics.
+    worker_address: String,
     /// The api, or all in one, comes first; it is stopped first too.
     children: Vec<Child>,
+    /// How each of them was started.
+    starts: Vec<Start>,
     folder: tempfile::TempDir,
     /// Where the server asks for one.
     key: Option<OwnKey>,
+}
+
+/// The arguments of a process, the settings in its environment, and what its first line begins with.
+struct Start {
+    arguments: Vec<OsString>,
+    settings: Vec<(String, OsString)>,
+    prefix: &'static str,
 }
 
 impl Server {
@@ -41,15 +52,14 @@ impl Server {
             return Self::start(config, folder, &data, settings).await;
         }
         let folder = tempfile::tempdir().context("make a folder for the server's log")?;
-        let mut children = Vec::new();
         let settings = inherited(config, settings);
         migrate(&settings).await?;
         // Without a key, an api on services does not start.
         let key = Some(OwnKey::make(config).await?);
-        let arguments: Vec<OsString> = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
-        let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
-        spawn(&mut children, &folder, vec!["worker".into()], &settings, "probes on ").await?;
-        Ok(Self { address, children, folder, key })
+        let arguments = ["api", "--bind", "127.0.0.1:0"].map(OsString::from).to_vec();
+        let api = Start { arguments, settings: settings.clone(), prefix: "listening on " };
+        let worker = Start { arguments: vec!["worker".into()], settings, prefix: "probes on " };
+        Ok(Self { key, ..Self::of(folder, vec![api, worker]).await? })
     }
 
     /// A server on the configured data folder, with settings of its own.
@@ -65,13 +75,48 @@ impl Server {
         data_dir: &Path,
         settings: &[(&str, String)],
     ) -> anyhow::Result<Self> {
-        let mut children = Vec::new();
         let mut arguments: Vec<OsString> =
             ["serve", "--stop-with-stdin", "--bind", "127.0.0.1:0", "--data-dir"].map(OsString::from).to_vec();
         arguments.push(data_dir.into());
-        let settings = inherited(config, settings);
-        let address = spawn(&mut children, &folder, arguments, &settings, "listening on ").await?;
-        Ok(Self { address, children, folder, key: None })
+        let all = Start { arguments, settings: inherited(config, settings), prefix: "listening on " };
+        Self::of(folder, vec![all]).await
+    }
+
+    async fn of(folder: tempfile::TempDir, starts: Vec<Start>) -> anyhow::Result<Self> {
+        let (address, worker_address) = (String::new(), String::new());
+        let mut server = Self { address, worker_address, children: Vec::new(), starts, folder, key: None };
+        server.begin().await?;
+        Ok(server)
+    }
+
+    async fn begin(&mut self) -> anyhow::Result<()> {
+        self.children.clear();
+        let mut addresses = Vec::new();
+        for start in &self.starts {
+            addresses.push(spawn(&mut self.children, &self.folder, start).await?);
+        }
+        let (Some(first), Some(last)) = (addresses.first(), addresses.last()) else { return Ok(()) };
+        (self.address, self.worker_address) = (first.clone(), last.clone());
+        Ok(())
+    }
+
+    /// Kills all processes, as a power cut would, and starts them anew on the same data.
+    pub(crate) async fn crash(&mut self) -> anyhow::Result<()> {
+        for child in &mut self.children {
+            child.kill().await?;
+        }
+        self.begin().await
+    }
+
+    /// The sum of a counter over its labels of which `label` is part, since the processes that run models began.
+    pub(crate) async fn counted(&self, counter: &str, label: &str) -> anyhow::Result<u64> {
+        let answer = reqwest::get(format!("{}/metrics", self.worker_address)).await?;
+        let text = answer.error_for_status()?.text().await?;
+        let is_it = |line: &&str| {
+            line.strip_prefix(counter).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
+        };
+        let value = |line: &str| line.rsplit(' ').next()?.parse::<u64>().ok();
+        Ok(text.lines().filter(is_it).filter_map(value).sum())
     }
 
     /// A client of it.
@@ -108,7 +153,7 @@ impl Server {
 
 /// What this command was told by its arguments, and `settings`, as the environment of a child, which has the rest of it
 /// anyhow.
-fn inherited<'a>(config: &Config, settings: &[(&'a str, String)]) -> Vec<(&'a str, OsString)> {
+fn inherited(config: &Config, settings: &[(&str, String)]) -> Vec<(String, OsString)> {
     let mut all: Vec<(&str, OsString)> = Vec::new();
     if let Some(file) = &config.file {
         all.push(("FACE_ID_CONFIG", file.into()));
@@ -122,11 +167,11 @@ fn inherited<'a>(config: &Config, settings: &[(&'a str, String)]) -> Vec<(&'a st
         all.push(("FACE_ID_MODELS__ACCEPTED_LICENCES", config.models.accepted_licences.join(",").into()));
     }
     all.extend(settings.iter().map(|(name, value)| (*name, OsString::from(value))));
-    all
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Brings the database to this version, with places for the vectors of all pipelines that the settings know.
-async fn migrate(settings: &[(&str, OsString)]) -> anyhow::Result<()> {
+async fn migrate(settings: &[(String, OsString)]) -> anyhow::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("migrate").envs(settings.iter().map(|(name, value)| (name, value))).kill_on_drop(true);
     let migrated = tokio::time::timeout(START_TIMEOUT, command.output()).await;
@@ -146,13 +191,8 @@ pub(crate) async fn interrupted() {
 }
 
 /// Starts a process, waits for its first line, which begins with `prefix`, and gives the rest of that.
-async fn spawn(
-    children: &mut Vec<Child>,
-    folder: &tempfile::TempDir,
-    arguments: Vec<OsString>,
-    settings: &[(&str, OsString)],
-    prefix: &str,
-) -> anyhow::Result<String> {
+async fn spawn(children: &mut Vec<Child>, folder: &tempfile::TempDir, start: &Start) -> anyhow::Result<String> {
+    let Start { arguments, settings, prefix } = start;
     let path = folder.path().join("log");
     let mut child = Command::new(std::env::current_exe()?)
         .args(arguments)
@@ -172,7 +212,7 @@ async fn spawn(
         lines.next_line().await
     };
     let line = tokio::time::timeout(START_TIMEOUT, first).await.context("the server did not start in time")??;
-    if let Some(rest) = line.as_deref().and_then(|l| l.strip_prefix(prefix)) {
+    if let Some(rest) = line.as_deref().and_then(|l| l.strip_prefix(*prefix)) {
         return Ok(rest.to_owned());
     }
     let log = std::fs::read_to_string(path).unwrap_or_default();

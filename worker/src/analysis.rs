@@ -16,7 +16,7 @@ use crate::vision::detect::{self, DetectError, Pass};
 use crate::vision::margin::MarginCrop;
 use crate::vision::quality::Quality;
 use crate::vision::tensor::{Range, Tensor};
-use crate::vision::{Detection, Landmarks};
+use crate::vision::{BoundingBox, Detection, Landmarks};
 
 /// A face with all that a pipeline knows of it.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub async fn analyse(
     let work = |core: OnCore| async move {
         let detector = &core.pipeline().detector;
         let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
-        let found = found(&core, detector, &photo).await?;
+        let found = found(&core, detector, &photo, &[]).await?;
         failpoint("mid_inference");
         let faces = embedded(&core, &photo, found, keep).await?;
         Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
@@ -84,7 +84,7 @@ pub async fn find_faces(
     photo: &Arc<Photo>,
 ) -> Result<Vec<Detection>, AnalysisError> {
     let (photo, detector) = (Arc::clone(photo), detector.clone());
-    engine.on_core(|core| async move { found(&core, &detector, &photo).await }).await?
+    engine.on_core(|core| async move { found(&core, &detector, &photo, &[]).await }).await?
 }
 
 /// Quality and vector of each detection. One whose landmarks or vector are degenerate is no face and left out.
@@ -100,6 +100,15 @@ pub async fn embed_faces(
 /// A face that is known of a picture, and whether its crop is to be kept.
 pub type Place = (Detection, Keep);
 
+/// What a detector is to look for where faces are known already, and whether crops of what it finds are kept.
+#[derive(Debug)]
+pub struct Search {
+    /// Where others have seen faces: there, less is asked of the detector.
+    pub known: Vec<BoundingBox>,
+    /// Whether crops are kept.
+    pub keep: Keep,
+}
+
 /// What another pipeline makes of a picture whose faces are known.
 #[derive(Debug)]
 pub struct Reanalysis {
@@ -109,22 +118,22 @@ pub struct Reanalysis {
     pub embedded: Vec<Option<(Embedding, Option<MarginCrop>)>>,
 }
 
-/// Decodes the bytes and makes the vectors of faces that are known, after the detector has looked, where that is wanted (with
-/// whether crops of what it finds are kept): `places` says which, knowing what was found.
+/// Decodes the bytes and makes the vectors of faces that are known, after the detector has looked, where that is wanted:
+/// `places` says which, knowing what was found.
 pub async fn reanalyse(
     engine: &Engine,
     bytes: Vec<u8>,
     limits: DecodeLimits,
-    detect: Option<Keep>,
+    search: Option<Search>,
     places: impl FnOnce(Option<&[AnalysedFace]>) -> Vec<Place> + Send + 'static,
 ) -> Result<Reanalysis, AnalysisError> {
     let work = |core: OnCore| async move {
         let detector = &core.pipeline().detector;
         let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
-        let detected = match detect {
-            Some(keep) => {
-                let found = found(&core, detector, &photo).await?;
-                let faces = embedded(&core, &photo, found, keep).await?;
+        let detected = match search {
+            Some(search) => {
+                let found = found(&core, detector, &photo, &search.known).await?;
+                let faces = embedded(&core, &photo, found, search.keep).await?;
                 Some(Analysis { size: photo.size, captured_at: photo.captured_at.clone(), faces })
             }
             None => None,
@@ -174,15 +183,28 @@ fn left_out<T, E: std::fmt::Display>(made: Result<T, E>) -> Option<T> {
     made.inspect_err(|error| tracing::warn!(%error, "a face was left out")).ok()
 }
 
-async fn found(core: &OnCore, detector: &Detector, photo: &Photo) -> Result<Vec<Detection>, AnalysisError> {
+async fn found(
+    core: &OnCore,
+    detector: &Detector,
+    photo: &Photo,
+    known: &[BoundingBox],
+) -> Result<Vec<Detection>, AnalysisError> {
     let passes = core.step(|| detect::passes(&photo.overview.picture, detector)).await;
     let run = |pass: Pass| {
         let core = core.clone();
         async move { Ok((pass.view, core.detect(pass.input).await?)) }
     };
     let answers = core.all(passes.into_iter().map(run)).await?;
-    let found = detect::merge(detector, &answers)?;
-    Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
+    let places = |detector: &Detector| -> Result<Vec<Detection>, DetectError> {
+        let found = detect::merge(detector, &answers)?;
+        Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
+    };
+    let found = places(detector)?;
+    if known.is_empty() {
+        return Ok(found);
+    }
+    let unsure = places(&detect::less_sure(detector))?;
+    Ok(detect::with_known(found, unsure, known))
 }
 
 async fn embedded(

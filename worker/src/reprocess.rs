@@ -15,7 +15,7 @@ const BUSY_POLL: Duration = Duration::from_millis(200);
 /// Pages and slices of one round: a leader has to renew its role in time.
 const ROUND: usize = 20;
 /// Images of a job whose faces are cut from kept crops: so many that what a job costs besides does not count.
-const IMAGES_OF_CROPS: usize = 16;
+const IMAGES_OF_CROPS: usize = 64;
 /// Jobs of one pipeline that have not ended. What waits here cannot be paused, and what is too little leaves workers idle.
 const OPEN_JOBS: usize = 512;
 

@@ -39,13 +39,20 @@ impl Library {
                  `make services` sets up when it starts anew",
             )?;
             library.bucket = Some(bucket.clone());
-            let store = store(config, bucket)?;
-            for (n, picture) in library.pictures.iter().enumerate() {
-                let bytes = tokio::fs::read(picture).await.with_context(|| format!("read {}", picture.display()))?;
-                store.put(&key(n), &bytes).await.with_context(|| format!("store {}", picture.display()))?;
-            }
+            library.store(config).await?;
         }
         Ok(library)
+    }
+
+    /// Puts copies into the bucket, where there is one.
+    pub(super) async fn store(&self, config: &Config) -> anyhow::Result<()> {
+        let Some(bucket) = &self.bucket else { return Ok(()) };
+        let store = store(config, bucket)?;
+        for (n, picture) in self.pictures.iter().enumerate() {
+            let bytes = tokio::fs::read(picture).await.with_context(|| format!("read {}", picture.display()))?;
+            store.put(&key(n), &bytes).await.with_context(|| format!("store {}", picture.display()))?;
+        }
+        Ok(())
     }
 
     /// Takes the copies out of the bucket.

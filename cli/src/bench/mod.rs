@@ -14,6 +14,7 @@ mod overhead;
 mod parts;
 mod peer;
 mod report;
+mod reprocess;
 mod search;
 mod servers;
 mod setting;
@@ -35,6 +36,9 @@ pub(crate) enum BenchCommand {
     /// Indexing as a batch beside the bare loop of the same steps, and identifying beside a batch; on services where the
     /// settings name them, else embedded.
     Index(index::IndexArgs),
+    /// A collection in use that is given another recognizer, then another detector, and whose server is killed meanwhile: what
+    /// is lost, mixed or doubled, and how fast it is. Embedded, then on services where the settings name them.
+    Reprocess(reprocess::ReprocessArgs),
     /// The exact index in memory beside faiss, one thread each; needs Python, for which `scripts/setup-bench.sh` cares.
     Search(search::SearchArgs),
 }
@@ -44,6 +48,7 @@ pub(crate) async fn run(config: &Config, command: BenchCommand) -> anyhow::Resul
         BenchCommand::All(args) => all::run(config, &args).await,
         BenchCommand::FaceIndex(args) => face_index::run(config, &args).await,
         BenchCommand::Index(args) => index::run(config, &args).await,
+        BenchCommand::Reprocess(args) => reprocess::run(config, &args).await,
         BenchCommand::Search(args) => search::run(&args).await,
     }
 }

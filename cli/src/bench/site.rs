@@ -70,6 +70,18 @@ impl Site {
         if self.config.has_services() { "services" } else { "embedded" }
     }
 
+    /// Kills the server's processes and starts them anew.
+    pub(super) async fn crash(&mut self) -> anyhow::Result<()> {
+        self.server.crash().await?;
+        self.client = self.server.client()?;
+        Ok(())
+    }
+
+    /// A counter of the processes that run models, since they began: see [`Server::counted`].
+    pub(super) async fn counted(&self, counter: &str, label: &str) -> anyhow::Result<u64> {
+        self.server.counted(counter, label).await
+    }
+
     /// Makes a collection anew.
     pub(super) async fn collection(&self, name: &str, pipeline: &str) -> anyhow::Result<()> {
         self.client.delete(&format!("/v1/collections/{name}")).await?;

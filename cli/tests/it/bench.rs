@@ -1,4 +1,4 @@
-//! `face-id bench all` on few pictures with the tiny models: what can be measured is, and what cannot is told.
+//! `face-id bench` on few pictures with the tiny models: what can be measured is, and what cannot is told.
 
 use std::path::Path;
 use std::process::Output;
@@ -6,9 +6,10 @@ use std::process::Output;
 use serde_json::Value;
 use worker::testing::repository;
 
+use crate::reprocess::{Models, SURE, SWAPPED};
 use crate::server::{Site, command, on_both, photo};
 
-on_both!(all_ratios_are_told);
+on_both!(all_ratios_are_told, a_collection_in_use_goes_over);
 
 /// Parts that need neither Python nor the services.
 const PARTS: &str = "small,overhead,identify,memory";
@@ -64,4 +65,42 @@ async fn bench(pictures: &Path, out: &Path, settings: &[(&str, String)]) -> Outp
     command.args(["bench", "all", "--quick", "--parts", PARTS, "--small"]).arg(pictures);
     command.arg("--repository").arg(repository()).arg("--out").arg(out);
     command.envs(settings.iter().cloned()).output().await.unwrap()
+}
+
+/// What `make reprocess` does with thousands of LFW's pictures; on services it does it embedded too.
+async fn a_collection_in_use_goes_over(site: Site) {
+    const PEOPLE: u32 = 60;
+    let models = Models::of(&site).await;
+    let folder = tempfile::tempdir().unwrap();
+    for person in 0..PEOPLE {
+        let own = folder.path().join(format!("person-{person:02}"));
+        std::fs::create_dir(&own).unwrap();
+        for (name, faces) in [("one.png", vec![person]), ("other.png", vec![person, person + 1000])] {
+            std::fs::write(own.join(name), photo(&faces)).unwrap();
+        }
+    }
+    let library = if site.has_services() { Some(site.another_bucket().await.name) } else { None };
+    let mut command = command();
+    command.args(["bench", "reprocess", "--people", "8", "--kills", "1", "--model", "tiny"]);
+    command.args(["--recognizer", SWAPPED, "--detector", SURE, "--images"]).arg(folder.path());
+    command.envs(site.settings()).envs(models.settings()).env("FACE_ID_WORKER__CONCURRENCY", "1");
+    command.envs(library.map(|library| ("FACE_ID_OBJECTS__ALLOWED_BUCKETS", library)));
+    let output = command.output().await.unwrap();
+    let (text, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{text}{log}");
+    let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let sites = if site.has_services() { 2 } else { 1 };
+    let count = |key: &str| line[key].as_u64().unwrap();
+    let faces = u64::from(3 * PEOPLE * sites);
+    for key in ["faces", "ids_kept_same_detector", "ids_kept_new_detector"] {
+        assert_eq!(count(key), faces, "{key} in {line}");
+    }
+    assert_eq!((count("names"), count("names_kept")), (u64::from(8 * sites), u64::from(8 * sites)), "{line}");
+    for key in ["errors", "mixed_answers", "doubled", "source_reads", "detector_calls"] {
+        assert_eq!(count(key), 0, "{key} in {line}");
+    }
+    assert!(count("identified") > 0 && line["coverage_after_kills"] == 1.0, "{line}");
+    for key in ["reembed_vs_bare", "time_vs_reindex"] {
+        assert!(line[key].as_f64().unwrap() > 0.0, "{key} in {line}");
+    }
 }

@@ -19,9 +19,9 @@ on_both!(
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The tiny recognizer sees the colours the other way round: other vectors of the same faces.
-const SWAPPED: &str = "tiny-swapped";
+pub(crate) const SWAPPED: &str = "tiny-swapped";
 /// That, and the detector has to be surer: another revision of it.
-const SURE: &str = "tiny-sure";
+pub(crate) const SURE: &str = "tiny-sure";
 
 /// As the first of these, without measured thresholds.
 const UNCALIBRATED: &str = "tiny-uncalibrated";

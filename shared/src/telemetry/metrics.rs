@@ -57,6 +57,8 @@ fn describe() {
         ("face_id_jobs_refused_total", "Jobs and batches refused because too much waits, by lane and code."),
         ("face_id_http_connections_refused_total", "Connections for which there was no place."),
         ("face_id_attempts_failed_total", "Attempts that failed and are repeated, by kind."),
+        ("face_id_images_read_total", "Pictures fetched for a job, by where they lie: object, reference or file."),
+        ("face_id_crops_read_total", "Kept crops of faces fetched in place of pictures."),
         ("face_id_faces_changed_total", "Changes of faces by hand: assigned, unassigned, hidden or unhidden."),
         ("face_id_faces_clustered_total", "Unknown faces that were looked at for where they belong."),
         ("face_id_clusters_merged_total", "Times that two clusters, or faces alone, became one by themselves."),
@@ -143,6 +145,16 @@ pub fn job_ended(kind: JobKind, lane: Lane, state: JobState, run: Duration) {
 /// An attempt failed and is repeated.
 pub fn attempt_failed(kind: JobKind) {
     counter!("face_id_attempts_failed_total", "kind" => kind.as_str()).increment(1);
+}
+
+/// A picture was fetched; `place` is object, reference or file.
+pub fn image_read(place: &'static str) {
+    counter!("face_id_images_read_total", "place" => place).increment(1);
+}
+
+/// A kept crop was fetched.
+pub fn crop_read() {
+    counter!("face_id_crops_read_total").increment(1);
 }
 
 /// So many connections of clients stand.

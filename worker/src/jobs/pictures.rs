@@ -13,6 +13,7 @@ use shared::db::images::ImageSource;
 use shared::digest::sha256_hex;
 use shared::job::{FaceBox, FaceChoice, ImageRef, Problem, UploadedImage};
 use shared::objects::ObjectError;
+use shared::telemetry::metrics;
 
 use super::JobError;
 use crate::analysis::{AnalysedFace, Analysis, analyse};
@@ -40,9 +41,21 @@ pub(super) enum Place<'a> {
     File(&'a str),
 }
 
+impl Place<'_> {
+    /// As a metric's label.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Object(_) => "object",
+            Self::Reference(_) => "reference",
+            Self::File(_) => "file",
+        }
+    }
+}
+
 /// Fetches a picture's bytes.
 pub(super) async fn bytes_of(ctx: &WorkerContext, place: &Place<'_>) -> Result<Vec<u8>, JobError> {
     let max_bytes = ctx.config.vision.max_image_bytes;
+    metrics::image_read(place.name());
     Ok(match place {
         Place::Object(key) => ctx.objects.get(key, max_bytes).await?,
         Place::Reference(s3) => ctx.objects.get_reference(s3, max_bytes).await?,

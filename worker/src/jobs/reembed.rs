@@ -13,10 +13,11 @@ use shared::digest::sha256_hex;
 use shared::embedding::Embedding;
 use shared::ids::{FaceId, ImageId};
 use shared::job::FaceBox;
+use shared::telemetry::metrics;
 
 use super::pictures::{self, bytes_of, keeps, new_faces, stored};
 use super::{Done, JobError, Recorded, settings};
-use crate::analysis::{AnalysedFace, Place, embed_crops, reanalyse};
+use crate::analysis::{AnalysedFace, Place, Search, embed_crops, reanalyse};
 use crate::context::WorkerContext;
 use crate::inference::Engine;
 use crate::vision::crops::Keep;
@@ -108,6 +109,7 @@ impl Work<'_> {
         crop: &Crop,
     ) -> Result<Option<(usize, FaceId, (Vec<u8>, Landmarks))>, JobError> {
         let Ok(landmarks) = serde_json::from_str(&crop.points) else { return Ok(None) };
+        metrics::crop_read();
         match self.ctx.objects.get(&crop.object_key, MAX_CROP_BYTES).await {
             Ok(file) => Ok(Some((at, face, (file, landmarks)))),
             Err(error) if error.is_transient() => Err(error.into()),
@@ -155,7 +157,8 @@ impl Work<'_> {
         // Of what the detector does not find again, only what somebody has named stays of use.
         let wanted = move |found: Option<&[AnalysedFace]>| wanted(&faces, found, &revision, keep);
         let places = wanted.clone();
-        let analysed = reanalyse(self.engine, bytes, self.ctx.decode_limits(), detects.then_some(keep), move |found| {
+        let search = detects.then(|| Search { known: image.faces.iter().flat_map(boxes).collect(), keep });
+        let analysed = reanalyse(self.engine, bytes, self.ctx.decode_limits(), search, move |found| {
             places(found).into_iter().map(|(_, place)| place).collect()
         })
         .await?;
@@ -202,8 +205,16 @@ fn wanted(
 
 fn detection(seen: &face_geometry::Model) -> Option<Detection> {
     let landmarks: Landmarks = serde_json::from_str(&seen.landmarks).ok()?;
-    let bounding_box = BoundingBox { x: seen.x, y: seen.y, width: seen.width, height: seen.height };
-    Some(Detection { bounding_box, landmarks, score: seen.score })
+    Some(Detection { bounding_box: bounding_box(seen), landmarks, score: seen.score })
+}
+
+/// Each place at which a face was seen.
+fn boxes(face: &KnownFace) -> impl Iterator<Item = BoundingBox> {
+    face.seen.iter().map(bounding_box)
+}
+
+fn bounding_box(seen: &face_geometry::Model) -> BoundingBox {
+    BoundingBox { x: seen.x, y: seen.y, width: seen.width, height: seen.height }
 }
 
 /// Where the picture lies.

@@ -157,9 +157,10 @@ async fn forget(txn: &impl ConnectionTrait, batch: &Model, gone: &[String]) -> R
     let rows = Rows::new(columns, left.clone());
     let sql = format!(
         "UPDATE images SET uri = (SELECT min(s.uri) FROM image_sources s WHERE s.image_id = images.id AND {is_named})
-         WHERE EXISTS (SELECT 1 FROM {} WHERE r.image_id = images.id AND r.uri = images.uri)
+         WHERE images.id IN (SELECT r.image_id FROM {table})
+            AND EXISTS (SELECT 1 FROM {table} WHERE r.image_id = images.id AND r.uri = images.uri)
             AND EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = images.id AND {is_named})",
-        rows.table(txn)
+        table = rows.table(txn)
     );
     execute(txn, &sql, [rows.value()]).await?;
     let rows = Rows::new(columns, left);

@@ -129,10 +129,11 @@ pub async fn make_jobs(db: &Db, run: &Run, pipeline: &str, limit: usize, images_
         images.iter().map(|i| json!({ "image_id": rows::id(i.0), "job_id": job })).collect::<Vec<_>>()
     };
     let taken = Rows::new(&[("image_id", Column::Id), ("job_id", Column::Id)], jobs.iter().flat_map(row).collect());
+    // All of them are there. `UPDATE ... FROM` would have SQLite read all of these rows for each that waits.
     let sql = format!(
-        "UPDATE reprocess_pending SET job_id = r.job_id FROM {}
-         WHERE reprocess_pending.collection_id = $2 AND reprocess_pending.pipeline = $3
-            AND reprocess_pending.image_id = r.image_id",
+        "INSERT INTO reprocess_pending (collection_id, pipeline, image_id, job_id)
+         SELECT $2, $3, r.image_id, r.job_id FROM {} WHERE TRUE
+         ON CONFLICT (collection_id, pipeline, image_id) DO UPDATE SET job_id = excluded.job_id",
         taken.table(&txn)
     );
     execute(&txn, &sql, [taken.value(), run.collection_id.into(), pipeline.into()]).await?;

@@ -1,0 +1,80 @@
+//! All faces of a collection as they are at a moment.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::Context as _;
+use serde_json::Value;
+use shared::db::faces::{SAME_FACE_IOU, iou};
+use shared::job::FaceBox;
+
+use crate::client::Client;
+
+/// Whose a face is, on which image, and where.
+struct Row {
+    person: Option<String>,
+    image: String,
+    face_box: FaceBox,
+}
+
+/// See the module.
+pub(super) struct Census(BTreeMap<String, Row>);
+
+impl Census {
+    pub(super) async fn of(client: &Client, collection: &str) -> anyhow::Result<Self> {
+        let mut faces = BTreeMap::new();
+        let mut cursor = String::new();
+        loop {
+            let page = client.get(&format!("/v1/collections/{collection}/faces?limit=500{cursor}")).await?;
+            for face in page["items"].as_array().context("the list of faces has no items")? {
+                let text = |key: &str| face[key].as_str().map(str::to_owned);
+                let row = Row {
+                    person: text("person_id"),
+                    image: text("image_id").context("a face has no image")?,
+                    face_box: serde_json::from_value(face["box"].clone()).context("a face has no box")?,
+                };
+                faces.insert(text("id").context("a face has no id")?, row);
+            }
+            match &page["next_cursor"] {
+                Value::String(next) => cursor = format!("&cursor={next}"),
+                _ => return Ok(Self(faces)),
+            }
+        }
+    }
+
+    pub(super) fn faces(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How many faces are somebody's.
+    pub(super) fn named(&self) -> usize {
+        self.0.values().filter(|row| row.person.is_some()).count()
+    }
+
+    /// How many of these faces are there later.
+    pub(super) fn kept(&self, later: &Self) -> usize {
+        self.0.keys().filter(|id| later.0.contains_key(*id)).count()
+    }
+
+    /// How many of those that are somebody's are the same one's later.
+    pub(super) fn names_kept(&self, later: &Self) -> usize {
+        let is_kept = |(id, row): &(&String, &Row)| {
+            row.person.is_some() && later.0.get(*id).is_some_and(|now| now.person == row.person)
+        };
+        self.0.iter().filter(is_kept).count()
+    }
+
+    /// Pairs of faces of one image that lie so that they are one face.
+    pub(super) fn doubled(&self) -> usize {
+        let mut of_image: HashMap<&str, Vec<&FaceBox>> = HashMap::new();
+        for row in self.0.values() {
+            of_image.entry(&row.image).or_default().push(&row.face_box);
+        }
+        let pairs = |boxes: &Vec<&FaceBox>| {
+            (1..boxes.len())
+                .flat_map(|n| (0..n).map(move |m| (n, m)))
+                .filter(|(n, m)| iou(boxes[*n], boxes[*m]) > SAME_FACE_IOU)
+                .count()
+        };
+        of_image.values().map(pairs).sum()
+    }
+}
