@@ -2,13 +2,12 @@
 
 use std::io::Cursor;
 
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::imageops::FilterType;
 use image::{ExtendedColorType, ImageEncoder as _, RgbImage};
 
 use super::align::{AlignError, crop_area};
-use super::{Landmarks, Picture};
+use super::{Landmarks, Picture, encode};
 
 /// Width and height in pixels at most.
 pub const SIDE: u32 = 224;
@@ -56,14 +55,14 @@ impl MarginCrop {
         let moved = landmarks.0.map(|[x, y]| [x - left as f32, y - top as f32]);
         let longer = crop.width.max(crop.height);
         if longer <= SIDE {
-            return Ok(Self { file: encode(&crop), landmarks: Landmarks(moved) });
+            return Ok(Self { file: file_of(&crop), landmarks: Landmarks(moved) });
         }
         let reduced = reduced(crop, longer);
         let factor = [reduced.width as f32 / (right - left) as f32, reduced.height as f32 / (bottom - top) as f32];
         // A whole number is the middle of a pixel, in both.
         let along = |axis: usize, at: f32| (at + 0.5) * factor[axis] - 0.5;
         let landmarks = Landmarks(moved.map(|[x, y]| [along(0, x), along(1, y)]));
-        Ok(Self { file: encode(&reduced), landmarks })
+        Ok(Self { file: file_of(&reduced), landmarks })
     }
 }
 
@@ -94,14 +93,12 @@ fn reduced(crop: Picture, longer: u32) -> Picture {
     Picture { width, height, rgb: image.into_raw() }
 }
 
-fn encode(crop: &Picture) -> Vec<u8> {
+fn file_of(crop: &Picture) -> Vec<u8> {
+    if crop.width.max(crop.height) > LOSSLESS {
+        return encode::jpeg(crop, QUALITY);
+    }
     let mut file = Cursor::new(Vec::with_capacity(1 << 14));
-    let (rgb, width, height) = (&crop.rgb, crop.width, crop.height);
-    let encoded = if width.max(height) <= LOSSLESS {
-        PngEncoder::new(&mut file).write_image(rgb, width, height, ExtendedColorType::Rgb8)
-    } else {
-        JpegEncoder::new_with_quality(&mut file, QUALITY).write_image(rgb, width, height, ExtendedColorType::Rgb8)
-    };
-    encoded.expect("memory takes all that is written");
+    let written = PngEncoder::new(&mut file).write_image(&crop.rgb, crop.width, crop.height, ExtendedColorType::Rgb8);
+    written.expect("memory takes all that is written");
     file.into_inner()
 }

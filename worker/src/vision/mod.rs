@@ -9,6 +9,7 @@ pub mod choose;
 pub mod crops;
 pub mod decode;
 pub mod detect;
+mod encode;
 pub mod frame;
 pub mod margin;
 mod nms;

@@ -1,4 +1,5 @@
-//! libjpeg-turbo: pixels of a jpeg file, of all or a part of it, at a reduced scale. Only this file and those of `heic` call C.
+//! libjpeg-turbo: pixels of a jpeg file, of all or a part of it, at a reduced scale. Only this file,
+//! `vision/encode.rs` and those of `heic` call C.
 //!
 //! The library ends a faulty file with a `longjmp` among its own frames and says so in a return value, so nothing unwinds
 //! through Rust.
