@@ -137,7 +137,9 @@ fn draw(compared: &Comparisons, cosines: &[f64], seed: u64) -> Vec<Vec<f64>> {
             reached[last].push(kept);
         }
     }
-    reached.iter_mut().for_each(|kept| kept.sort_unstable_by_key(|kept| kept.people));
+    for kept in &mut reached {
+        kept.sort_unstable_by_key(|kept| kept.people);
+    }
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
@@ -163,9 +165,9 @@ fn draw(compared: &Comparisons, cosines: &[f64], seed: u64) -> Vec<Vec<f64>> {
 /// The rates at each threshold among people who were drawn [`LANES`] times.
 fn draw_block(compared: &Comparisons, reached: &[Vec<&Kept>], seed: u64) -> Vec<[f64; LANES]> {
     let mut times = vec![[0.0_f32; LANES]; compared.people];
-    for lane in 0..LANES {
-        let mut random = Rng::with_seed(seed.wrapping_add(lane as u64));
-        for _ in 0..compared.people {
+    let mut randoms: [Rng; LANES] = std::array::from_fn(|lane| Rng::with_seed(seed.wrapping_add(lane as u64)));
+    for _ in 0..compared.people {
+        for (lane, random) in randoms.iter_mut().enumerate() {
             times[random.usize(0..compared.people)][lane] += 1.0;
         }
     }

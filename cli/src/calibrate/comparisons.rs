@@ -71,11 +71,8 @@ impl Labelled {
     /// The faces of some of the people, who are numbered anew.
     pub(super) fn of_people(&self, is_in: &[bool]) -> Self {
         let mut numbers = vec![None; is_in.len()];
-        let mut next = 0;
-        for (number, _) in numbers.iter_mut().zip(is_in).filter(|(_, is_in)| **is_in) {
-            *number = Some(next);
-            next += 1;
-        }
+        let kept = numbers.iter_mut().zip(is_in).filter(|(_, is_in)| **is_in);
+        kept.enumerate().for_each(|(next, (number, _))| *number = Some(next));
         let faces = self.people.iter().zip(&self.embeddings);
         let (people, embeddings) = faces.filter_map(|(person, e)| Some((numbers[*person]?, e.clone()))).unzip();
         let pairs = self.left_out.iter();

@@ -36,8 +36,8 @@ pub(super) fn check(faces: &Labelled, splits: usize) -> anyhow::Result<Vec<Cover
         let mut is_in: Vec<bool> = (0..faces.count()).map(|n| n % 2 == 0).collect();
         Rng::with_seed(seed).shuffle(&mut is_in);
         let found = points(&Comparisons::of(&faces.of_people(&is_in), RATES[0]), &RATES, seed)?;
-        is_in.iter_mut().for_each(|is_in| *is_in = !*is_in);
-        let others = Comparisons::of(&faces.of_people(&is_in), RATES[0]);
+        let is_out: Vec<bool> = is_in.iter().map(|is_in| !is_in).collect();
+        let others = Comparisons::of(&faces.of_people(&is_out), RATES[0]);
         for (coverage, point) in all.iter_mut().zip(found) {
             let rate = others.far_at(point.cosine);
             coverage.inside += usize::from((point.lower..=point.upper).contains(&rate));

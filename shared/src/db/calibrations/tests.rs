@@ -9,7 +9,7 @@ use crate::ids::ApiKeyId;
 const PIPELINE: &str = "p";
 
 fn measured(measured_on: &str) -> Measured {
-    let point = |far: f64, cosine: f32| CalibrationPoint { far, cosine, lower: far * 0.9, upper: far * 1.1 };
+    let point = |far: f64, cosine: f32| CalibrationPoint { far, cosine, lower: far / 2.0, upper: far * 2.0 };
     Measured {
         pipeline: PIPELINE.to_owned(),
         measured_on: measured_on.to_owned(),
@@ -144,13 +144,14 @@ async fn a_grant_of_one_collection_shows_its_own_only() {
 
 #[test]
 fn what_makes_no_sense_is_named() {
-    let with = |change: fn(&mut Measured)| {
+    type Change = fn(&mut Measured);
+    let with = |change: Change| {
         let mut changed = measured("x");
         change(&mut changed);
         changed.check().map_err(|(pointer, _)| pointer)
     };
     assert_eq!(with(|_| ()), Ok(()));
-    let cases: [(fn(&mut Measured), &str); 14] = [
+    let cases: [(Change, &str); 14] = [
         (|m| m.points.truncate(1), "#/points"),
         (|m| m.points = vec![m.points[0]; MOST_POINTS + 1], "#/points"),
         (|m| m.points[0].far = 1.0, "#/points/0/far"),
