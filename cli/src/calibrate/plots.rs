@@ -47,23 +47,21 @@ fn far(file: &Path, title: &str, compared: &Comparisons, points: &[Point]) -> an
         .label_style(FONT)
         .light_line_style(WHITE)
         .draw()?;
-    for (part, strength) in [(&points[..=measured], 0.3), (&points[measured..], 0.12)] {
-        let lower = part.iter().map(|point| (point.cosine, point.lower));
-        let upper = part.iter().rev().map(|point| (point.cosine, point.upper));
+    let curve = curve(compared, first.cosine, points[measured].cosine);
+    let beyond: Vec<(f64, f64)> = points[measured..].iter().map(|point| (point.cosine, point.far)).collect();
+    for (part, strength) in [(&curve, 0.3), (&beyond, 0.12)] {
         let style = IMPOSTOR.mix(strength).filled();
-        let band = chart.draw_series([Polygon::new(lower.chain(upper).collect::<Vec<_>>(), style)])?;
+        let band = chart.draw_series([Polygon::new(band(points, part), style)])?;
         if strength > 0.2 {
             band.label(format!("bounds at {:.0} %", CONFIDENCE * 100.0))
                 .legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 14, y + 6)], style));
         }
     }
-    let curve = curve(compared, first.cosine, points[measured].cosine);
     chart
         .draw_series(LineSeries::new(curve, IMPOSTOR.stroke_width(2)))?
         .label("measured")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 14, y)], IMPOSTOR.stroke_width(2)));
     if last.extrapolated {
-        let beyond = points[measured..].iter().map(|point| (point.cosine, point.far));
         chart
             .draw_series(DashedLineSeries::new(beyond, DASH.0, DASH.1, IMPOSTOR.stroke_width(2)))?
             .label("extrapolated")
@@ -79,6 +77,19 @@ fn far(file: &Path, title: &str, compared: &Comparisons, points: &[Point]) -> an
         .draw()?;
     area.present()?;
     Ok(())
+}
+
+/// Around a line of rates: between two points its bounds are as far from it as theirs, in parts of the rate.
+fn band(points: &[Point], line: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let bound = |(cosine, far): &(f64, f64), of: fn(&Point) -> f64| {
+        let next = points.partition_point(|point| point.cosine <= *cosine).clamp(1, points.len() - 1);
+        let (a, b) = (&points[next - 1], &points[next]);
+        let way = (cosine - a.cosine) / (b.cosine - a.cosine);
+        (*cosine, far * (of(a) / a.far).powf(1.0 - way) * (of(b) / b.far).powf(way))
+    };
+    let lower = line.iter().map(|at| bound(at, |point| point.lower));
+    let upper = line.iter().rev().map(|at| bound(at, |point| point.upper));
+    lower.chain(upper).collect()
 }
 
 fn curve(compared: &Comparisons, from: f64, to: f64) -> Vec<(f64, f64)> {
@@ -97,6 +108,30 @@ mod tests {
     use super::super::bounds::{RATES, points};
     use super::super::comparisons::tests::crowd;
     use super::*;
+
+    #[test]
+    fn a_band_is_as_far_from_its_line_as_the_points_bounds() {
+        let point = |far: f64, cosine, part: f64| Point {
+            far,
+            cosine,
+            lower: far / part,
+            upper: far * part,
+            extrapolated: false,
+        };
+        let points = [point(1e-1, 0.1, 1.1), point(1e-2, 0.2, 1.4)];
+        let found = band(&points, &[(0.1, 1e-1), (0.15, 5e-2), (0.2, 1e-2)]);
+        let wanted = [
+            1e-1 / 1.1,
+            5e-2 / (1.1_f64 * 1.4).sqrt(),
+            1e-2 / 1.4,
+            1e-2 * 1.4,
+            5e-2 * (1.1_f64 * 1.4).sqrt(),
+            1e-1 * 1.1,
+        ];
+        for (found, wanted) in found.iter().zip(wanted) {
+            assert!((found.1 / wanted - 1.0).abs() < 1e-9, "{found:?} beside {wanted}");
+        }
+    }
 
     #[test]
     fn both_charts_are_written() {
