@@ -13,8 +13,8 @@ use crate::legacy;
 use crate::openapi::{Document, complete};
 use crate::requests::observe;
 use crate::routes::{
-    batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, reprocess, submit,
-    uploads, webhook_deliveries, webhooks,
+    batches, calibrations, clusters, collections, events, export, faces, health, import, jobs, keys, persons,
+    reprocess, submit, uploads, webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
 
@@ -65,6 +65,8 @@ fn keyed() -> OpenApiRouter<AppState> {
         .merge(reprocessing())
         .routes(routes!(collections::create, collections::list))
         .routes(routes!(collections::get, collections::update, collections::delete))
+        .routes(routes!(calibrations::create, calibrations::list))
+        .routes(routes!(calibrations::get, calibrations::delete))
         .routes(routes!(export::export))
         .routes(routes!(import::import))
         .routes(routes!(uploads::create))

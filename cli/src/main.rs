@@ -1,6 +1,7 @@
 //! `face-id`: the whole of face-id in one command.
 
 mod bench;
+mod calibrate;
 mod child;
 mod client;
 mod demo;
@@ -68,6 +69,9 @@ enum Command {
     /// Measure a pipeline's accuracy and speed.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Measure which thresholds give which false accept rates, with bounds, on labelled faces: a folder of pictures, or those
+    /// of a collection whose people users named. What was measured is stored, and decided by from then on.
+    Calibrate(calibrate::CalibrateArgs),
     /// Measure speed, as ratios between two ways in one run.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -113,6 +117,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,
+        Command::Calibrate(args) => calibrate::run(config, args).await,
         Command::Bench(command) => bench::run(&config, command).await,
         Command::Config { .. } | Command::Openapi => Ok(()),
     }

@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use worker::assets::Assets;
+use worker::calibrations::Calibrations;
 use worker::context::{Pulse, WorkerContext};
 use worker::engines::Engines;
 use worker::inference::EngineOptions;
@@ -155,6 +156,7 @@ async fn assemble(
         face_index: Arc::new(ExactFaceIndex::new(db.clone())),
         finished: finished.clone(),
         engines: Arc::clone(&engines),
+        calibrations: Calibrations::default(),
         stages: Stages::configured(&config),
         pulse: Pulse::new(),
         listed: Arc::new(Notify::new()),

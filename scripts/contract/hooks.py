@@ -26,6 +26,20 @@ SEEDED = json.loads(os.environ["CONTRACT_SEEDED"])
 COLLECTION = SEEDED["collection"]
 # One of the catalogue that the seeded collection does not go by.
 OTHER_PIPELINE = "tiny-swapped"
+# Thresholds of a pipeline that no collection goes by: nothing is decided otherwise for it.
+CALIBRATION = {
+    "pipeline": "tiny-sure",
+    "collection": COLLECTION,
+    "points": [
+        {"far": 0.1, "cosine": 0.1, "lower": 0.05, "upper": 0.2},
+        {"far": 0.01, "cosine": 0.3, "lower": 0.005, "upper": 0.02},
+    ],
+    "measured_far": 0.01,
+    "people": 100,
+    "faces": 150,
+    "comparisons": 11000,
+    "confidence": 0.99,
+}
 # What would leave the seeded rows in a state in which the other requests are refused.
 ONCE_ONLY = ("/merge", "/cancel", "/activate", "/rollback", "/prune")
 # The id of the key that is used: it is neither revoked nor rotated, or nothing would be tried any more. Nor is the seeded
@@ -63,6 +77,9 @@ def map_case(context, case):
         case.query.pop("cursor", None)
     if case.operation.label == "POST /v1/collections/{collection}/reprocess" and isinstance(case.body, dict):
         case.body["pipeline"] = OTHER_PIPELINE
+    if case.operation.label == "POST /v1/calibrations" and isinstance(case.body, dict):
+        # Numbers that fit together are not to be had by chance.
+        case.body.update(CALIBRATION)
     if case.operation.label == "POST /v1/batches":
         if isinstance(case.body, dict):
             case.body.update({"source": SOURCE, "collection": COLLECTION})

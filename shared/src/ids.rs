@@ -85,6 +85,10 @@ id!(
     ReprocessRunId
 );
 id!(
+    /// Thresholds that were measured for a pipeline.
+    CalibrationId
+);
+id!(
     /// An API key.
     ApiKeyId
 );

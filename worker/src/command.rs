@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::assets::Assets;
+use crate::calibrations::Calibrations;
 use crate::context::{Pulse, WorkerContext};
 use crate::engines::Engines;
 use crate::inference::EngineOptions;
@@ -100,6 +101,7 @@ async fn context(
         face_index: Arc::new(PgvectorFaceIndex::new(backends.db.clone(), config.face_index.hnsw_from)),
         finished: backends.finished.clone(),
         engines,
+        calibrations: Calibrations::default(),
         stages: Stages::configured(config),
         pulse: Pulse::new(),
         listed: Arc::new(Notify::new()),

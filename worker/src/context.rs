@@ -15,6 +15,7 @@ use shared::queue::JobQueue;
 use shared::secret_key::SecretKey;
 use tokio::sync::Notify;
 
+use crate::calibrations::Calibrations;
 use crate::engines::{Engines, EnginesError};
 use crate::inference::Engine;
 use crate::stages::Stages;
@@ -41,6 +42,8 @@ pub struct WorkerContext {
     pub finished: FinishedJobs,
     /// The models.
     pub engines: Arc<Engines>,
+    /// What their scores mean.
+    pub calibrations: Calibrations,
     /// Room for pictures.
     pub stages: Stages,
     /// When the consumer last looked for work.

@@ -4,7 +4,7 @@
 //! - [`offer`] says which pipelines it can run
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
-//! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
+//! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means, by which of the [`calibrations`]
 //! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights
 //! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
 //! - [`clusters`] finds out which unknown faces are one person's
@@ -16,6 +16,7 @@
 pub mod analysis;
 pub mod assets;
 pub mod batches;
+pub mod calibrations;
 pub mod clusters;
 pub mod command;
 pub mod consumer;

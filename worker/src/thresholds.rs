@@ -1,13 +1,28 @@
 //! What a score means in a collection: match, uncertain or unknown.
 
-use shared::catalogue::{Calibration, Pipeline, Threshold};
+use std::sync::Arc;
+
+use shared::catalogue::{Calibration, Rate, Threshold};
 use shared::db::collections::CollectionSettings;
 use shared::job::Decision;
+
+use crate::calibrations::InUse;
 
 /// `uncertain` begins where ten times the allowed rate of false matches would be.
 const UNCERTAIN_RATE: f64 = 10.0;
 /// With a threshold set by hand there is no rate to go by; this much below it is uncertain.
 const UNCERTAIN_COSINE: f32 = 0.05;
+
+/// What a job decides by: the same for all that it compares.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Whose scores they are.
+    pub pipeline: String,
+    /// The collection's settings, as they hold for this pipeline.
+    pub settings: CollectionSettings,
+    /// What this pipeline's scores mean in the collection.
+    pub calibration: Option<Arc<InUse>>,
+}
 
 /// The thresholds of one search or comparison.
 #[derive(Clone, Debug)]
@@ -24,43 +39,30 @@ pub struct Thresholds<'a> {
 
 /// There is nothing to decide by.
 #[derive(Debug, thiserror::Error)]
-#[error("pipeline {0} has no measured thresholds; set match_cosine in the collection's settings")]
+#[error("pipeline {0} has no measured thresholds; calibrate it, or set match_cosine in the collection's settings")]
 pub struct NoCalibration(String);
 
 impl<'a> Thresholds<'a> {
     /// For a search through a gallery of `faces` faces.
-    pub fn identify(
-        pipeline: &'a Pipeline,
-        settings: &CollectionSettings,
-        faces: usize,
-    ) -> Result<Self, NoCalibration> {
-        Self::at(pipeline, settings, settings.target_fpir, faces)
+    pub fn identify(terms: &'a Terms, faces: usize) -> Result<Self, NoCalibration> {
+        Self::at(terms, terms.settings.target_fpir, faces)
     }
 
     /// For the best of so many comparisons with one person's faces: each is one more chance of a false match.
-    pub fn verify(
-        pipeline: &'a Pipeline,
-        settings: &CollectionSettings,
-        comparisons: usize,
-    ) -> Result<Self, NoCalibration> {
-        Self::at(pipeline, settings, settings.verify_far, comparisons.max(1))
+    pub fn verify(terms: &'a Terms, comparisons: usize) -> Result<Self, NoCalibration> {
+        Self::at(terms, terms.settings.verify_far, comparisons.max(1))
     }
 
-    fn at(
-        pipeline: &'a Pipeline,
-        settings: &CollectionSettings,
-        rate: f64,
-        comparisons: usize,
-    ) -> Result<Self, NoCalibration> {
-        let calibration = pipeline.calibration.as_ref();
-        let (matching, uncertain) = match (settings.match_cosine, calibration) {
+    fn at(terms: &'a Terms, rate: f64, comparisons: usize) -> Result<Self, NoCalibration> {
+        let calibration = terms.calibration.as_ref().map(|in_use| &in_use.calibration);
+        let (matching, uncertain) = match (terms.settings.match_cosine, calibration) {
             (Some(cosine), _) => (Threshold { cosine, extrapolated: false }, cosine - UNCERTAIN_COSINE),
             (None, Some(calibration)) => {
                 let loose = (rate * UNCERTAIN_RATE).min(0.5).max(rate);
                 let uncertain = calibration.threshold_for_gallery(loose, comparisons).cosine;
                 (calibration.threshold_for_gallery(rate, comparisons), uncertain)
             }
-            (None, None) => return Err(NoCalibration(pipeline.name.clone())),
+            (None, None) => return Err(NoCalibration(terms.pipeline.clone())),
         };
         Ok(Self {
             match_cosine: matching.cosine,
@@ -83,7 +85,7 @@ impl<'a> Thresholds<'a> {
     }
 
     /// How often a stranger scores at least this, in a search of this size; `None` where that was never measured.
-    pub fn false_positive_rate(&self, score: f32) -> Option<f64> {
+    pub fn false_positive_rate(&self, score: f32) -> Option<Rate> {
         self.calibration.map(|c| c.fpir_at(score, self.comparisons))
     }
 }
@@ -94,44 +96,62 @@ mod tests {
 
     use super::*;
 
+    fn terms(pipeline: &str) -> Terms {
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline(pipeline).unwrap();
+        Terms {
+            pipeline: pipeline.name.clone(),
+            settings: CollectionSettings::default(),
+            calibration: pipeline.calibration.clone().map(|calibration| Arc::new(InUse { id: None, calibration })),
+        }
+    }
+
     #[test]
     fn a_larger_gallery_is_stricter() {
-        let catalogue = Catalogue::load(None).unwrap();
-        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
-        let settings = CollectionSettings::default();
-        let small = Thresholds::identify(pipeline, &settings, 10).unwrap();
-        let large = Thresholds::identify(pipeline, &settings, 10_000).unwrap();
+        let terms = terms("yunet-mobilefacenet");
+        let small = Thresholds::identify(&terms, 10).unwrap();
+        let large = Thresholds::identify(&terms, 10_000).unwrap();
         assert!(small.match_cosine < large.match_cosine);
         assert!(small.uncertain_cosine < small.match_cosine);
+        assert!(!small.extrapolated && large.extrapolated, "a rate of 1e-6 a comparison");
         let score = small.match_cosine;
         assert_eq!(small.decide(score), Decision::Match);
         assert_eq!(small.decide(small.uncertain_cosine), Decision::Uncertain);
         assert_eq!(small.decide(0.0), Decision::Unknown);
-        assert!((small.false_positive_rate(score).unwrap() - settings.target_fpir).abs() < 1e-3);
+        let rate = small.false_positive_rate(score).unwrap();
+        assert!((rate.value - terms.settings.target_fpir).abs() < 1e-3 && !rate.extrapolated);
+        assert!(small.false_positive_rate(0.9).unwrap().extrapolated);
     }
 
     #[test]
     fn a_person_of_many_faces_is_harder_to_verify() {
-        let catalogue = Catalogue::load(None).unwrap();
-        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
-        let settings = CollectionSettings::default();
-        let one = Thresholds::verify(pipeline, &settings, 1).unwrap();
-        let twenty = Thresholds::verify(pipeline, &settings, 20).unwrap();
+        let terms = terms("yunet-mobilefacenet");
+        let one = Thresholds::verify(&terms, 1).unwrap();
+        let twenty = Thresholds::verify(&terms, 20).unwrap();
         assert!(twenty.match_cosine > one.match_cosine);
         let score = one.match_cosine;
         assert_ne!(twenty.decide(score), Decision::Match, "twenty chances must not make a stranger a match");
-        assert!(twenty.false_positive_rate(score) > one.false_positive_rate(score));
+        let rate = |thresholds: &Thresholds<'_>| thresholds.false_positive_rate(score).unwrap().value;
+        assert!(rate(&twenty) > rate(&one));
     }
 
     #[test]
     fn without_calibration_a_threshold_must_be_set() {
-        let catalogue = Catalogue::load(None).unwrap();
-        let pipeline = catalogue.pipeline("yunet-sface").unwrap();
-        let refused = Thresholds::verify(pipeline, &CollectionSettings::default(), 1).unwrap_err().to_string();
+        let mut terms = terms("yunet-sface");
+        let refused = Thresholds::verify(&terms, 1).unwrap_err().to_string();
         assert!(refused.contains("match_cosine"), "{refused}");
-        let set = CollectionSettings { match_cosine: Some(0.363), ..CollectionSettings::default() };
-        let thresholds = Thresholds::verify(pipeline, &set, 1).unwrap();
+        terms.settings.match_cosine = Some(0.363);
+        let thresholds = Thresholds::verify(&terms, 1).unwrap();
         assert_eq!(thresholds.decide(0.4), Decision::Match);
         assert_eq!(thresholds.false_positive_rate(0.4), None);
+    }
+
+    #[test]
+    fn a_threshold_set_by_hand_counts_before_a_calibration() {
+        let mut terms = terms("yunet-mobilefacenet");
+        terms.settings.match_cosine = Some(0.9);
+        let thresholds = Thresholds::identify(&terms, 10).unwrap();
+        assert_eq!((thresholds.match_cosine.to_bits(), thresholds.extrapolated), (0.9f32.to_bits(), false));
+        assert!(thresholds.false_positive_rate(0.3).is_some(), "what a score means is known nevertheless");
     }
 }

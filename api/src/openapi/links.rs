@@ -110,6 +110,11 @@ const LINKS: &[Links] = &[
         parameters: &[("job", ID)],
     },
     Links { from: (&["batches_create"], "202"), to: OF_BATCH, parameters: &[("batch", ID)] },
+    Links {
+        from: (&["calibrations_create"], "201"),
+        to: &["calibrations_get", "calibrations_delete"],
+        parameters: &[("calibration", ID)],
+    },
     Links { from: (&["reprocess_create"], "202"), to: OF_RUN, parameters: &[("run", ID)] },
     Links { from: (&["api_keys_create", "api_keys_rotate"], "201"), to: OF_KEY, parameters: &[("key", ID)] },
     Links { from: (&["webhooks_create"], "201"), to: OF_ENDPOINT, parameters: &[("endpoint", ID)] },

@@ -49,7 +49,9 @@ pub struct JobView {
     created_at: String,
     started_at: Option<String>,
     finished_at: Option<String>,
-    /// Of a job that succeeded; its form depends on the kind.
+    /// Of a job that succeeded; its form depends on the kind. Of an identify, an index and a verify, thresholds and rates that
+    /// belong to a false accept rate of one comparison outside what was measured, or below 1e-5, are marked: by
+    /// `threshold_extrapolated`, `false_positive_rate_extrapolated` and `false_accept_rate_extrapolated`.
     pub(crate) result: Option<serde_json::Value>,
     /// Why it was rejected or failed, or why the last attempt of a queued job did.
     pub(crate) problem: Option<Problem>,

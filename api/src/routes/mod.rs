@@ -1,6 +1,7 @@
 //! One file a noun: its wire types and its handlers.
 
 pub mod batches;
+pub mod calibrations;
 pub mod clusters;
 pub mod collections;
 pub mod events;

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use shared::access::Grant;
+use shared::db::calibrations;
 use shared::db::entity::collection;
 use shared::db::reprocess::plan::{Progress, plan, progress};
 use shared::db::reprocess::prune::is_lacking;
@@ -207,7 +208,7 @@ pub async fn create(
     if new.dry_run {
         return Ok(axum::Json(planned(&state, &collection, from, to).await?).into_response());
     }
-    check_decides(&state, &new)?;
+    check_decides(&state, &new, collection.id).await?;
     let wanted =
         NewRun { collection: collection.id, from, to, match_cosine: new.match_cosine, tag: new.tag, traceparent: None };
     let run = match reprocess::begin(&state.db, &caller, wanted).await? {
@@ -229,12 +230,26 @@ pub async fn create(
 }
 
 /// Refuses a pipeline by which nothing could be decided: once the collection goes by it, every job would fail.
-fn check_decides(state: &AppState, new: &NewReprocess) -> ApiResult<()> {
-    if new.match_cosine.is_some() || entry(state, &new.pipeline)?.calibration.is_some() {
+async fn check_decides(state: &AppState, new: &NewReprocess, collection: CollectionId) -> ApiResult<()> {
+    let pipeline = entry(state, &new.pipeline)?;
+    if new.match_cosine.is_some() || calibrations::has_any(&state.db.read, pipeline, collection).await? {
         return Ok(());
     }
-    let detail = format!("{} has no measured thresholds: say from which cosine on two faces match", new.pipeline);
+    let detail = format!(
+        "{} has no measured thresholds: calibrate it, or say from which cosine on two faces match",
+        new.pipeline
+    );
     Err(ApiError::invalid("#/match_cosine", detail))
+}
+
+/// The same of a run whose calibration may be gone since it began.
+async fn check_run_decides(state: &AppState, run: &Run) -> ApiResult<()> {
+    let pipeline = entry(state, &run.pipeline)?;
+    if run.match_cosine.is_some() || calibrations::has_any(&state.db.read, pipeline, run.collection_id).await? {
+        return Ok(());
+    }
+    let detail = format!("{} has no measured thresholds any more: calibrate it first", run.pipeline);
+    Err(ApiError::conflict("no_calibration", detail))
 }
 
 fn entry<'a>(state: &'a AppState, pipeline: &str) -> ApiResult<&'a shared::catalogue::Pipeline> {
@@ -402,7 +417,10 @@ pub async fn activate(
     Path(id): Path<ReprocessRunId>,
     Query(switching): Query<Switching>,
 ) -> ApiResult<axum::Json<ReprocessRunView>> {
-    find(&state, &caller, id).await?;
+    let run = find(&state, &caller, id).await?;
+    if run.state == RunState::Ready {
+        check_run_decides(&state, &run).await?;
+    }
     let switched = switch::activate(&state.db, id, lacking(&switching)).await?;
     answer(&state, switched, "only a run that is ready can be activated").await
 }

@@ -22,16 +22,16 @@ const HIGHEST: usize = 20;
 
 /// Two names that LFW gives to one person.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub(super) struct Alias {
-    pub(super) one: &'static str,
-    pub(super) other: &'static str,
+pub(crate) struct Alias {
+    pub(crate) one: &'static str,
+    pub(crate) other: &'static str,
     pub(super) reason: &'static str,
 }
 
 /// Pairs of these names are no pairs of different people: the names themselves or the photograph show it, and some of
 /// the pairs were among the most similar ones. A pair that only looks alike stays in: that can make a threshold too
 /// strict, never too lenient.
-pub(super) const ALIASES: [Alias; 11] = [
+pub(crate) const ALIASES: [Alias; 11] = [
     alias("Chyung_Dai-chul", "Dai_Chul_Chyung", "one name in two orders"),
     alias("Cristina_Fernandez", "Cristina_Kirchner", "birth name and married name"),
     alias("Felipe_De_Borbon", "Prince_Felipe", "name and title"),

@@ -27,24 +27,24 @@ const BARE_ROUNDS: usize = 4;
 
 /// The models and how they are used here.
 #[derive(Clone)]
-pub(super) struct Setup {
-    pub(super) engine: Engine,
+pub(crate) struct Setup {
+    pub(crate) engine: Engine,
     pub(super) limits: DecodeLimits,
     /// Pictures worked on at a time.
     pub(super) in_flight: usize,
 }
 
 /// The vectors of a list of pictures.
-pub(super) struct Embedded {
+pub(crate) struct Embedded {
     /// One a picture, none where no face was found.
-    pub(super) embeddings: Vec<Option<Embedding>>,
+    pub(crate) embeddings: Vec<Option<Embedding>>,
     /// Pictures that needed the lower score.
     pub(super) second_try: usize,
     pub(super) took: Duration,
 }
 
 /// The vector of the most central face of each picture.
-pub(super) async fn embed(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Embedded> {
+pub(crate) async fn embed(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Embedded> {
     let bar = progress(paths.len() as u64)?;
     let began = Instant::now();
     let found = side_by_side(setup.in_flight, paths.to_vec(), &bar, |path| embed_one(setup.clone(), path)).await?;

@@ -1,10 +1,10 @@
 //! `face-id eval`: how accurate and how fast a pipeline is, and which thresholds its scores need.
 
-mod calibration;
+pub(crate) mod calibration;
 mod clusters;
-mod embed;
+pub(crate) mod embed;
 mod pairs;
-mod plots;
+pub(crate) mod plots;
 mod protocol;
 mod report;
 
@@ -102,7 +102,12 @@ async fn lfw(config: &Config, args: &LfwArgs) -> anyhow::Result<()> {
     write(args, &report, &kinds)
 }
 
-async fn setup(config: &Config, model: Option<&str>, threads: Option<u16>) -> anyhow::Result<(Setup, usize)> {
+/// The models of a pipeline, the default one where absent, and threads.
+pub(crate) async fn setup(
+    config: &Config,
+    model: Option<&str>,
+    threads: Option<u16>,
+) -> anyhow::Result<(Setup, usize)> {
     let catalogue = Catalogue::load(config.models.catalogue_dir())?;
     let pipeline = catalogue.pipeline(model.unwrap_or(&config.models.default_pipeline))?;
     let threads = threads.map_or_else(|| config.worker.sessions(), usize::from);

@@ -9,19 +9,23 @@ use plotters::prelude::*;
 use super::protocol::{Kinds, Rates};
 
 const SIZE: (u32, u32) = (800, 560);
-const FONT: (&str, u32) = ("sans-serif", 16);
-const TITLE_FONT: (&str, u32) = ("sans-serif", 20);
+pub(crate) const FONT: (&str, u32) = ("sans-serif", 16);
+pub(crate) const TITLE_FONT: (&str, u32) = ("sans-serif", 20);
 /// Bins of the score histograms over a span of one.
 const BINS_PER_ONE: f64 = 50.0;
+/// The same over -1..1.
+pub(crate) const BARS: usize = 100;
 /// Of blue and orange, seen apart by colour-blind readers too (Okabe and Ito 2008).
-const GENUINE: RGBColor = RGBColor(0, 114, 178);
-const IMPOSTOR: RGBColor = RGBColor(213, 94, 0);
+pub(crate) const GENUINE: RGBColor = RGBColor(0, 114, 178);
+pub(crate) const IMPOSTOR: RGBColor = RGBColor(213, 94, 0);
 
 /// Writes `roc.svg` and `scores.svg` into a folder that exists.
 pub(super) fn draw(folder: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow::Result<()> {
     let [curve, histograms] = ["roc.svg", "scores.svg"].map(|name| folder.join(name));
     roc(&curve, pipeline, kinds).with_context(|| format!("draw {}", curve.display()))?;
-    scores(&histograms, pipeline, kinds, threshold).with_context(|| format!("draw {}", histograms.display()))
+    let caption = format!("LFW, {pipeline}: scores of the pairs");
+    let of = [shares(&kinds.impostor), shares(&kinds.genuine)];
+    scores(&histograms, &caption, &of, f64::from(threshold)).with_context(|| format!("draw {}", histograms.display()))
 }
 
 fn roc(file: &Path, pipeline: &str, kinds: &Kinds) -> anyhow::Result<()> {
@@ -67,15 +71,20 @@ fn roc(file: &Path, pipeline: &str, kinds: &Kinds) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn scores(file: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow::Result<()> {
+/// Draws what part of two people's scores, and of one person's, lies where: percent in each of [`BARS`] bins of -1..1.
+pub(crate) fn scores(
+    file: &Path,
+    caption: &str,
+    [impostor, genuine]: &[Vec<f64>; 2],
+    threshold: f64,
+) -> anyhow::Result<()> {
     let area = canvas(file)?;
-    let (genuine, impostor) = (shares(&kinds.genuine), shares(&kinds.impostor));
     let used = |n: &usize| genuine[*n] > 0.0 || impostor[*n] > 0.0;
     let (first, last) =
         ((0..genuine.len()).find(used).unwrap_or(0), (0..genuine.len()).rfind(used).unwrap_or(genuine.len() - 1));
-    let top = genuine.iter().chain(&impostor).copied().fold(0.0, f64::max) * 1.1;
+    let top = genuine.iter().chain(impostor).copied().fold(0.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(&area)
-        .caption(format!("LFW, {pipeline}: scores of the pairs"), TITLE_FONT)
+        .caption(caption, TITLE_FONT)
         .margin(16)
         .x_label_area_size(48)
         .y_label_area_size(64)
@@ -90,7 +99,7 @@ fn scores(file: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow:
         .label_style(FONT)
         .light_line_style(WHITE)
         .draw()?;
-    for (shares, colour, name) in [(&impostor, IMPOSTOR, "two people"), (&genuine, GENUINE, "one person")] {
+    for (shares, colour, name) in [(impostor, IMPOSTOR, "two people"), (genuine, GENUINE, "one person")] {
         let bars = shares.iter().enumerate().filter(|(_, share)| **share > 0.0);
         let style = colour.mix(0.55).filled();
         chart
@@ -98,7 +107,6 @@ fn scores(file: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow:
             .label(name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 6), (x + 14, y + 6)], style));
     }
-    let threshold = f64::from(threshold);
     chart
         .draw_series(LineSeries::new([(threshold, 0.0), (threshold, top)], BLACK.stroke_width(2)))?
         .label(format!("threshold {threshold:.3}"))
@@ -114,7 +122,8 @@ fn scores(file: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow:
     Ok(())
 }
 
-fn canvas(file: &Path) -> anyhow::Result<DrawingArea<SVGBackend<'_>, Shift>> {
+/// A white picture.
+pub(crate) fn canvas(file: &Path) -> anyhow::Result<DrawingArea<SVGBackend<'_>, Shift>> {
     let area = SVGBackend::new(file, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     Ok(area)
@@ -124,7 +133,7 @@ fn canvas(file: &Path) -> anyhow::Result<DrawingArea<SVGBackend<'_>, Shift>> {
 fn shares(scores: &[f32]) -> Vec<f64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
     let bin = |score: f64| ((score + 1.0) * BINS_PER_ONE) as usize;
-    let mut shares = vec![0.0; bin(1.0)];
+    let mut shares = vec![0.0; BARS];
     let last = shares.len() - 1;
     for score in scores {
         shares[bin(f64::from(*score)).min(last)] += 100.0 / scores.len() as f64;

@@ -19,22 +19,38 @@ pub(super) struct Written {
 
 /// Writes a collection to a file, which has its name once it is whole.
 pub(super) async fn fetch(client: &Client, collection: &str, path: &Path) -> anyhow::Result<Written> {
-    let mut answer = client.get_stream(&format!("/v1/collections/{collection}/export"), PATIENCE).await?;
     let mut out = Out::begin(path)?;
-    let mut lines = CheckedLines::default();
     let progress = bar("{spinner} {msg}, {bytes} written, {bytes_per_sec}");
+    let counts = read(client, collection, &progress, |piece| out.write(piece), |_| ()).await?;
+    out.end()?;
+    Ok(Written { counts, bytes: progress.position() })
+}
+
+/// Tells each line of a collection as the server has it.
+pub(crate) async fn tell_lines(client: &Client, collection: &str, tell: impl FnMut(Line)) -> anyhow::Result<Counts> {
+    let progress = bar("{spinner} {msg}, {bytes} read, {bytes_per_sec}");
+    read(client, collection, &progress, |_| Ok(()), tell).await
+}
+
+async fn read(
+    client: &Client,
+    collection: &str,
+    progress: &ProgressBar,
+    mut write: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    mut tell: impl FnMut(Line),
+) -> anyhow::Result<Counts> {
+    let mut answer = client.get_stream(&format!("/v1/collections/{collection}/export"), PATIENCE).await?;
+    let mut lines = CheckedLines::default();
     loop {
         let piece = answer.chunk().await.context("the server broke off; run the command again")?;
         let Some(piece) = piece else { break };
-        lines.add(&piece)?;
-        out.write(&piece)?;
+        lines.add(&piece, &mut tell)?;
+        write(&piece)?;
         progress.inc(piece.len() as u64);
         progress.set_message(format!("{} lines", lines.checker.line()));
     }
     progress.finish_and_clear();
-    let counts = lines.finish()?;
-    out.end()?;
-    Ok(Written { counts, bytes: progress.position() })
+    lines.finish()
 }
 
 /// Reads the file from beginning to end; its header, where nothing is wrong with it.
@@ -83,12 +99,12 @@ struct CheckedLines {
 }
 
 impl CheckedLines {
-    fn add(&mut self, piece: &[u8]) -> anyhow::Result<()> {
+    fn add(&mut self, piece: &[u8], mut tell: impl FnMut(Line)) -> anyhow::Result<()> {
         let mut lines = piece.split(|byte| *byte == b'\n');
         let last = lines.next_back().unwrap_or_default();
         for line in lines {
             self.rest.extend_from_slice(line);
-            self.checker.read(&self.rest).context("what the server sent")?;
+            tell(self.checker.read(&self.rest).context("what the server sent")?);
             self.rest.clear();
         }
         self.rest.extend_from_slice(last);

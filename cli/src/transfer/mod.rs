@@ -1,6 +1,6 @@
 //! `face-id export` and `face-id import`: a collection's people and faces out of a server into a file, and back.
 
-mod file;
+pub(crate) mod file;
 mod report;
 mod upload;
 
@@ -52,7 +52,7 @@ pub(crate) struct ImportArgs {
 }
 
 #[derive(clap::Args)]
-struct ServerArgs {
+pub(crate) struct ServerArgs {
     /// A server that runs, http://host:port. Without it: the one that holds the data folder, or else one that is started
     /// for as long as it takes; with services, the one at server.bind.
     #[arg(long, value_name = "URL")]
@@ -63,7 +63,8 @@ struct ServerArgs {
 }
 
 impl ServerArgs {
-    async fn find(self, mut config: Config) -> anyhow::Result<Place> {
+    /// The server to ask.
+    pub(crate) async fn find(self, mut config: Config) -> anyhow::Result<Place> {
         if let Some(data_dir) = self.data_dir {
             config.data_dir = data_dir;
         }

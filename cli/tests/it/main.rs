@@ -6,6 +6,7 @@ mod backlog;
 mod bad_input;
 mod batches;
 mod bench;
+mod calibrate;
 mod clusters;
 mod contract;
 mod crash;

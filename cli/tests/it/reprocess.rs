@@ -24,7 +24,7 @@ pub(crate) const SWAPPED: &str = "tiny-swapped";
 pub(crate) const SURE: &str = "tiny-sure";
 
 /// As the first of these, without measured thresholds.
-const UNCALIBRATED: &str = "tiny-uncalibrated";
+pub(crate) const UNCALIBRATED: &str = "tiny-uncalibrated";
 
 /// Four pipelines of the tiny models.
 pub(crate) fn catalogue() -> TempDir {

@@ -12,7 +12,16 @@ pub struct Calibration {
     pub far: Vec<f64>,
     /// The cosine threshold that gives each, rising.
     pub cosine: Vec<f32>,
+    /// The lowest of the rates that comparisons were counted for, where others lie on the line beyond it; the lowest of all
+    /// where absent.
+    pub measured_far: Option<f64>,
 }
+
+/// Below this rate every figure is taken as extrapolated: what was measured there on labelled faces is their wrong labels as
+/// much as anything (LFW has a dozen persons under two names, and millions of pairs).
+pub const LOWEST_FAR: f64 = 1e-5;
+/// A rate that is found at its own threshold again is off by what a cosine of 32 bits is.
+const ROUNDING: f64 = 1e-5;
 
 /// A threshold for a false accept rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +29,15 @@ pub struct Threshold {
     /// A score at or above it is a match.
     pub cosine: f32,
     /// The rate lies beyond what was measured, so that the threshold is a guess along the curve's last slope.
+    pub extrapolated: bool,
+}
+
+/// How often something happens that should not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// A share of all cases, 0 to 1.
+    pub value: f64,
+    /// It is a guess along the curve's last slope, as a threshold may be.
     pub extrapolated: bool,
 }
 
@@ -42,13 +60,19 @@ impl Calibration {
     /// Between measured points the cosine is linear in the logarithm of the rate, which is how the tail of impostor
     /// scores falls; beyond them the last slope goes on.
     pub fn threshold_at(&self, far: f64) -> Threshold {
-        let extrapolated = far > self.far[0] || far < self.far[self.far.len() - 1];
+        let extrapolated = self.is_extrapolated(far);
         let right = self.far.partition_point(|f| *f > far).clamp(1, self.far.len() - 1);
         let (x0, x1) = (self.far[right - 1].log10(), self.far[right].log10());
         let (y0, y1) = (f64::from(self.cosine[right - 1]), f64::from(self.cosine[right]));
         let cosine = y0 + (y1 - y0) * (far.log10() - x0) / (x1 - x0);
         #[expect(clippy::cast_possible_truncation, reason = "a cosine is within -1..1")]
         Threshold { cosine: cosine.clamp(-1.0, 1.0) as f32, extrapolated }
+    }
+
+    /// Whether this rate of one comparison lies beyond what was measured.
+    pub fn is_extrapolated(&self, far: f64) -> bool {
+        let lowest = self.measured_far.unwrap_or(self.far[self.far.len() - 1]).max(LOWEST_FAR);
+        far > self.far[0] * (1.0 + ROUNDING) || far < lowest * (1.0 - ROUNDING)
     }
 
     /// How often one comparison of two persons' faces gives at least this cosine, at most 1.
@@ -67,8 +91,10 @@ impl Calibration {
     }
 
     /// The false positive identification rate of a search through `faces` stored faces at this score.
-    pub fn fpir_at(&self, cosine: f32, faces: usize) -> f64 {
-        -f64::exp_m1(f64::ln_1p(-self.far_at(cosine).min(1.0 - 1e-12)) * faces.max(1) as f64)
+    pub fn fpir_at(&self, cosine: f32, faces: usize) -> Rate {
+        let far = self.far_at(cosine);
+        let value = -f64::exp_m1(f64::ln_1p(-far.min(1.0 - 1e-12)) * faces.max(1) as f64);
+        Rate { value, extrapolated: self.is_extrapolated(far) }
     }
 }
 
@@ -77,7 +103,12 @@ mod tests {
     use super::*;
 
     fn calibration() -> Calibration {
-        Calibration { measured_on: "a test".to_owned(), far: vec![1e-1, 1e-2, 1e-3], cosine: vec![0.1, 0.2, 0.4] }
+        Calibration {
+            measured_on: "a test".to_owned(),
+            far: vec![1e-1, 1e-2, 1e-3],
+            cosine: vec![0.1, 0.2, 0.4],
+            measured_far: None,
+        }
     }
 
     #[test]
@@ -103,8 +134,21 @@ mod tests {
         assert!((one.cosine - 0.2).abs() < 1e-4);
         let ten = calibration().threshold_for_gallery(0.01, 10);
         assert!((ten.cosine - 0.4).abs() < 2e-3, "{ten:?}");
-        assert!((calibration().fpir_at(ten.cosine, 10) - 0.01).abs() < 1e-4);
-        assert!((calibration().fpir_at(-1.0, 10) - 1.0).abs() < 1e-9);
+        assert!((calibration().fpir_at(ten.cosine, 10).value - 0.01).abs() < 1e-4);
+        assert!((calibration().fpir_at(-1.0, 10).value - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_labels_cannot_tell_is_extrapolated() {
+        let far = vec![1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
+        let long = Calibration { far, cosine: vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6], ..calibration() };
+        assert!(!long.threshold_at(1e-5).extrapolated);
+        assert!(long.threshold_at(9e-6).extrapolated, "measured or not");
+        assert!(!long.fpir_at(0.5, 100).extrapolated, "the rate of one comparison decides, not the gallery's");
+        assert!(long.fpir_at(0.52, 100_000).extrapolated);
+        assert!(long.fpir_at(0.05, 1).extrapolated, "so it is above the highest");
+        let short = Calibration { measured_far: Some(1e-3), ..long };
+        assert!(!short.threshold_at(1e-3).extrapolated && short.threshold_at(1e-4).extrapolated);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub use calibration::{Calibration, Threshold};
+pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use fingerprint::Fingerprint;
 pub use requires::{CpuFeature, any_of};
 

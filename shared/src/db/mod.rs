@@ -2,6 +2,7 @@
 
 pub mod api_keys;
 pub mod batches;
+pub mod calibrations;
 pub mod clusters;
 pub mod collections;
 pub mod crops;

@@ -112,7 +112,7 @@ impl Collection {
     }
 
     /// Looks at the next faces that wait; the collection is given back as it is stored then.
-    pub(super) async fn pass(mut self, ctx: &WorkerContext, calibration: Calibration) -> Result<Self, PassError> {
+    pub(super) async fn pass(mut self, ctx: &WorkerContext, calibration: &Calibration) -> Result<Self, PassError> {
         let waiting = queue::waiting(&ctx.db, self.id, PASS).await?;
         let faces: BTreeSet<FaceId> = waiting.iter().map(|entry| entry.face_id).collect();
         let faces: Vec<FaceId> = faces.into_iter().collect();
@@ -127,7 +127,7 @@ impl Collection {
         }
         let new: Vec<FaceId> = sorted.arrives.iter().map(|member| member.face).collect();
         check_size(ctx, self.units.faces() + new.len())?;
-        let limits = Limits::of(&calibration, self.units.faces() + new.len());
+        let limits = Limits::of(calibration, self.units.faces() + new.len());
         let place = ctx.stages.search(Lane::Bulk).await;
         let (mut units, arrives) = (self.units, sorted.arrives);
         let (units, merges) = tokio::task::spawn_blocking(move || {

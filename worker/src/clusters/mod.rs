@@ -78,7 +78,10 @@ async fn step(
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
     };
-    let calibration = ctx.engines.pipeline(&row.pipeline).ok().and_then(|pipeline| pipeline.calibration.clone());
+    let calibration = match ctx.engines.pipeline(&row.pipeline) {
+        Ok(pipeline) => ctx.calibrations.of(&ctx.db, pipeline, id).await?,
+        Err(_) => None,
+    };
     let Some(calibration) = calibration.filter(|_| row.settings().is_ok_and(|settings| settings.clustering)) else {
         held.collections.remove(&id);
         queue::forget(&ctx.db, id).await?;
@@ -96,7 +99,7 @@ async fn step(
         loaded
     };
     let passed = match collection {
-        Ok(collection) => collection.pass(ctx, calibration).await,
+        Ok(collection) => collection.pass(ctx, &calibration.calibration).await,
         Err(error) => Err(error),
     };
     match passed {

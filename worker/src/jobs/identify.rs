@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use shared::catalogue::Pipeline;
-use shared::db::collections::CollectionSettings;
 use shared::db::entity::job::Model as Job;
 use shared::db::entity::{collection, person};
 use shared::db::persons;
@@ -14,10 +12,10 @@ use shared::ids::PersonId;
 use shared::job::{Decision, ImageRef};
 
 use super::pictures::{analysed, face_json, fetched};
-use super::{Done, JobError, settings};
+use super::{Done, JobError, calibration_json, terms};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
-use crate::thresholds::Thresholds;
+use crate::thresholds::{Terms, Thresholds};
 use crate::vision::crops::Keep;
 use crate::vision::quality::Gate;
 
@@ -36,13 +34,15 @@ pub(super) async fn run(
 ) -> Result<Done, JobError> {
     let began = Instant::now();
     let engine = ctx.engine(job).await?;
-    let settings = settings(ctx, collection, job).await?;
+    let terms = terms(ctx, collection, job, engine.pipeline()).await?;
     let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?, Keep::Nothing).await?;
-    let k = max_matches.unwrap_or(settings.max_matches);
-    let (faces, size) = matched(ctx, job, (engine.pipeline(), &settings), &analysis.faces, k, began).await?;
+    let k = max_matches.unwrap_or(terms.settings.max_matches);
+    let gate = Gate::identify(engine.pipeline().detector.match_score);
+    let (faces, size) = matched(ctx, job, (&gate, &terms), &analysis.faces, k, began).await?;
     Ok(Done::Answer(json!({
         "faces": faces,
         "gallery": { "persons": size.persons, "faces": size.faces },
+        "calibration": calibration_json(&terms),
     })))
 }
 
@@ -50,20 +50,19 @@ pub(super) async fn run(
 pub(super) async fn matched(
     ctx: &WorkerContext,
     job: &Job,
-    (pipeline, settings): (&Pipeline, &CollectionSettings),
+    (gate, terms): (&Gate, &Terms),
     faces: &[AnalysedFace],
     k: usize,
     began: Instant,
 ) -> Result<(Vec<Value>, GallerySize), JobError> {
-    let gate = Gate::identify(pipeline.detector.match_score);
-    let usable = |f: &&AnalysedFace| f.quality.reasons(&gate).is_empty();
+    let usable = |f: &&AnalysedFace| f.quality.reasons(gate).is_empty();
     let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
     let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
     let max_age = began.elapsed().min(MAX_AGE);
     let Found { size, hits } = ctx.face_index.search_within(&gallery, queries, k.max(RUNNER_UP), max_age).await?;
-    let thresholds = Thresholds::identify(pipeline, settings, size.faces)
-        .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+    let thresholds =
+        Thresholds::identify(terms, size.faces).map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let named = names(ctx, job, &hits).await?;
     let mut hits = hits.into_iter();
     let answers = faces
@@ -71,13 +70,15 @@ pub(super) async fn matched(
         .map(|face| {
             let hits = if usable(&face) { hits.next().unwrap_or_default() } else { Vec::new() };
             let best = hits.first().map(|h| h.score);
-            let mut answer = face_json(face, &gate);
+            let mut answer = face_json(face, gate);
             answer["matches"] = hits.iter().take(k).map(|h| match_json(h, named.get(&h.person))).collect();
             answer["margin"] = json!(hits.get(1).map(|second| hits[0].score - second.score));
             answer["decision"] = json!(best.map_or(Decision::Unknown, |score| thresholds.decide(score)));
             answer["threshold"] = json!(thresholds.match_cosine);
             answer["threshold_extrapolated"] = json!(thresholds.extrapolated);
-            answer["false_positive_rate"] = json!(best.and_then(|score| thresholds.false_positive_rate(score)));
+            let rate = best.and_then(|score| thresholds.false_positive_rate(score));
+            answer["false_positive_rate"] = json!(rate.map(|rate| rate.value));
+            answer["false_positive_rate_extrapolated"] = json!(rate.map(|rate| rate.extrapolated));
             answer
         })
         .collect();

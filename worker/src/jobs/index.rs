@@ -16,8 +16,9 @@ use shared::job::ImageRef;
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
-use super::{Done, JobError, Recorded, settings};
+use super::{Done, JobError, Recorded, terms};
 use crate::context::WorkerContext;
+use crate::vision::quality::Gate;
 
 /// The faces of a picture that are to be stored.
 #[derive(Debug)]
@@ -51,10 +52,10 @@ pub(super) async fn run(
     {
         return Ok(Done::Known(Box::new(Known { source: fetched.source, image, answer })));
     }
-    let settings = settings(ctx, collection, job).await?;
-    let (analysis, source) = analysed(ctx, job, &engine, fetched, keeps(&settings)).await?;
-    let by = (engine.pipeline(), &settings);
-    let (answers, _) = matched(ctx, job, by, &analysis.faces, settings.max_matches, began).await?;
+    let terms = terms(ctx, collection, job, engine.pipeline()).await?;
+    let (analysis, source) = analysed(ctx, job, &engine, fetched, keeps(&terms.settings)).await?;
+    let by = (&Gate::identify(engine.pipeline().detector.match_score), &terms);
+    let (answers, _) = matched(ctx, job, by, &analysis.faces, terms.settings.max_matches, began).await?;
     Ok(Done::Index(Box::new(Indexing {
         image: source,
         size: analysis.size,

@@ -10,6 +10,8 @@ mod rematch;
 mod verify;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
+use serde_json::json;
+use shared::catalogue::Pipeline;
 use shared::db::collections::CollectionSettings;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
@@ -19,9 +21,11 @@ use shared::job::{JobArgs, PersonRef, Problem};
 
 pub use self::collections::ClaimCollections;
 use crate::analysis::AnalysisError;
+use crate::calibrations::InUse;
 use crate::context::WorkerContext;
 use crate::engines::EnginesError;
 use crate::inference::EngineError;
+use crate::thresholds::Terms;
 
 /// A job that did its work, with what is left to write.
 #[derive(Debug)]
@@ -213,4 +217,22 @@ async fn settings(
     // A threshold says nothing of another model's scores.
     let match_cosine = reprocess::other_match_cosine(&ctx.db, collection.id).await?;
     Ok(CollectionSettings { match_cosine, ..settings })
+}
+
+/// What a job of this pipeline decides by. Read once a job: all that it compares is judged alike.
+async fn terms(
+    ctx: &WorkerContext,
+    collection: &collection::Model,
+    job: &Job,
+    pipeline: &Pipeline,
+) -> Result<Terms, JobError> {
+    let settings = settings(ctx, collection, job).await?;
+    let calibration = ctx.calibrations.of(&ctx.db, pipeline, collection.id).await?;
+    Ok(Terms { pipeline: pipeline.name.clone(), settings, calibration })
+}
+
+/// What an answer says of the calibration that its thresholds and rates come from.
+fn calibration_json(terms: &Terms) -> serde_json::Value {
+    let of = |in_use: &InUse| json!({ "id": in_use.id, "measured_on": in_use.calibration.measured_on });
+    terms.calibration.as_deref().map_or(serde_json::Value::Null, of)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
-use shared::db::collections::{self, CollectionSettings};
+use shared::db::collections;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::rejections;
@@ -16,9 +16,9 @@ use shared::face_index::{Found, Gallery, Hit};
 use shared::ids::{FaceId, PersonId};
 use shared::job::{JobArgs, RematchProgress, RematchScope};
 
-use super::{Done, JobError, Recorded, settings};
+use super::{Done, JobError, Recorded, terms};
 use crate::context::WorkerContext;
-use crate::thresholds::Thresholds;
+use crate::thresholds::{Terms, Thresholds};
 use crate::vision::quality::{Gate, Quality};
 
 /// Faces that are read and looked up in one step.
@@ -57,9 +57,9 @@ pub(super) async fn run(
     progress: Option<&RematchProgress>,
 ) -> Result<Done, JobError> {
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
-    let settings = settings(ctx, collection, job).await?;
     let pipeline = ctx.engines.pipeline(&job.pipeline)?;
-    let looking = Looking::begin(ctx, job, pipeline, &settings, &progress.scope).await?;
+    let terms = terms(ctx, collection, job, pipeline).await?;
+    let looking = Looking::begin(ctx, job, pipeline, &terms, &progress.scope).await?;
     let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
     let (began, revision) = (Instant::now(), pipeline.detector_revision());
     for _ in 0..SLICE / STEP {
@@ -91,8 +91,8 @@ impl<'a> Looking<'a> {
     async fn begin(
         ctx: &WorkerContext,
         job: &Job,
-        pipeline: &'a Pipeline,
-        settings: &CollectionSettings,
+        pipeline: &Pipeline,
+        terms: &'a Terms,
         scope: &'a RematchScope,
     ) -> Result<Self, JobError> {
         let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
@@ -101,8 +101,8 @@ impl<'a> Looking<'a> {
             RematchScope::Touched { faces, .. } => rematches::templates(&ctx.db, &job.pipeline, faces).await?,
         };
         let size = ctx.face_index.search(&gallery, Vec::new(), 1).await?.size;
-        let thresholds = Thresholds::identify(pipeline, settings, size.faces)
-            .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+        let thresholds =
+            Thresholds::identify(terms, size.faces).map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
         let gate = Gate::identify(pipeline.detector.match_score);
         Ok(Self { gallery, scope, templates, thresholds, gate })
     }

@@ -8,7 +8,7 @@ use shared::ids::{FaceId, PersonId};
 use shared::job::{FaceChoice, ImageRef, VerifyTarget};
 
 use super::pictures::{analysed, chosen, face_json, fetched};
-use super::{Done, JobError, no_person, settings};
+use super::{Done, JobError, calibration_json, no_person, terms};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
 use crate::inference::Engine;
@@ -25,7 +25,7 @@ pub(super) async fn run(
     face: FaceChoice,
 ) -> Result<Done, JobError> {
     let engine = ctx.engine(job).await?;
-    let settings = settings(ctx, collection, job).await?;
+    let terms = terms(ctx, collection, job, engine.pipeline()).await?;
     let gate = Gate::identify(engine.pipeline().detector.match_score);
     let one = face_of(ctx, job, &engine, image, face).await?;
     let (score, comparisons, compared) = match other {
@@ -38,14 +38,17 @@ pub(super) async fn run(
             (score, faces, json!({ "person_id": person, "face_id": face_id }))
         }
     };
-    let thresholds = Thresholds::verify(engine.pipeline(), &settings, comparisons)
-        .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+    let thresholds =
+        Thresholds::verify(&terms, comparisons).map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+    let rate = thresholds.false_positive_rate(score);
     let answer: Value = json!({
         "score": score,
         "decision": thresholds.decide(score),
         "threshold": thresholds.match_cosine,
         "threshold_extrapolated": thresholds.extrapolated,
-        "false_accept_rate": thresholds.false_positive_rate(score),
+        "false_accept_rate": rate.map(|rate| rate.value),
+        "false_accept_rate_extrapolated": rate.map(|rate| rate.extrapolated),
+        "calibration": calibration_json(&terms),
         "image": face_json(&one, &gate),
         "other": compared,
     });

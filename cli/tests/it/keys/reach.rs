@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::scopes::{Operation, operations};
 use super::{keyed, masked, token};
 use crate::batches::{Library, pictures, post, until};
+use crate::calibrate::calibration;
 use crate::library::index;
 use crate::reprocess::Models;
 use crate::server::{Server, Site, http, inline, on_both, photo, read};
@@ -115,6 +116,7 @@ fn body_of(operation: &Operation, ids: &Ids) -> Option<Value> {
         ("POST", "reprocess") => json!({ "pipeline": "tiny-swapped" }),
         ("POST", "split") => json!({ "faces": [ids["face"]] }),
         ("POST", "name") => json!({ "person": { "external_id": "x" } }),
+        ("POST", "calibrations") => calibration("tiny-sure", Some("c"), [0.1, 0.3, 0.5]),
         ("POST", "rotate" | "rotate-secret") => json!({}),
         ("PATCH", "{face}") => json!({ "hidden": true }),
         ("PATCH", "{collection}") => json!({ "settings": {} }),
@@ -146,11 +148,13 @@ async fn ask(
 /// Collections that a body names.
 async fn in_bodies(server: &Server, key: &Value, library: &Library, foreign: &Ids) {
     let batch = |named: Value| json!({ "collection": named, "kind": "index", "source": library.source() });
+    let calibrated = |named: &Value| calibration("tiny-sure", named.as_str(), [0.1, 0.3, 0.5]);
     let new_key = |named: Value| json!({ "name": "x", "scopes": ["read"], "collections": [named] });
     for named in [json!("c"), json!(foreign["collection"])] {
         let absent = json!(Uuid::now_v7());
         let cases = [
             ("/v1/batches", batch(named.clone()), batch(absent.clone())),
+            ("/v1/calibrations", calibrated(&named), calibrated(&absent)),
             ("/v1/api-keys", new_key(named), new_key(absent)),
         ];
         for (path, there, nowhere) in cases {
@@ -176,6 +180,7 @@ async fn lists_hold_only_what_is_own(server: &Server, key: &Value, own: &str) {
     assert_eq!(list("/v1/jobs").await, [] as [Value; 0]);
     assert_eq!(list("/v1/batches").await, [] as [Value; 0]);
     assert_eq!(list("/v1/reprocess-runs").await, [] as [Value; 0]);
+    assert_eq!(list("/v1/calibrations").await, [] as [Value; 0]);
     assert_eq!(list("/v1/api-keys").await.iter().map(id).collect::<Vec<_>>(), [id(key)]);
 }
 
@@ -203,7 +208,12 @@ pub(crate) async fn fill(site: &Site, server: &Server, library: &Library) -> Ids
     let other = json!({ "pipeline": "tiny-swapped" });
     let (status, run) = read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&other)).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{run}");
+    // Of a pipeline that it does not go by: nothing is decided otherwise for it.
+    let body = calibration("tiny-sure", Some("c"), [0.1, 0.3, 0.5]);
+    let (status, calibration) = read(server.request(Method::POST, "/v1/calibrations").json(&body)).await;
+    assert_eq!(status, StatusCode::CREATED, "{calibration}");
     let ids = [
+        ("calibration", calibration["id"].clone()),
         ("endpoint", endpoint),
         ("delivery", delivery),
         ("collection", collection),

@@ -1,6 +1,7 @@
 //! sea-orm entities. They never leave `shared::db`'s callers as JSON: wire types are built by hand.
 
 pub mod batch;
+pub mod calibration;
 pub mod collection;
 pub mod face;
 pub mod face_geometry;
