@@ -16,7 +16,7 @@ use shared::job::ImageRef;
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
-use super::{Done, JobError, Recorded, terms};
+use super::{Done, JobError, Recorded, calibration_json, terms};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -29,6 +29,8 @@ pub struct Indexing {
     faces: Vec<NewFace>,
     /// What the answer says of each.
     answers: Vec<Value>,
+    /// And of what their thresholds come from.
+    calibration: Value,
 }
 
 pub(super) async fn run(
@@ -62,6 +64,7 @@ pub(super) async fn run(
         faces: new_faces(ctx, job, &analysis.faces, engine.pipeline()).await?,
         detector_revision,
         answers,
+        calibration: calibration_json(&terms),
     })))
 }
 
@@ -203,7 +206,12 @@ impl Indexing {
         for (answer, face) in answers.iter_mut().zip(faces) {
             answer["face_id"] = json!(face);
         }
-        json!({ "image_id": image, "faces": answers, "already_indexed": already_indexed })
+        json!({
+            "image_id": image,
+            "faces": answers,
+            "already_indexed": already_indexed,
+            "calibration": self.calibration,
+        })
     }
 }
 
