@@ -28,16 +28,16 @@ pub struct Thresholds<'a> {
 pub struct NoCalibration(String);
 
 impl<'a> Thresholds<'a> {
-    /// For a search through a gallery of `faces` faces.
+    /// For a search through a gallery that stands for so many comparisons (`GallerySize::comparisons`).
     pub fn identify(
         pipeline: &'a Pipeline,
         settings: &CollectionSettings,
-        faces: usize,
+        comparisons: usize,
     ) -> Result<Self, NoCalibration> {
-        Self::at(pipeline, settings, settings.target_fpir, faces)
+        Self::at(pipeline, settings, settings.target_fpir, comparisons)
     }
 
-    /// For the best of so many comparisons with one person's faces: each is one more chance of a false match.
+    /// For the best of so many comparisons with one person (`template::comparisons`): each is one more chance of a false match.
     pub fn verify(
         pipeline: &'a Pipeline,
         settings: &CollectionSettings,
@@ -80,6 +80,11 @@ impl<'a> Thresholds<'a> {
         } else {
             Decision::Unknown
         }
+    }
+
+    /// What is known of strangers' scores; `None` where they were never measured.
+    pub fn calibration(&self) -> Option<&'a Calibration> {
+        self.calibration
     }
 
     /// How often a stranger scores at least this, in a search of this size; `None` where that was never measured.
