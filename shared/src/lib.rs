@@ -6,7 +6,7 @@
 //! - [`access`]: API keys, their scopes and what they hold for
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
-//! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector
+//! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector; [`template`]: what a person's faces say together
 //! - [`transfer`]: a collection's people and faces as a file
 //! - [`backends`]: the services of a production set-up, opened together
 //! - [`secret_key`]: the installation's key; [`webhooks`]: what is told to other programs, and how
@@ -35,6 +35,7 @@ pub mod process;
 pub mod queue;
 pub mod secret_key;
 pub mod telemetry;
+pub mod template;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transfer;

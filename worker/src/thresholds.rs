@@ -43,12 +43,12 @@ pub struct Thresholds<'a> {
 pub struct NoCalibration(String);
 
 impl<'a> Thresholds<'a> {
-    /// For a search through a gallery of `faces` faces.
-    pub fn identify(terms: &'a Terms, faces: usize) -> Result<Self, NoCalibration> {
-        Self::at(terms, terms.settings.target_fpir, faces)
+    /// For a search through a gallery that stands for so many comparisons (`GallerySize::comparisons`).
+    pub fn identify(terms: &'a Terms, comparisons: usize) -> Result<Self, NoCalibration> {
+        Self::at(terms, terms.settings.target_fpir, comparisons)
     }
 
-    /// For the best of so many comparisons with one person's faces: each is one more chance of a false match.
+    /// For the best of so many comparisons with one person (`template::comparisons`): each is one more chance of a false match.
     pub fn verify(terms: &'a Terms, comparisons: usize) -> Result<Self, NoCalibration> {
         Self::at(terms, terms.settings.verify_far, comparisons.max(1))
     }
@@ -82,6 +82,11 @@ impl<'a> Thresholds<'a> {
         } else {
             Decision::Unknown
         }
+    }
+
+    /// What is known of strangers' scores; `None` where they were never measured.
+    pub fn calibration(&self) -> Option<&'a Calibration> {
+        self.calibration
     }
 
     /// How often a stranger scores at least this, in a search of this size; `None` where that was never measured.

@@ -7,6 +7,7 @@ mod pairs;
 pub(crate) mod plots;
 mod protocol;
 mod report;
+mod templates;
 
 use std::path::PathBuf;
 
@@ -35,6 +36,9 @@ pub(crate) enum EvalCommand {
     Lfw(LfwArgs),
     /// Clusters of unknown faces: pairwise precision and recall, in several orders of arrival.
     Clusters(clusters::ClustersArgs),
+    /// Several enrolled faces of each person, with right labels and with a wrong one: who is named by the nearest face alone, and
+    /// who by all of them together.
+    Templates(templates::TemplatesArgs),
 }
 
 #[derive(clap::Args)]
@@ -63,6 +67,7 @@ pub(crate) async fn run(config: &Config, command: EvalCommand) -> anyhow::Result
     match command {
         EvalCommand::Lfw(args) => lfw(config, &args).await,
         EvalCommand::Clusters(args) => clusters::run(&setup(config, args.model(), None).await?.0, &args).await,
+        EvalCommand::Templates(args) => templates::run(&setup(config, args.model(), None).await?.0, &args).await,
     }
 }
 

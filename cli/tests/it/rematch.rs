@@ -6,9 +6,14 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::library::{changed, index};
-use crate::server::{Server, Site, on_both, read};
+use crate::server::{Server, Site, inline, on_both, photo, read};
 
-on_both!(faces_follow_the_templates, a_rematch_can_be_asked_for, a_rematch_survives_a_crash);
+on_both!(
+    faces_follow_the_templates,
+    a_wrong_label_loses_what_it_gave,
+    a_rematch_can_be_asked_for,
+    a_rematch_survives_a_crash
+);
 
 /// Nothing here takes nearly as long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -71,6 +76,57 @@ async fn faces_follow_the_templates(site: Site) {
     let result = rematched(&server).await;
     assert_eq!((&result["assigned"], &result["unassigned"]), (&json!(0), &json!(0)), "{result}");
     assert_eq!(person_of(&server, is_ann).await, Value::Null, "what a face is not is remembered");
+    server.stop().await;
+}
+
+/// Indexes a picture of two persons, one below the other, and returns the upper one's face.
+async fn upper(server: &Server, people: [u32; 2]) -> Value {
+    let y = |face: &Value| face["box"]["y"].as_f64().unwrap();
+    let faces = index(server, &people).await;
+    faces.into_iter().min_by(|a, b| y(a).total_cmp(&y(b))).unwrap()
+}
+
+/// What an identify and a verify say of a picture of 7: the decisions, and the identify's first match.
+async fn asked_of_seven(server: &Server, person: &Value) -> ([Value; 2], Value) {
+    let image = inline(&photo(&[7]));
+    let identified = server.run("c", "identify", &json!({ "image": image })).await["result"]["faces"][0].clone();
+    let verified =
+        server.run("c", "verify", &json!({ "image": image, "other": { "person_id": person } })).await["result"].clone();
+    let (best, other) = (&identified["matches"][0], &verified["other"]);
+    let apart = best["score"].as_f64().unwrap() - verified["score"].as_f64().unwrap();
+    assert!(apart.abs() < 1e-5 && best["face_id"] == other["face_id"], "{identified} {verified}");
+    ([identified["decision"].clone(), verified["decision"].clone()], best.clone())
+}
+
+async fn a_wrong_label_loses_what_it_gave(site: Site) {
+    let server = Server::start(&site).await;
+    server.make_collection("c").await;
+    let ann = server.enroll("c", 1).await["person_id"].clone();
+    let is_ann = async |face: &Value| changed(&server, &face["face_id"], &json!({ "person_id": ann })).await;
+    let wrong = upper(&server, [7, 2]).await;
+    is_ann(&wrong).await;
+    let matched = upper(&server, [7, 3]).await;
+    assert_eq!(matched["decision"], "match", "of two faces either may be the right one: {matched}");
+    let (decisions, best) = asked_of_seven(&server, &ann).await;
+    assert_eq!((decisions, &best["face_id"]), ([json!("match"), json!("match")], &wrong["face_id"]));
+
+    // The third face is like the first one: the second is the wrong one, and what it gave is taken back.
+    let third = upper(&server, [1, 4]).await;
+    assert_eq!(third["decision"], "match");
+    is_ann(&third).await;
+    until_person_is(&server, &matched["face_id"], &Value::Null).await;
+    let (decisions, best) = asked_of_seven(&server, &ann).await;
+    assert!(decisions.iter().all(|decision| *decision != "match"), "{best}");
+    assert_ne!(best["face_id"], wrong["face_id"], "{best}");
+    let after = upper(&server, [7, 5]).await;
+    assert_ne!(after["decision"], "match", "whether it is indexed before or after: {after}");
+
+    // Another one like it, said to be hers by hand: she has two looks.
+    is_ann(&matched).await;
+    until_person_is(&server, &after["face_id"], &ann).await;
+    let (decisions, best) = asked_of_seven(&server, &ann).await;
+    assert_eq!(decisions, [json!("match"), json!("match")], "{best}");
+    assert!(best["score"].as_f64() >= best["face_score"].as_f64(), "{best}");
     server.stop().await;
 }
 

@@ -23,6 +23,7 @@ pub(crate) mod rows;
 pub mod schema;
 pub(crate) mod scoped;
 pub mod secret_key;
+pub mod templates;
 pub mod transfer;
 pub mod uploads;
 pub mod webhooks;

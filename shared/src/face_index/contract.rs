@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{FaceIndex, Gallery};
+use super::{FaceIndex, Gallery, GallerySize};
 use crate::db::collections::{self, CollectionSettings};
 use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::{Db, images, persons};
@@ -105,6 +105,11 @@ async fn finds_the_nearest_persons(db: &Db, index: &dyn FaceIndex) {
     assert!((found.hits[1][0].score - 1.0).abs() < 1e-5);
     let one = index.search(&gallery, vec![vector(&[1.0, 0.0])], 1).await.expect("search");
     assert_eq!(one.hits[0].len(), 1);
+    let (third, _) = enroll(db, &gallery, "ann", vector(&[1.0, 0.3])).await;
+    let size = async || index.search(&gallery, Vec::new(), 1).await.expect("search").size;
+    assert_eq!(size().await, GallerySize { persons: 2, faces: 4, means: 1 }, "a person of three faces has a mean");
+    assert!(faces::delete(db, gallery.collection, third).await.expect("delete"));
+    assert_eq!(size().await, GallerySize { persons: 2, faces: 3, means: 0 });
 }
 
 async fn follows_changes(db: &Db, index: &dyn FaceIndex, prepare: &impl AsyncFn(&Gallery)) {

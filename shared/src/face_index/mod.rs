@@ -5,6 +5,7 @@ mod codes;
 pub mod contract;
 mod exact;
 mod kernel;
+pub mod matches;
 mod neighbours;
 pub mod pgvector;
 mod rows;
@@ -15,6 +16,8 @@ use async_trait::async_trait;
 
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, PersonId};
+#[cfg(doc)]
+use crate::template;
 
 pub use exact::ExactFaceIndex;
 pub use neighbours::Neighbours;
@@ -33,6 +36,15 @@ pub struct Gallery {
 pub struct GallerySize {
     pub persons: usize,
     pub faces: usize,
+    /// Persons of [`template::FEWEST`] faces or more, who are compared by their mean too.
+    pub means: usize,
+}
+
+impl GallerySize {
+    /// How many chances of a false match a search has.
+    pub fn comparisons(&self) -> usize {
+        self.faces + self.means
+    }
 }
 
 /// A person near a query, by the nearest of its faces.

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use shared::db::entity::job::Model as Job;
 use shared::db::entity::{collection, person};
 use shared::db::persons;
-use shared::face_index::{Found, Gallery, GallerySize, Hit};
+use shared::embedding::Embedding;
+use shared::face_index::matches::{self, Match};
+use shared::face_index::{Found, Gallery, GallerySize};
 use shared::ids::PersonId;
 use shared::job::{Decision, ImageRef};
 
@@ -57,22 +59,29 @@ pub(super) async fn matched(
 ) -> Result<(Vec<Value>, GallerySize), JobError> {
     let usable = |f: &&AnalysedFace| f.quality.reasons(gate).is_empty();
     let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
-    let queries = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
+    let queries: Vec<Embedding> = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
     let max_age = began.elapsed().min(MAX_AGE);
-    let Found { size, hits } = ctx.face_index.search_within(&gallery, queries, k.max(RUNNER_UP), max_age).await?;
-    let thresholds =
-        Thresholds::identify(terms, size.faces).map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
-    let named = names(ctx, job, &hits).await?;
-    let mut hits = hits.into_iter();
+    let wanted = k.max(RUNNER_UP);
+    let search = ctx.face_index.search_within(&gallery, queries.clone(), matches::candidates(wanted), max_age);
+    let Found { size, hits } = search.await?;
+    let thresholds = Thresholds::identify(terms, size.comparisons())
+        .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+    let by = (thresholds.calibration(), thresholds.uncertain_cosine);
+    let mut matches = matches::judged(&ctx.db.read, &job.pipeline, &queries, hits, by).await?;
+    for matches in &mut matches {
+        matches.truncate(wanted);
+    }
+    let named = names(ctx, job, &matches).await?;
+    let mut matches = matches.into_iter();
     let answers = faces
         .iter()
         .map(|face| {
-            let hits = if usable(&face) { hits.next().unwrap_or_default() } else { Vec::new() };
-            let best = hits.first().map(|h| h.score);
+            let found = if usable(&face) { matches.next().unwrap_or_default() } else { Vec::new() };
+            let best = found.first().map(|m| m.score);
             let mut answer = face_json(face, gate);
-            answer["matches"] = hits.iter().take(k).map(|h| match_json(h, named.get(&h.person))).collect();
-            answer["margin"] = json!(hits.get(1).map(|second| hits[0].score - second.score));
+            answer["matches"] = found.iter().take(k).map(|m| match_json(m, named.get(&m.person))).collect();
+            answer["margin"] = json!(found.get(1).map(|second| found[0].score - second.score));
             answer["decision"] = json!(best.map_or(Decision::Unknown, |score| thresholds.decide(score)));
             answer["threshold"] = json!(thresholds.match_cosine);
             answer["threshold_extrapolated"] = json!(thresholds.extrapolated);
@@ -88,21 +97,22 @@ pub(super) async fn matched(
 async fn names(
     ctx: &WorkerContext,
     job: &Job,
-    hits: &[Vec<Hit>],
+    matches: &[Vec<Match>],
 ) -> Result<HashMap<PersonId, person::Model>, JobError> {
-    let mut ids: Vec<PersonId> = hits.iter().flatten().map(|h| h.person).collect();
+    let mut ids: Vec<PersonId> = matches.iter().flatten().map(|m| m.person).collect();
     ids.sort_unstable();
     ids.dedup();
     let persons = persons::find_many(&ctx.db.read, job.collection_id, &ids).await?;
     Ok(persons.into_iter().map(|p| (p.id, p)).collect())
 }
 
-fn match_json(hit: &Hit, person: Option<&person::Model>) -> Value {
+fn match_json(found: &Match, person: Option<&person::Model>) -> Value {
     json!({
-        "person_id": hit.person,
+        "person_id": found.person,
         "external_id": person.and_then(|p| p.external_id.as_deref()),
         "name": person.and_then(|p| p.name.as_deref()),
-        "face_id": hit.face,
-        "score": hit.score,
+        "score": found.score,
+        "face_id": found.face,
+        "face_score": found.face_score,
     })
 }

@@ -9,12 +9,15 @@ use shared::catalogue::Pipeline;
 use shared::db::collections;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
-use shared::db::rejections;
 use shared::db::rematches::{self, Matchable, Rematch};
+use shared::db::templates::Concerned;
+use shared::db::{self, rejections};
 use shared::embedding::Embedding;
-use shared::face_index::{Found, Gallery, Hit};
+use shared::face_index::matches::{self, Match};
+use shared::face_index::{Found, Gallery};
 use shared::ids::{FaceId, PersonId};
 use shared::job::{JobArgs, RematchProgress, RematchScope};
+use shared::template::MEAN_GAIN;
 
 use super::{Done, JobError, Recorded, terms};
 use crate::context::WorkerContext;
@@ -81,8 +84,8 @@ pub(super) async fn run(
 struct Looking<'a> {
     gallery: Gallery,
     scope: &'a RematchScope,
-    /// New templates that the scope names.
-    templates: Vec<Embedding>,
+    /// Whose templates changed; nobody where every face is looked up.
+    concerned: Concerned,
     thresholds: Thresholds<'a>,
     gate: Gate,
 }
@@ -96,24 +99,26 @@ impl<'a> Looking<'a> {
         scope: &'a RematchScope,
     ) -> Result<Self, JobError> {
         let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
-        let templates = match scope {
-            RematchScope::All => Vec::new(),
-            RematchScope::Touched { faces, .. } => rematches::templates(&ctx.db, &job.pipeline, faces).await?,
+        let (faces, persons) = match scope {
+            RematchScope::All => (&[][..], &[][..]),
+            RematchScope::Touched { faces, persons } => (faces.as_slice(), persons.as_slice()),
         };
+        let concerned = db::templates::concerned(&ctx.db.read, &job.pipeline, faces, persons).await?;
         let size = ctx.face_index.search(&gallery, Vec::new(), 1).await?.size;
-        let thresholds =
-            Thresholds::identify(terms, size.faces).map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+        let thresholds = Thresholds::identify(terms, size.comparisons())
+            .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
         let gate = Gate::identify(pipeline.detector.match_score);
-        Ok(Self { gallery, scope, templates, thresholds, gate })
+        Ok(Self { gallery, scope, concerned, thresholds, gate })
     }
 
     /// Whether what has changed may change whom the face matches.
     fn concerns(&self, face: &Matchable) -> bool {
-        let RematchScope::Touched { faces, persons } = self.scope else { return true };
-        let is_near = |template: &Embedding| template.cosine(&face.embedding) >= self.thresholds.match_cosine;
-        face.person.is_some_and(|person| persons.contains(&person))
+        let RematchScope::Touched { faces, .. } = self.scope else { return true };
+        let Some(vectors) = &self.concerned.vectors else { return true };
+        let enough = self.thresholds.match_cosine - MEAN_GAIN;
+        face.person.is_some_and(|person| self.concerned.persons.contains(&person))
             || faces.contains(&face.id)
-            || self.templates.iter().any(is_near)
+            || vectors.iter().any(|vector| vector.cosine(&face.embedding) >= enough)
     }
 
     /// Those of the faces that match somebody else than before.
@@ -124,25 +129,27 @@ impl<'a> Looking<'a> {
         let k = 1 + ids.iter().map(|id| rejected.iter().filter(|(face, _)| face == id).count()).max().unwrap_or(0);
         let queries: Vec<Embedding> =
             faces.iter().filter(|face| self.is_usable(face)).map(|face| face.embedding.clone()).collect();
-        let hits = if queries.is_empty() {
+        let matches = if queries.is_empty() {
             Vec::new()
         } else {
             let _place = ctx.stages.search(job.lane).await;
-            let Found { hits, .. } = ctx.face_index.search(&self.gallery, queries, k).await?;
-            hits
+            let search = ctx.face_index.search(&self.gallery, queries.clone(), matches::candidates(k));
+            let Found { hits, .. } = search.await?;
+            let by = (self.thresholds.calibration(), self.thresholds.match_cosine);
+            matches::judged(&ctx.db.read, &job.pipeline, &queries, hits, by).await?
         };
-        let mut hits = hits.into_iter();
+        let mut matches = matches.into_iter();
         let rematch = |face: &Matchable| {
-            let hits = if self.is_usable(face) { hits.next().unwrap_or_default() } else { Vec::new() };
+            let found = if self.is_usable(face) { matches.next().unwrap_or_default() } else { Vec::new() };
             let is_open = |person: PersonId| !rejected.contains(&(face.id, person));
-            Rematch { face: face.id, from: face.person, to: self.best(&hits, is_open) }
+            Rematch { face: face.id, from: face.person, to: self.best(&found, is_open) }
         };
         Ok(faces.iter().map(rematch).filter(|rematch| rematch.from != rematch.to).collect())
     }
 
-    fn best(&self, hits: &[Hit], is_open: impl Fn(PersonId) -> bool) -> Option<PersonId> {
-        let matching = hits.iter().take_while(|hit| hit.score >= self.thresholds.match_cosine);
-        matching.map(|hit| hit.person).find(|person| is_open(*person))
+    fn best(&self, found: &[Match], is_open: impl Fn(PersonId) -> bool) -> Option<PersonId> {
+        let matching = found.iter().take_while(|found| found.score >= self.thresholds.match_cosine);
+        matching.map(|found| found.person).find(|person| is_open(*person))
     }
 
     /// Whether an index would look it up.

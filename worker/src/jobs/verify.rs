@@ -1,11 +1,17 @@
 //! Verify: is this face the same person's as that one?
 
+use std::cmp::Reverse;
+
 use serde_json::{Value, json};
+use shared::catalogue::Calibration;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::{faces, persons};
+use shared::embedding::Embedding;
+use shared::face_index::matches::{self, Match};
 use shared::ids::{FaceId, PersonId};
 use shared::job::{FaceChoice, ImageRef, VerifyTarget};
+use shared::template::{self, Template};
 
 use super::pictures::{analysed, chosen, face_json, fetched};
 use super::{Done, JobError, calibration_json, no_person, terms};
@@ -28,18 +34,22 @@ pub(super) async fn run(
     let terms = terms(ctx, collection, job, engine.pipeline()).await?;
     let gate = Gate::identify(engine.pipeline().detector.match_score);
     let one = face_of(ctx, job, &engine, image, face).await?;
-    let (score, comparisons, compared) = match other {
+    let thresholds = |comparisons| {
+        Thresholds::verify(&terms, comparisons).map_err(|e| JobError::failed("no_calibration", e.to_string()))
+    };
+    let (score, thresholds, compared) = match other {
         VerifyTarget::Image(image) => {
             let two = face_of(ctx, job, &engine, image, face).await?;
-            (one.embedding.cosine(&two.embedding), 1, face_json(&two, &gate))
+            (one.embedding.cosine(&two.embedding), thresholds(1)?, face_json(&two, &gate))
         }
         VerifyTarget::Person(person) => {
-            let (score, face_id, faces) = nearest_of_person(ctx, job, *person, &one).await?;
-            (score, faces, json!({ "person_id": person, "face_id": face_id }))
+            let faces = faces_of_person(ctx, job, *person).await?;
+            let thresholds = thresholds(template::comparisons(faces.len()))?;
+            let found = like_person(&one.embedding, *person, faces, thresholds.calibration())?;
+            let other = json!({ "person_id": person, "face_id": found.face, "face_score": found.face_score });
+            (found.score, thresholds, other)
         }
     };
-    let thresholds =
-        Thresholds::verify(&terms, comparisons).map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let rate = thresholds.false_positive_rate(score);
     let answer: Value = json!({
         "score": score,
@@ -67,22 +77,31 @@ async fn face_of(
     chosen(&analysis, face, &gate)
 }
 
-/// The best score against the person's enrolled faces, which face gave it, and of how many.
-async fn nearest_of_person(
+/// The person's templates, the newest first.
+async fn faces_of_person(
     ctx: &WorkerContext,
     job: &Job,
     person: PersonId,
-    face: &AnalysedFace,
-) -> Result<(f32, FaceId, usize), JobError> {
+) -> Result<Vec<(FaceId, Embedding)>, JobError> {
     if persons::find(&ctx.db.read, job.collection_id, person).await?.is_none() {
         return Err(JobError::Rejected(no_person(&ctx.db.read, job.collection_id, person).await?));
     }
-    let enrolled = faces::embeddings_of_person(&ctx.db.read, person, &job.pipeline).await?;
-    enrolled
-        .iter()
-        .map(|(id, embedding)| (face.embedding.cosine(embedding), *id, enrolled.len()))
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .ok_or_else(|| {
-            JobError::rejected("person_has_no_faces", format!("person {person} has no enrolled face; enroll one first"))
-        })
+    let mut enrolled = faces::embeddings_of_person(&ctx.db.read, person, &job.pipeline).await?;
+    enrolled.sort_unstable_by_key(|(face, _)| Reverse(*face));
+    Ok(enrolled)
+}
+
+/// How like a person a face is, as a search would say it.
+fn like_person(
+    face: &Embedding,
+    person: PersonId,
+    faces: Vec<(FaceId, Embedding)>,
+    calibration: Option<&Calibration>,
+) -> Result<Match, JobError> {
+    let nearest = matches::nearest(face, person, &faces).ok_or_else(|| {
+        JobError::rejected("person_has_no_faces", format!("person {person} has no enrolled face; enroll one first"))
+    })?;
+    let mut found = Match::of(nearest);
+    found.judge(face, calibration.and_then(|calibration| Template::of(faces, calibration)).as_ref());
+    Ok(found)
 }

@@ -51,9 +51,9 @@ impl ClustersArgs {
 }
 
 /// A picture of a person.
-struct Photo {
-    path: PathBuf,
-    person: String,
+pub(super) struct Photo {
+    pub(super) path: PathBuf,
+    pub(super) person: String,
 }
 
 /// A picture's faces.
@@ -154,7 +154,7 @@ pub(super) async fn run(setup: &Setup, args: &ClustersArgs) -> anyhow::Result<()
 }
 
 /// The pictures of all people, by name; people known under two names are one.
-fn photos(folder: &Path) -> anyhow::Result<Vec<Photo>> {
+pub(super) fn photos(folder: &Path) -> anyhow::Result<Vec<Photo>> {
     let entries = |folder: &Path| -> anyhow::Result<Vec<PathBuf>> {
         let read = std::fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
         let mut paths: Vec<PathBuf> = read.with_context(|| format!("list {}", folder.display()))?;

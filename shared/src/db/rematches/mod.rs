@@ -17,7 +17,7 @@ use super::embeddings::StoredVector;
 use super::entity::{collection, job};
 use super::jobs::submit::{NewJob, Submitted, submit};
 use super::rows::{self, Column, Rows};
-use super::{Db, collections, count, execute, micros, persons, placeholders, statement};
+use super::{Db, collections, count, execute, micros, persons, statement};
 use crate::access::Grant;
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, PersonId};
@@ -195,25 +195,6 @@ pub async fn matchable(
     let face =
         |row: Row| Matchable { id: row.id, person: row.person_id, quality: row.quality, embedding: row.vector.0 };
     Ok(rows.into_iter().map(face).collect())
-}
-
-/// The vectors of those of the faces that form templates.
-pub async fn templates(db: &Db, pipeline: &str, faces: &[FaceId]) -> Result<Vec<Embedding>, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        vector: StoredVector,
-    }
-    if faces.is_empty() {
-        return Ok(Vec::new());
-    }
-    let sql = format!(
-        "SELECT e.vector FROM faces f JOIN embeddings e ON e.pipeline = $1 AND e.face_id = f.id
-         WHERE f.id IN ({}) AND f.person_id IS NOT NULL AND f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden",
-        placeholders(2, faces.len())
-    );
-    let values = std::iter::once(pipeline.into()).chain(faces.iter().map(|face| Value::from(*face)));
-    let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
-    Ok(rows.into_iter().map(|row| row.vector.0).collect())
 }
 
 /// A face that matches somebody else than before.

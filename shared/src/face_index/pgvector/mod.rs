@@ -21,6 +21,7 @@ use super::{FaceIndex, FaceIndexError, Found, Gallery, GallerySize, Hit};
 use crate::db::{Db, embeddings, execute, statement};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
+use crate::template;
 
 pub use partitions::{create_partition, drop_partition, has_partition, partition_name};
 
@@ -121,6 +122,7 @@ impl PgvectorFaceIndex {
         struct Row {
             persons: i64,
             faces: i64,
+            means: i64,
         }
         let counted = self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(gallery).copied();
         if let Some((size, when)) = counted {
@@ -131,14 +133,17 @@ impl PgvectorFaceIndex {
         }
         let now = Instant::now();
         let sql = format!(
-            "SELECT count(*) AS persons, COALESCE(sum(n), 0)::bigint AS faces FROM (
-                SELECT count(*) AS n FROM embeddings WHERE {} GROUP BY template_of) AS p",
+            "SELECT count(*) AS persons, COALESCE(sum(n), 0)::bigint AS faces,
+                count(*) FILTER (WHERE n >= {}) AS means
+             FROM (SELECT count(*) AS n FROM embeddings WHERE {} GROUP BY template_of) AS p",
+            template::FEWEST,
             templates_of(gallery)
         );
         let row = Row::find_by_statement(statement(&self.db.read, &sql, [])).one(&self.db.read).await?;
-        let row = row.unwrap_or(Row { persons: 0, faces: 0 });
+        let row = row.unwrap_or(Row { persons: 0, faces: 0, means: 0 });
         let to_usize = |n: i64| usize::try_from(n).unwrap_or_default();
-        let size = GallerySize { persons: to_usize(row.persons), faces: to_usize(row.faces) };
+        let size =
+            GallerySize { persons: to_usize(row.persons), faces: to_usize(row.faces), means: to_usize(row.means) };
         let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         sizes.retain(|_, (_, when)| when.elapsed() < COUNT_FOR);
         sizes.insert(gallery.clone(), (size, now));

@@ -68,7 +68,7 @@ async fn a_new_person_is_found_beside_an_old_count() {
     let (gallery, query) = crowded(&db).await;
     assert!(index.build(&gallery).await.unwrap());
     // As if one person had been counted a moment ago, of a gallery that is too large to be counted each time.
-    let counted = GallerySize { persons: 1, faces: COUNT_EACH_TIME + 1 };
+    let counted = GallerySize { persons: 1, faces: COUNT_EACH_TIME + 1, means: 1 };
     index.sizes.lock().unwrap().insert(gallery.clone(), (counted, Instant::now()));
     let found = index.search(&gallery, vec![query], 3).await.unwrap();
     assert_eq!((found.size, found.hits[0].len()), (counted, 3));

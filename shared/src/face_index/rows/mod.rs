@@ -14,6 +14,7 @@ use super::kernel::Kernel;
 use super::{FaceIndexError, GallerySize, Hit};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
+use crate::template;
 
 /// Rows that are passed over together, where none of their bounds is high enough.
 const GROUP: usize = 16;
@@ -28,6 +29,7 @@ pub(super) struct Rows {
     faces: Vec<(FaceId, PersonId)>,
     row_of: HashMap<FaceId, usize>,
     faces_of: HashMap<PersonId, usize>,
+    means: usize,
 }
 
 /// One query on its way through the rows.
@@ -39,7 +41,7 @@ struct Search<'a> {
 
 impl Rows {
     pub(super) fn size(&self) -> GallerySize {
-        GallerySize { persons: self.faces_of.len(), faces: self.faces.len() }
+        GallerySize { persons: self.faces_of.len(), faces: self.faces.len(), means: self.means }
     }
 
     /// Adds a face that is not there.
@@ -53,7 +55,9 @@ impl Rows {
         self.faces.push((face, person));
         self.vectors.extend_from_slice(vector.as_slice());
         self.codes.push(vector.as_slice());
-        *self.faces_of.entry(person).or_default() += 1;
+        let faces = self.faces_of.entry(person).or_default();
+        *faces += 1;
+        self.means += usize::from(*faces == template::FEWEST);
         Ok(())
     }
 
@@ -62,6 +66,7 @@ impl Rows {
         let Some(row) = self.row_of.remove(&face) else { return };
         let (_, person) = self.faces.swap_remove(row);
         if let Entry::Occupied(mut faces) = self.faces_of.entry(person) {
+            self.means -= usize::from(*faces.get() == template::FEWEST);
             *faces.get_mut() -= 1;
             if *faces.get() == 0 {
                 faces.remove();

@@ -1,0 +1,100 @@
+//! How like a person a face is: an index says who is near by single faces, and here those who may decide something are looked
+//! at with all of their faces ([`crate::template`]). Every kind of job goes this way, so that a face gets the same answer from
+//! each.
+
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+
+use sea_orm::{ConnectionTrait, DbErr};
+
+use super::Hit;
+use crate::catalogue::Calibration;
+use crate::db::templates;
+use crate::embedding::Embedding;
+use crate::ids::{FaceId, PersonId};
+use crate::template::{MEAN_GAIN, Template};
+
+/// So many more persons are asked for than are wanted: some may overtake those before them. Of strangers, at most one in some ten
+/// searches is as near to the threshold as that takes.
+const MORE: usize = 4;
+/// Persons whose faces are read at a time: at most a few megabytes.
+const PERSONS: usize = 128;
+
+/// A person near a face.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Match {
+    /// Who.
+    pub person: PersonId,
+    /// What is decided by, -1..1.
+    pub score: f32,
+    /// The nearest of the person's faces that count.
+    pub face: FaceId,
+    /// Its cosine, -1..1.
+    pub face_score: f32,
+}
+
+/// How many persons an index is to be asked for, where `k` are wanted.
+pub fn candidates(k: usize) -> usize {
+    k + MORE
+}
+
+/// What an index found for each query, judged by all faces of those persons who may reach `floor`, best first, equal scores in
+/// the order of their faces' ids. Whoever cannot reach it keeps the score of the nearest face.
+pub async fn judged(
+    conn: &impl ConnectionTrait,
+    pipeline: &str,
+    queries: &[Embedding],
+    hits: Vec<Vec<Hit>>,
+    (calibration, floor): (Option<&Calibration>, f32),
+) -> Result<Vec<Vec<Match>>, DbErr> {
+    let mut found: Vec<Vec<Match>> = hits.into_iter().map(|hits| hits.into_iter().map(Match::of).collect()).collect();
+    // Without it nothing says how alike two strangers are.
+    let Some(calibration) = calibration else { return Ok(found) };
+    let is_near = |found: &Match| found.score + MEAN_GAIN >= floor;
+    let near: BTreeSet<(PersonId, FaceId)> =
+        found.iter().flatten().filter(|found| is_near(found)).map(|found| (found.person, found.face)).collect();
+    let persons = Vec::from_iter(near.iter().map(|(person, _)| *person).collect::<BTreeSet<_>>());
+    for some in persons.chunks(PERSONS) {
+        let faces: Vec<_> = near.iter().filter(|(person, _)| some.binary_search(person).is_ok()).copied().collect();
+        let read = templates::newest(conn, pipeline, &faces).await?;
+        let made = read.into_iter().filter_map(|(person, faces)| Some((person, Template::of(faces, calibration)?)));
+        let templates: HashMap<PersonId, Template> = made.collect();
+        for (query, found) in queries.iter().zip(&mut found) {
+            let near = found.iter_mut().filter(|found| is_near(found));
+            near.for_each(|found| found.judge(query, templates.get(&found.person)));
+        }
+    }
+    for found in &mut found {
+        found.sort_by(Match::order);
+    }
+    Ok(found)
+}
+
+/// The nearest of a person's faces, as an index would find it.
+pub fn nearest(query: &Embedding, person: PersonId, faces: &[(FaceId, Embedding)]) -> Option<Hit> {
+    let hits = faces.iter().map(|(face, vector)| Hit { person, face: *face, score: query.cosine(vector) });
+    hits.max_by(|a, b| a.score.total_cmp(&b.score).then(b.face.cmp(&a.face)))
+}
+
+impl Match {
+    /// By the nearest face alone.
+    pub fn of(hit: Hit) -> Self {
+        Self { person: hit.person, score: hit.score, face: hit.face, face_score: hit.score }
+    }
+
+    /// Takes the person's other faces into account, where there are several.
+    pub fn judge(&mut self, query: &Embedding, template: Option<&Template>) {
+        if let Some(likeness) = template.and_then(|template| template.likeness(query, self.face)) {
+            let (score, face, face_score) = (likeness.score, likeness.face, likeness.face_score);
+            *self = Self { person: self.person, score, face, face_score };
+        }
+    }
+
+    /// Best first.
+    fn order(&self, other: &Self) -> Ordering {
+        other.score.total_cmp(&self.score).then(self.face.cmp(&other.face))
+    }
+}
