@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::engines::{Engines, EnginesError};
 use crate::inference::Engine;
+use crate::models::Running;
 use crate::stages::Stages;
 use crate::vision::decode::DecodeLimits;
 
@@ -41,6 +42,8 @@ pub struct WorkerContext {
     pub finished: FinishedJobs,
     /// The models.
     pub engines: Arc<Engines>,
+    /// Which of them this process runs.
+    pub running: Running,
     /// Room for pictures.
     pub stages: Stages,
     /// When the consumer last looked for work.

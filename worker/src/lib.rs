@@ -1,7 +1,7 @@
 //! The worker: takes job ids from the queue, works on pictures, records results. In reading order:
 //!
 //! - [`run()`] starts the tasks and ends them; [`context`] is what every job may touch
-//! - [`offer`] says which pipelines it can run
+//! - [`offer`] says which pipelines it can run, [`models`] keeps that true while models are added
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means
@@ -28,6 +28,7 @@ pub mod inference;
 pub mod jobs;
 mod leadership;
 pub mod lister;
+pub mod models;
 pub mod offer;
 pub mod probes;
 pub mod reaper;

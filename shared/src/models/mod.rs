@@ -30,7 +30,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// What a process knows of the registered models; see the module.
 #[derive(Debug)]
 pub struct Models {
-    db: Db,
+    /// None where the models never change.
+    db: Option<Db>,
     known: RwLock<Known>,
     /// One reads at a time.
     turn: tokio::sync::Mutex<()>,
@@ -180,9 +181,15 @@ impl Models {
     /// See [`register`].
     pub async fn open(db: &Db, own: &[Entry]) -> Result<Self, ModelsError> {
         register(db, own).await?;
-        let models = Self { db: db.clone(), known: RwLock::default(), turn: tokio::sync::Mutex::default() };
+        let models = Self { db: Some(db.clone()), known: RwLock::default(), turn: tokio::sync::Mutex::default() };
         models.refresh().await?;
         Ok(models)
+    }
+
+    /// Just these, which never change, without a database.
+    pub fn fixed(catalogue: Catalogue) -> Self {
+        let known = Known { catalogue: Arc::new(catalogue), ..Known::default() };
+        Self { db: None, known: RwLock::new(known), turn: tokio::sync::Mutex::default() }
     }
 
     /// All models, as they were read last.
@@ -216,12 +223,13 @@ impl Models {
     /// # Errors
     /// The database does not answer.
     pub async fn refresh(&self) -> Result<(), DbErr> {
+        let Some(db) = &self.db else { return Ok(()) };
         let _turn = self.turn.lock().await;
-        let digests = models::digests(&self.db.read).await?;
+        let digests = models::digests(&db.read).await?;
         if digests == self.known().digests {
             return Ok(());
         }
-        let rows = models::all(&self.db.read).await?;
+        let rows = models::all(&db.read).await?;
         let (before, mut unreadable) = (self.known().clone_of(), BTreeMap::new());
         let mut pipelines = Vec::with_capacity(rows.len());
         let mut digests = Vec::with_capacity(rows.len());

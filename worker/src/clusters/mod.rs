@@ -13,11 +13,13 @@ use shared::access::Grant;
 use shared::db::clusters::queue;
 use shared::db::collections;
 use shared::ids::CollectionId;
+use shared::models::ModelsError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::collection::{Collection, PassError};
 use crate::context::WorkerContext;
+use crate::engines::EnginesError;
 use crate::leadership::Leadership;
 
 /// How long a collection with too many faces is left alone.
@@ -78,7 +80,12 @@ async fn step(
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
     };
-    let calibration = ctx.engines.pipeline(&row.pipeline).ok().and_then(|pipeline| pipeline.calibration.clone());
+    let pipeline = match ctx.engines.pipeline(&row.pipeline).await {
+        Ok(pipeline) => Some(pipeline),
+        Err(EnginesError::Models(ModelsError::Db(error))) => return Err(error.into()),
+        Err(_) => None,
+    };
+    let calibration = pipeline.and_then(|pipeline| pipeline.calibration.clone());
     let Some(calibration) = calibration.filter(|_| row.settings().is_ok_and(|settings| settings.clustering)) else {
         held.collections.remove(&id);
         queue::forget(&ctx.db, id).await?;

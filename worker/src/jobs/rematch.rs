@@ -58,8 +58,8 @@ pub(super) async fn run(
 ) -> Result<Done, JobError> {
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
     let settings = settings(ctx, collection, job).await?;
-    let pipeline = ctx.engines.pipeline(&job.pipeline)?;
-    let looking = Looking::begin(ctx, job, pipeline, &settings, &progress.scope).await?;
+    let pipeline = ctx.engines.pipeline(&job.pipeline).await?;
+    let looking = Looking::begin(ctx, job, &pipeline, &settings, &progress.scope).await?;
     let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
     let (began, revision) = (Instant::now(), pipeline.detector_revision());
     for _ in 0..SLICE / STEP {
