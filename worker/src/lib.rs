@@ -10,6 +10,7 @@
 //! - [`clusters`] finds out which unknown faces are one person's
 //! - `rematches` has faces looked up again when templates change
 //! - `reprocess` gives collections another pipeline, beside the one that they go by
+//! - `comparisons` says what a run's two models make of the same faces
 //! - `webhooks` tells other programs what happened
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
@@ -18,6 +19,7 @@ pub mod assets;
 pub mod batches;
 pub mod clusters;
 pub mod command;
+mod comparisons;
 pub mod consumer;
 pub mod context;
 pub mod cores;

@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod clusters;
 pub mod collections;
+pub mod comparisons;
 pub mod events;
 pub mod export;
 pub mod faces;
@@ -10,6 +11,7 @@ pub mod health;
 pub mod import;
 pub mod jobs;
 pub mod keys;
+pub mod models;
 pub mod persons;
 pub mod reprocess;
 pub mod submit;

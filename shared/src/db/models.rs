@@ -62,6 +62,12 @@ pub async fn all(conn: &impl ConnectionTrait) -> Result<Vec<Model>, DbErr> {
         .await
 }
 
+/// Up to `limit` entries whose name comes after `after`, by name.
+pub async fn list(conn: &impl ConnectionTrait, after: Option<&str>, limit: u64) -> Result<Vec<Model>, DbErr> {
+    let sql = format!("SELECT {COLUMNS} FROM models WHERE name > $1 ORDER BY name LIMIT {limit}");
+    Model::find_by_statement(statement(conn, &sql, [after.unwrap_or_default().into()])).all(conn).await
+}
+
 /// The entry of that name.
 pub async fn find(conn: &impl ConnectionTrait, name: &str) -> Result<Option<Model>, DbErr> {
     let sql = format!("SELECT {COLUMNS} FROM models WHERE name = $1");
