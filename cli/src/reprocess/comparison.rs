@@ -53,8 +53,9 @@ fn figures(report: &Value) -> Table {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let number = |value: &Value| if value.is_null() { "-".to_owned() } else { text(value) };
     table.set_header([String::new(), text(&sides[0]["pipeline"]), text(&sides[1]["pipeline"])]);
-    let mut row =
-        |name: &str, of: &dyn Fn(&Value) -> String| table.add_row([name.to_owned(), of(sides[0]), of(sides[1])]);
+    let mut row = |name: &str, of: &dyn Fn(&Value) -> String| {
+        table.add_row([name.to_owned(), of(sides[0]), of(sides[1])]);
+    };
     row("pairs of one person", &|side| number(&side["genuine_pairs"]));
     row("pairs of two persons", &|side| number(&side["impostor_pairs"]));
     for (n, far) in ["1 %", "0.1 %"].into_iter().enumerate() {

@@ -103,7 +103,8 @@ async fn a_model_is_added_while_the_server_runs(site: Site) {
     let names = server.get("/v1/models?limit=2").await;
     let rest = server.get(&format!("/v1/models?cursor={}", names["next_cursor"].as_str().unwrap())).await;
     let name = |model: &Value| model["name"].as_str().unwrap().to_owned();
-    let all: Vec<String> = [&names, &rest].into_iter().flat_map(|page| page["items"].as_array().unwrap()).map(name).collect();
+    let all: Vec<String> =
+        [&names, &rest].into_iter().flat_map(|page| page["items"].as_array().unwrap()).map(name).collect();
     assert!(all.is_sorted() && all.contains(&"tiny".to_owned()) && !all.contains(&"added".to_owned()), "{all:?}");
     server.stop().await;
 }
@@ -115,7 +116,8 @@ async fn told_by_the_worker(server: &Server) {
     let ready = told("/readyz").await;
     assert!(ready.contains("takes jobs of added, tiny"), "{ready}");
     let metrics = told("/metrics").await;
-    for line in ["face_id_pipelines_bound{pipeline=\"added\"} 1", "face_id_pipelines_bound{pipeline=\"yunet-sface\"} 0"] {
+    for line in ["face_id_pipelines_bound{pipeline=\"added\"} 1", "face_id_pipelines_bound{pipeline=\"yunet-sface\"} 0"]
+    {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     assert!(metrics.contains("face_id_pipeline_loaded_bytes{pipeline=\"tiny\"}"), "{metrics}");
@@ -159,7 +161,10 @@ async fn a_licence_must_be_accepted(site: Site) {
     server.enroll("c", 1).await;
     let (status, model) = add(&server, restricted).await;
     assert_eq!((status, &model["licence_accepted"]), (StatusCode::CREATED, &json!(false)), "{model}");
-    assert_eq!((&model["files"][0]["use"], &model["files"][1]["part"]), (&json!("non-commercial"), &json!("recognizer")));
+    assert_eq!(
+        (&model["files"][0]["use"], &model["files"][1]["part"]),
+        (&json!("non-commercial"), &json!("recognizer"))
+    );
     assert!(tried(&server, "restricted").await["problems"][0].as_str().unwrap().contains("--accept-license"));
     // What it is can be seen before it is accepted.
     let (status, plan) = reprocess(&server, "restricted", true).await;
@@ -194,7 +199,11 @@ async fn a_model_that_nobody_runs_says_why(site: Site) {
     assert!(model["problems"][0].as_str().unwrap().contains("nowhere.onnx"), "{model}");
     let (status, answer) = reprocess(&server, "elsewhere", false).await;
     if site.has_services() {
-        assert_eq!((status, &answer["workers"]), (StatusCode::ACCEPTED, &json!(0)), "another worker may come: {answer}");
+        assert_eq!(
+            (status, &answer["workers"]),
+            (StatusCode::ACCEPTED, &json!(0)),
+            "another worker may come: {answer}"
+        );
         let problem = answer["problem"].as_str().unwrap();
         assert!(problem.contains("no worker runs elsewhere") && problem.contains("nowhere.onnx"), "{problem}");
         let (status, problem) = server.tell_run(&answer, "comparison").await;

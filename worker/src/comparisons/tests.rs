@@ -32,8 +32,8 @@ fn by(pipeline: &Pipeline, match_cosine: Option<f32>) -> Option<Thresholds<'_>> 
     Thresholds::identify(pipeline, &settings, 10).ok()
 }
 
-fn compared(faces: &Faces, thresholds: [Option<Thresholds<'_>>; 2]) -> (ComparisonReport, Vec<Disagreement>) {
-    compare(faces, 100, ["old", "new"], &thresholds, &AtomicBool::new(false)).unwrap()
+fn compared(faces: &Faces, thresholds: &[Option<Thresholds<'_>>; 2]) -> (ComparisonReport, Vec<Disagreement>) {
+    compare(faces, 100, ["old", "new"], thresholds, &AtomicBool::new(false)).unwrap()
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn decisions_move_and_the_worst_are_told_first() {
     // By the new one the first person's second face lies at the second person's, and the last one is near nobody's.
     let faces = faces(&labels, &[0.0, 5.0, 90.0, 95.0, 150.0], &[0.0, 92.0, 90.0, 130.0, 200.0]);
     // Match within 25.8 degrees, uncertain within 31.8.
-    let (report, worst) = compared(&faces, [by(&pipeline, Some(0.9)), by(&pipeline, Some(0.9))]);
+    let (report, worst) = compared(&faces, &[by(&pipeline, Some(0.9)), by(&pipeline, Some(0.9))]);
     assert_eq!((report.labelled_faces, report.faces, report.persons, report.faces_with_mates), (100, 5, 3, 4));
     assert_eq!((report.from.genuine_pairs, report.from.impostor_pairs), (2, 8));
     let counts = |right, wrong, unknown| Some(OutcomeCounts { right, wrong, uncertain: 0, unknown });
@@ -67,7 +67,7 @@ fn without_a_threshold_the_nearest_counts() {
     pipeline.calibration = None;
     let labels = labels(&[0, 0, 1]);
     let faces = faces(&labels, &[0.0, 5.0, 90.0], &[0.0, 60.0, 70.0]);
-    let (report, worst) = compared(&faces, [by(&measured, None), by(&pipeline, None)]);
+    let (report, worst) = compared(&faces, &[by(&measured, None), by(&pipeline, None)]);
     assert!(report.from.outcomes.is_some() && report.from.match_cosine.is_some());
     assert_eq!((report.to.outcomes, report.to.match_cosine, report.moved.len()), (None, None, 0));
     assert_eq!((report.from.rank_1, report.to.rank_1), (Some(1.0), Some(0.5)));
@@ -87,7 +87,7 @@ fn the_true_accept_rate_is_that_at_the_impostors_threshold() {
     };
     let angles = |apart: f32| (0..200).map(|n| angle(apart)(&n)).collect::<Vec<f32>>();
     let faces = faces(&labels(&persons), &angles(0.4), &angles(90.0));
-    let (report, _) = compared(&faces, [by(&pipeline, None), by(&pipeline, None)]);
+    let (report, _) = compared(&faces, &[by(&pipeline, None), by(&pipeline, None)]);
     assert_eq!((report.from.genuine_pairs, report.from.impostor_pairs), (100, 19_800));
     let tar = |figures: &shared::comparison::PipelineFigures| figures.tar.iter().map(|one| one.tar).collect::<Vec<_>>();
     assert_eq!(tar(&report.from), [Some(1.0), Some(1.0)]);
@@ -99,7 +99,7 @@ fn the_true_accept_rate_is_that_at_the_impostors_threshold() {
 fn who_is_told_to_stop_stops() {
     let faces = faces(&labels(&[0, 0]), &[0.0, 1.0], &[0.0, 1.0]);
     assert!(compare(&faces, 2, ["old", "new"], &[None, None], &AtomicBool::new(true)).is_none());
-    let (report, worst) = compared(&Faces::default(), [None, None]);
+    let (report, worst) = compared(&Faces::default(), &[None, None]);
     assert_eq!((report.faces, report.from.rank_1, worst.len()), (0, None, 0));
 }
 
