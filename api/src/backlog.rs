@@ -246,7 +246,8 @@ pub(crate) async fn watch(state: AppState) {
 }
 
 async fn count(state: &AppState, ended: u64, since: Instant) -> Result<(), sea_orm::DbErr> {
-    let pipelines: Vec<&str> = state.catalogue.pipelines().map(|pipeline| pipeline.name.as_str()).collect();
+    let catalogue = state.models.now();
+    let pipelines: Vec<&str> = catalogue.pipelines().map(|pipeline| pipeline.name.as_str()).collect();
     let lines: Vec<(&str, Lane)> = pipelines.iter().flat_map(|pipeline| LANES.map(|lane| (*pipeline, lane))).collect();
     let most = state.backlog.most.jobs;
     let made = state.backlog.lock().made();

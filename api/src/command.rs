@@ -10,6 +10,7 @@ use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::db::Db;
 use shared::db::api_keys::lookup::any_good;
+use shared::models::Models;
 use shared::process;
 use shared::queue::JobQueue as _;
 use tokio::net::TcpListener;
@@ -20,7 +21,7 @@ use crate::auth::{Door, Gate};
 use crate::backlog::Backlog;
 use crate::in_flight::InFlightKeys;
 use crate::serve::serve_within;
-use crate::state::{AppState, Places};
+use crate::state::{AppState, Places, Workers};
 
 /// How long requests that are under way at the stop may take.
 const REQUESTS_GRACE: Duration = Duration::from_secs(10);
@@ -45,20 +46,21 @@ pub async fn run(mut config: Config, args: ApiArgs) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let watching = tokio::spawn(process::watch(stop.clone()));
 
-    let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
+    let entries = Catalogue::entries(config.models.catalogue_dir())?;
     let backends = Backends::open(&config, None).await?;
+    let models = Arc::new(Models::open(&backends.db, &entries).await?);
     require_key(&backends.db).await?;
     let tasks = TaskTracker::new();
     let state = AppState {
         config: Arc::clone(&config),
-        catalogue,
+        models,
         secret_key: backends.secret_key.clone(),
         db: backends.db.clone(),
         queue: backends.queue.clone(),
         objects: backends.objects.clone(),
         finished: backends.finished.clone(),
         gate: Arc::new(Gate::new(backends.db.clone(), config.limits, Door::NeedsKey, tasks.clone())),
-        unrunnable: Arc::default(),
+        workers: Workers::Elsewhere,
         checks: backends.checks(),
         backlog: Arc::new(Backlog::configured(&config.server)),
         in_flight: InFlightKeys::default(),

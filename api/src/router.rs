@@ -13,8 +13,8 @@ use crate::legacy;
 use crate::openapi::{Document, complete};
 use crate::requests::observe;
 use crate::routes::{
-    batches, calibrations, clusters, collections, events, export, faces, health, import, jobs, keys, persons,
-    reprocess, submit, uploads, webhook_deliveries, webhooks,
+    batches, calibrations, clusters, collections, comparisons, events, export, faces, health, import, jobs, keys,
+    models, persons, reprocess, submit, uploads, webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
 
@@ -63,6 +63,8 @@ fn open() -> OpenApiRouter<AppState> {
 fn keyed() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .merge(reprocessing())
+        .routes(routes!(models::create, models::list))
+        .routes(routes!(models::get, models::delete))
         .routes(routes!(collections::create, collections::list))
         .routes(routes!(collections::get, collections::update, collections::delete))
         .routes(routes!(calibrations::create, calibrations::list))
@@ -123,6 +125,7 @@ fn reprocessing() -> OpenApiRouter<AppState> {
         .routes(routes!(reprocess::list))
         .routes(routes!(reprocess::get))
         .routes(routes!(reprocess::differences))
+        .routes(routes!(comparisons::create, comparisons::get))
         .routes(routes!(reprocess::pause))
         .routes(routes!(reprocess::resume))
         .routes(routes!(reprocess::retry))

@@ -1,13 +1,12 @@
 //! What every handler may touch.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use shared::catalogue::Catalogue;
 use shared::config::{Config, ServerConfig};
 use shared::db::Db;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
+use shared::models::Models;
 use shared::objects::ObjectStore;
 use shared::queue::JobQueue;
 use shared::secret_key::SecretKey;
@@ -30,7 +29,8 @@ const IMPORTS: usize = 2;
 #[expect(missing_docs, reason = "the names say it")]
 pub struct AppState {
     pub config: Arc<Config>,
-    pub catalogue: Arc<Catalogue>,
+    /// The models that are registered.
+    pub models: Arc<Models>,
     /// What secrets in the database are encrypted with.
     pub secret_key: SecretKey,
     pub db: Db,
@@ -39,8 +39,8 @@ pub struct AppState {
     pub finished: FinishedJobs,
     /// Who is let in.
     pub gate: Arc<Gate>,
-    /// Pipelines that the worker in this process cannot run; none where workers are other processes.
-    pub unrunnable: Arc<BTreeSet<String>>,
+    /// Where its jobs are run.
+    pub workers: Workers,
     /// How much waits, and whether more is taken.
     pub backlog: Arc<Backlog>,
     /// What `/readyz` tries.
@@ -53,6 +53,15 @@ pub struct AppState {
     pub tasks: TaskTracker,
     /// Ends waits when the process stops.
     pub stop: CancellationToken,
+}
+
+/// Where jobs are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// In this process, and nowhere else.
+    Here,
+    /// In other processes, of which there may be more in a moment.
+    Elsewhere,
 }
 
 /// How much of what lasts, or takes memory, goes on at once; cheap to clone.

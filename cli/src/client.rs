@@ -61,6 +61,10 @@ impl Client {
         self.sent(self.http.post(self.url(path)).header("idempotency-key", new_key()).json(body), path).await
     }
 
+    pub(crate) async fn post_text(&self, path: &str, media_type: &str, text: String) -> anyhow::Result<Value> {
+        self.sent(self.http.post(self.url(path)).header("content-type", media_type).body(text), path).await
+    }
+
     pub(crate) async fn post_bytes(&self, path: &str, bytes: Vec<u8>) -> anyhow::Result<Value> {
         self.sent(self.http.post(self.url(path)).body(bytes), path).await
     }

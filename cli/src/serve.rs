@@ -11,16 +11,18 @@ use api::auth::{Door, Gate};
 use api::backlog::Backlog;
 use api::command::require_key;
 use api::in_flight::InFlightKeys;
-use api::state::{AppState, Places};
+use api::state::{AppState, Places, Workers};
 use migrations::{Migrator, MigratorTrait};
 use shared::catalogue::Catalogue;
 use shared::config::Config;
 use shared::db::Db;
 use shared::db::jobs::recovery::recover_all;
 use shared::db::secret_key;
+use shared::db::workers;
 use shared::face_index::ExactFaceIndex;
 use shared::finished::FinishedJobs;
 use shared::health::Check;
+use shared::models::Models;
 use shared::objects::{FolderStore, ImportRoots};
 use shared::process;
 use shared::queue::EmbeddedQueue;
@@ -34,6 +36,7 @@ use worker::calibrations::Calibrations;
 use worker::context::{Pulse, WorkerContext};
 use worker::engines::Engines;
 use worker::inference::EngineOptions;
+use worker::models::Running;
 use worker::offer::Offer;
 use worker::stages::Stages;
 
@@ -131,15 +134,14 @@ async fn assemble(
     secret_key: SecretKey,
     stop: &CancellationToken,
 ) -> anyhow::Result<(AppState, WorkerContext)> {
-    let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
+    let models = Arc::new(Models::open(db, &Catalogue::entries(config.models.catalogue_dir())?).await?);
     let objects = Arc::new(FolderStore::open(config.data_dir.join("objects")).await?);
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
     let finished = FinishedJobs::new();
     let options = EngineOptions::configured(&config.worker);
-    let offer = Offer::of_all(&catalogue, &Assets::configured(&config), &options).await;
-    offer.log();
+    let offer = Offer::of_all(&models.now(), &Assets::configured(&config), &options).await;
     let engines = Arc::new(Engines::new(
-        Arc::clone(&catalogue),
+        Arc::clone(&models),
         Assets::configured(&config),
         options,
         config.worker.models_memory(),
@@ -157,6 +159,7 @@ async fn assemble(
         finished: finished.clone(),
         engines: Arc::clone(&engines),
         calibrations: Calibrations::default(),
+        running: Running::new(offer),
         stages: Stages::configured(&config),
         pulse: Pulse::new(),
         listed: Arc::new(Notify::new()),
@@ -168,8 +171,9 @@ async fn assemble(
             async move { db.ping().await }
         }),
         engines.check(pipeline),
-        offer.check(),
+        context.running.check(),
     ];
+    context.running.beat(db).await.context("say what this server runs")?;
     let tasks = TaskTracker::new();
     let state = AppState {
         gate: Arc::new(Gate::new(db.clone(), config.limits, door, tasks.clone())),
@@ -177,13 +181,13 @@ async fn assemble(
         in_flight: InFlightKeys::default(),
         places: Places::configured(&config.server),
         config,
-        catalogue,
+        models,
         secret_key,
         db: db.clone(),
         queue,
         objects,
         finished,
-        unrunnable: Arc::new(offer.left_out.into_keys().collect()),
+        workers: Workers::Here,
         checks,
         tasks,
         stop: stop.clone(),
@@ -245,6 +249,7 @@ async fn open_database(config: &Config) -> anyhow::Result<Db> {
         .await
         .with_context(|| format!("open the database in {}", config.data_dir.display()))?;
     Migrator::up(&db.write, None).await.context("migrate the database")?;
+    workers::forget_all(&db).await.context("forget the worker of an earlier run")?;
     let recovered = recover_all(&db).await.context("recover the jobs of an earlier run")?;
     if recovered.requeued.len() + recovered.ended.len() > 0 {
         let (requeued, ended) = (recovered.requeued.len(), recovered.ended.len());

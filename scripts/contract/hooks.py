@@ -19,6 +19,8 @@ PICTURE = pathlib.Path(os.environ["CONTRACT_PICTURE"]).read_bytes()
 # A manifest of a batch, and an export of a collection: both are NDJSON.
 MANIFEST = pathlib.Path(os.environ["CONTRACT_MANIFEST"]).read_bytes()
 EXPORT = pathlib.Path(os.environ["CONTRACT_EXPORT"]).read_bytes()
+# A model's entry in the catalogue.
+ENTRY = pathlib.Path(os.environ["CONTRACT_ENTRY"]).read_bytes()
 # Where a batch finds pictures, as the API takes it.
 SOURCE = json.loads(os.environ["CONTRACT_SOURCE"])
 # What is there, by the names that paths have for it.
@@ -54,6 +56,7 @@ INSTANTS = st.datetimes(min_value=datetime.datetime(1970, 1, 1), max_value=datet
 schemathesis.openapi.format("date-time", INSTANTS.map(lambda at: at.isoformat(timespec="seconds") + "Z"))
 schemathesis.openapi.media_type("application/octet-stream", st.just(PICTURE))
 schemathesis.openapi.media_type("application/x-ndjson", st.sampled_from([MANIFEST, EXPORT]))
+schemathesis.openapi.media_type("application/toml", st.just(ENTRY))
 
 
 @schemathesis.hook
@@ -98,5 +101,5 @@ def before_call(context, case, kwargs):
         values["collection"] = str(uuid.uuid4())
     # The strategies above make good files only, for requests that are to have a bad one too.
     is_bad = case.meta is not None and case.meta.is_negative_at(ParameterLocation.BODY)
-    if is_bad and case.body in (PICTURE, MANIFEST, EXPORT):
+    if is_bad and case.body in (PICTURE, MANIFEST, EXPORT, ENTRY):
         case.body = b"neither a picture nor a line"

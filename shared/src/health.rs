@@ -54,10 +54,12 @@ impl Check {
         Self { name, run: Arc::new(run) }
     }
 
-    /// Something to be known of the process that does not keep it from getting work; nothing where empty.
-    pub fn note(name: &'static str, detail: String) -> Self {
-        let detail = Some(detail).filter(|text| !text.is_empty());
-        let run = move || -> CheckResult { Box::pin(std::future::ready(Ok(detail.clone()))) };
+    /// Something to be known of the process, as it is now, that does not keep it from getting work; nothing where empty.
+    pub fn note(name: &'static str, detail: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        let run = move || -> CheckResult {
+            let detail = Some(detail()).filter(|text| !text.is_empty());
+            Box::pin(std::future::ready(Ok(detail)))
+        };
         Self { name, run: Arc::new(run) }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! - [`config`]: settings; [`ids`]: typed ids; [`telemetry`]: logs, metrics, traces; [`process`], [`health`]: what servers share
 //! - [`catalogue`]: the pipelines (detector + alignment + model) that can be run
+//! - [`models`]: those that are registered in the database, which every process follows
+//! - [`comparison`]: what a run's two models say of the same faces
 //! - [`job`]: kinds, arguments, states and answers of jobs; [`batch`]: what batches of them list; [`heif`]: pictures of phones; [`embedding`]: a model's vector of one face
 //! - [`access`]: API keys, their scopes and what they hold for
 //! - [`db`]: entities and named queries, the job state machine among them
@@ -17,6 +19,7 @@ pub mod access;
 pub mod backends;
 pub mod batch;
 pub mod catalogue;
+pub mod comparison;
 pub mod config;
 pub mod db;
 pub mod digest;
@@ -29,6 +32,7 @@ pub mod health;
 pub mod heif;
 pub mod ids;
 pub mod job;
+pub mod models;
 pub mod object;
 pub mod objects;
 pub mod process;

@@ -7,8 +7,9 @@ use anyhow::Context as _;
 use shared::backends::Backends;
 use shared::catalogue::Catalogue;
 use shared::config::Config;
-use shared::face_index::pgvector::{PgvectorFaceIndex, has_partition};
+use shared::face_index::pgvector::PgvectorFaceIndex;
 use shared::health::Check;
+use shared::models::Models;
 use shared::objects::ImportRoots;
 use shared::process;
 use shared::queue::JobQueue;
@@ -21,6 +22,7 @@ use crate::calibrations::Calibrations;
 use crate::context::{Pulse, WorkerContext};
 use crate::engines::Engines;
 use crate::inference::EngineOptions;
+use crate::models::Running;
 use crate::offer::Offer;
 use crate::probes;
 use crate::stages::Stages;
@@ -39,26 +41,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let watching = tokio::spawn(process::watch(stop.clone()));
 
-    let catalogue = Arc::new(Catalogue::load(config.models.catalogue_dir())?);
-    let offer = offer(&config, &catalogue).await?;
-    let backends = Backends::open(&config, Some(offer.pipelines.clone())).await?;
-    for pipeline in &offer.pipelines {
-        let there = has_partition(&backends.db, pipeline).await.context("look for the pipeline's vectors")?;
-        anyhow::ensure!(
-            there,
-            "the database has no place for vectors of the pipeline {pipeline}: run `face-id migrate`"
-        );
-    }
-    let context = context(&config, &catalogue, &backends).await?;
+    let entries = Catalogue::entries(config.models.catalogue_dir())?;
+    // Which pipelines it takes jobs of is said once they were tried.
+    let backends = Backends::open(&config, Some(Vec::new())).await?;
+    let models = Arc::new(Models::open(&backends.db, &entries).await?);
+    let offer = offer(&config, &models.now()).await?;
+    let context = context(&config, models, offer, &backends).await?;
+    context.running.beat(&backends.db).await.context("say that this worker is there")?;
+    let pipelines = context.running.served().pipelines;
+    backends.queue.bind(&pipelines).await.context("bind to the queues")?;
     let listener = TcpListener::bind(config.worker.probes_bind)
         .await
         .with_context(|| format!("listen on {} (worker.probes_bind)", config.worker.probes_bind))?;
-    tracing::info!(probes = %listener.local_addr()?, pipelines = offer.pipelines.join(","), "worker started");
-    offer.log();
+    tracing::info!(probes = %listener.local_addr()?, pipelines = pipelines.join(","), "worker started");
     announce(&listener)?;
     // The probes answer, and ends are told, for as long as jobs run.
     let working = CancellationToken::new();
-    let probes = tokio::spawn(probes::serve(listener, checks(&backends, &context, &offer), working.clone()));
+    let probes = tokio::spawn(probes::serve(listener, checks(&backends, &context), working.clone()));
     let telling = tokio::spawn(backends.tell_ends(working.clone()));
     let worked = crate::run(context, stop).await;
     backends.queue.close().await;
@@ -83,12 +82,13 @@ async fn offer(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Offer> 
 
 async fn context(
     config: &Arc<Config>,
-    catalogue: &Arc<Catalogue>,
+    models: Arc<Models>,
+    offer: Offer,
     backends: &Backends,
 ) -> anyhow::Result<WorkerContext> {
     let assets = Assets::configured(config);
     let options = EngineOptions::configured(&config.worker);
-    let engines = Arc::new(Engines::new(Arc::clone(catalogue), assets, options, config.worker.models_memory()));
+    let engines = Arc::new(Engines::new(models, assets, options, config.worker.models_memory()));
     let pipeline = &config.models.default_pipeline;
     engines.get(pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     Ok(WorkerContext {
@@ -102,15 +102,16 @@ async fn context(
         finished: backends.finished.clone(),
         engines,
         calibrations: Calibrations::default(),
+        running: Running::new(offer),
         stages: Stages::configured(config),
         pulse: Pulse::new(),
         listed: Arc::new(Notify::new()),
     })
 }
 
-fn checks(backends: &Backends, context: &WorkerContext, offer: &Offer) -> Vec<Check> {
+fn checks(backends: &Backends, context: &WorkerContext) -> Vec<Check> {
     let mut checks = backends.checks();
-    checks.push(offer.check());
+    checks.push(context.running.check());
     checks.push(context.engines.check(context.config.models.default_pipeline.clone()));
     let pulse = context.pulse.clone();
     checks.push(Check::new("consumer", move || {

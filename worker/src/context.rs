@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use crate::calibrations::Calibrations;
 use crate::engines::{Engines, EnginesError};
 use crate::inference::Engine;
+use crate::models::Running;
 use crate::stages::Stages;
 use crate::vision::decode::DecodeLimits;
 
@@ -44,6 +45,8 @@ pub struct WorkerContext {
     pub engines: Arc<Engines>,
     /// What their scores mean.
     pub calibrations: Calibrations,
+    /// Which of them this process runs.
+    pub running: Running,
     /// Room for pictures.
     pub stages: Stages,
     /// When the consumer last looked for work.

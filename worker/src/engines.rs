@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use shared::catalogue::{Catalogue, Pipeline};
+use shared::catalogue::Pipeline;
 use shared::health::Check;
+use shared::models::{Models, ModelsError};
 use shared::telemetry::metrics;
 use tokio::sync::{Mutex, OnceCell};
 
@@ -17,7 +18,7 @@ const BESIDE_WEIGHTS: u64 = 16 << 20;
 /// The engines of the pipelines that jobs asked for. One that is not used for longest goes when another needs its room;
 /// whoever works with it at that moment keeps it until the work is done.
 pub struct Engines {
-    catalogue: Arc<Catalogue>,
+    models: Arc<Models>,
     assets: Assets,
     options: EngineOptions,
     /// What all of them may take together, in bytes.
@@ -33,6 +34,7 @@ struct Loaded {
 }
 
 struct Slot {
+    pipeline: Arc<Pipeline>,
     engine: Arc<OnceCell<Engine>>,
     bytes: u64,
     last_use: u64,
@@ -40,15 +42,30 @@ struct Slot {
 
 impl Engines {
     /// Loads nothing yet.
-    pub fn new(catalogue: Arc<Catalogue>, assets: Assets, options: EngineOptions, budget: u64) -> Self {
-        Self { catalogue, assets, options, budget, loaded: Mutex::default() }
+    pub fn new(models: Arc<Models>, assets: Assets, options: EngineOptions, budget: u64) -> Self {
+        Self { models, assets, options, budget, loaded: Mutex::default() }
+    }
+
+    /// Where weights are found.
+    pub fn assets(&self) -> &Assets {
+        &self.assets
+    }
+
+    /// How models are run.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// The models that there are, loaded or not.
+    pub fn models(&self) -> &Models {
+        &self.models
     }
 
     /// The engine of that pipeline, loaded by the first caller while others wait.
     pub async fn get(&self, name: &str) -> Result<Engine, EnginesError> {
-        let pipeline = self.catalogue.pipeline(name)?;
-        let slot = self.slot(pipeline).await;
-        let loaded = slot.get_or_try_init(|| Engine::load(pipeline, &self.assets, self.options.clone())).await;
+        let pipeline = self.models.pipeline(name).await?;
+        let slot = self.slot(&pipeline).await;
+        let loaded = slot.get_or_try_init(|| Engine::load(&pipeline, &self.assets, self.options.clone())).await;
         match loaded {
             Ok(engine) => Ok(engine.clone()),
             Err(error) => {
@@ -58,24 +75,25 @@ impl Engines {
         }
     }
 
-    async fn slot(&self, pipeline: &Pipeline) -> Arc<OnceCell<Engine>> {
+    async fn slot(&self, pipeline: &Arc<Pipeline>) -> Arc<OnceCell<Engine>> {
         let mut loaded = self.loaded.lock().await;
         loaded.uses += 1;
         let last_use = loaded.uses;
-        if let Some(slot) = loaded.slots.get_mut(&pipeline.name) {
+        // One of an entry that was changed since gives its place to the new one's.
+        if let Some(slot) = loaded.slots.get_mut(&pipeline.name).filter(|slot| Arc::ptr_eq(&slot.pipeline, pipeline)) {
             slot.last_use = last_use;
             return Arc::clone(&slot.engine);
         }
+        loaded.remove(&pipeline.name);
         let bytes = self.bytes_of(pipeline);
         while loaded.bytes().saturating_add(bytes) > self.budget
             && let Some(unloaded) = loaded.unload_one()
         {
             tracing::info!(pipeline = unloaded, for_pipeline = pipeline.name, "models are unloaded to make room");
         }
-        let slot = Slot { engine: Arc::default(), bytes, last_use };
+        let slot = Slot { pipeline: Arc::clone(pipeline), engine: Arc::default(), bytes, last_use };
         let engine = Arc::clone(&slot.engine);
-        loaded.slots.insert(pipeline.name.clone(), slot);
-        metrics::pipelines_loaded(loaded.slots.len());
+        loaded.insert(slot);
         engine
     }
 
@@ -92,9 +110,19 @@ impl Engines {
         names
     }
 
-    /// What the catalogue says of a pipeline.
-    pub fn pipeline(&self, name: &str) -> Result<&Pipeline, EnginesError> {
-        Ok(self.catalogue.pipeline(name)?)
+    /// What is registered of a pipeline.
+    pub async fn pipeline(&self, name: &str) -> Result<Arc<Pipeline>, EnginesError> {
+        Ok(self.models.pipeline(name).await?)
+    }
+
+    /// Unloads what is not registered any more.
+    pub async fn forget_removed(&self) {
+        let now = self.models.now();
+        let mut loaded = self.loaded.lock().await;
+        let gone: Vec<String> = loaded.slots.keys().filter(|name| now.find(name).is_none()).cloned().collect();
+        for name in gone {
+            loaded.remove(&name);
+        }
     }
 
     /// A readiness check that runs this pipeline's models.
@@ -118,14 +146,27 @@ impl Loaded {
     /// Forgets what could not be loaded, unless somebody tries again.
     fn forget(&mut self, name: &str, slot: &Arc<OnceCell<Engine>>) {
         if self.slots.get(name).is_some_and(|known| Arc::ptr_eq(&known.engine, slot) && Arc::strong_count(slot) == 2) {
-            self.slots.remove(name);
+            self.remove(name);
+        }
+    }
+
+    fn insert(&mut self, slot: Slot) {
+        metrics::pipeline_loaded(&slot.pipeline.name, slot.bytes);
+        self.slots.insert(slot.pipeline.name.clone(), slot);
+        metrics::pipelines_loaded(self.slots.len());
+    }
+
+    fn remove(&mut self, name: &str) {
+        if self.slots.remove(name).is_some() {
+            metrics::pipeline_loaded(name, 0);
+            metrics::pipelines_loaded(self.slots.len());
         }
     }
 
     /// Forgets what was not used for longest; its name.
     fn unload_one(&mut self) -> Option<String> {
         let name = self.slots.iter().min_by_key(|(_, slot)| slot.last_use).map(|(name, _)| name.clone())?;
-        self.slots.remove(&name);
+        self.remove(&name);
         Some(name)
     }
 }
@@ -133,9 +174,9 @@ impl Loaded {
 /// Why there is no engine of that name.
 #[derive(Debug, thiserror::Error)]
 pub enum EnginesError {
-    /// The catalogue does not know it.
+    /// It is not registered.
     #[error(transparent)]
-    Catalogue(#[from] shared::catalogue::CatalogueError),
+    Models(#[from] ModelsError),
     /// It cannot be loaded.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -143,6 +184,8 @@ pub enum EnginesError {
 
 #[cfg(test)]
 mod tests {
+    use shared::catalogue::Catalogue;
+
     use super::*;
     use crate::testing;
 
@@ -153,11 +196,11 @@ mod tests {
             let entry = tiny.replace("name = \"tiny\"\n", &format!("name = \"{name}\"\n"));
             std::fs::write(folder.path().join(format!("{name}.toml")), entry).unwrap();
         }
-        let catalogue = Arc::new(Catalogue::load(Some(folder.path())).unwrap());
+        let models = Arc::new(Models::fixed(Catalogue::load(Some(folder.path())).unwrap()));
         let options = EngineOptions::for_cpu(1);
-        let one = Engines::new(Arc::clone(&catalogue), testing::tiny_assets(), options.clone(), 0)
-            .bytes_of(catalogue.pipeline("tiny").unwrap());
-        (folder, Engines::new(catalogue, testing::tiny_assets(), options, one * room_for))
+        let one = Engines::new(Arc::clone(&models), testing::tiny_assets(), options.clone(), 0)
+            .bytes_of(models.now().pipeline("tiny").unwrap());
+        (folder, Engines::new(models, testing::tiny_assets(), options, one * room_for))
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! The worker: takes job ids from the queue, works on pictures, records results. In reading order:
 //!
 //! - [`run()`] starts the tasks and ends them; [`context`] is what every job may touch
-//! - [`offer`] says which pipelines it can run
+//! - [`offer`] says which pipelines it can run, [`models`] keeps that true while models are added
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means, by which of the [`calibrations`]
@@ -10,6 +10,7 @@
 //! - [`clusters`] finds out which unknown faces are one person's
 //! - `rematches` has faces looked up again when templates change
 //! - `reprocess` gives collections another pipeline, beside the one that they go by
+//! - `comparisons` says what a run's two models make of the same faces
 //! - `webhooks` tells other programs what happened
 //! - [`dispatcher`], [`reaper`], [`dead_letters`] and [`sweeper`] keep the jobs table, the queue and the object store true
 
@@ -19,6 +20,7 @@ pub mod batches;
 pub mod calibrations;
 pub mod clusters;
 pub mod command;
+mod comparisons;
 pub mod consumer;
 pub mod context;
 pub mod cores;
@@ -29,6 +31,7 @@ pub mod inference;
 pub mod jobs;
 mod leadership;
 pub mod lister;
+pub mod models;
 pub mod offer;
 pub mod probes;
 pub mod reaper;

@@ -1,36 +1,42 @@
-//! Which of the catalogue's pipelines this process can run, and what keeps it from the others.
+//! Which of the registered models this process can run, and what keeps it from the others.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use shared::catalogue::{Catalogue, Pipeline};
-use shared::health::Check;
+use shared::db::workers::Served;
 
-use crate::assets::Assets;
+use crate::assets::{AssetError, Assets};
 use crate::inference::{Engine, EngineError, EngineOptions};
 
 /// What a process can run.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Offer {
-    /// The pipelines whose jobs it may take, by name.
-    pub pipelines: Vec<String>,
-    /// What keeps it from each of the others.
-    pub left_out: BTreeMap<String, String>,
+    tried: BTreeMap<String, Tried>,
+    /// The pipelines that the process takes at most; all where absent.
+    named: Option<Vec<String>>,
+}
+
+/// A pipeline that was tried.
+#[derive(Clone, Debug)]
+struct Tried {
+    pipeline: Arc<Pipeline>,
+    obstacle: Option<Obstacle>,
+}
+
+/// What keeps a process from a pipeline.
+#[derive(Clone, Debug)]
+struct Obstacle {
+    why: String,
+    /// Somebody may put the weights in their place while the process runs.
+    may_pass: bool,
 }
 
 impl Offer {
     /// Tries all of the catalogue's pipelines.
     pub async fn of_all(catalogue: &Catalogue, assets: &Assets, options: &EngineOptions) -> Self {
-        let mut offer = Self::default();
-        for pipeline in catalogue.pipelines() {
-            match try_out(pipeline, assets, options).await {
-                Ok(()) => offer.pipelines.push(pipeline.name.clone()),
-                Err(error) => {
-                    offer.left_out.insert(pipeline.name.clone(), error.to_string());
-                }
-            }
-        }
-        offer
+        Self::default().again(catalogue, assets, options, Obstacles::Stay).await
     }
 
     /// Those named, all of which must run here.
@@ -49,21 +55,78 @@ impl Offer {
                 .await
                 .with_context(|| format!("worker.pipelines names {name}, which this worker cannot run"))?;
         }
-        Ok(Self { pipelines: names.to_vec(), left_out: BTreeMap::new() })
+        let nothing = Self { named: Some(names.to_vec()), ..Self::default() };
+        Ok(nothing.again(catalogue, assets, options, Obstacles::Stay).await)
     }
 
-    /// Says in the log what is left out.
-    pub fn log(&self) {
-        for (pipeline, why) in &self.left_out {
-            tracing::info!(pipeline, why, "a pipeline cannot be run by this process");
+    /// The offer of a catalogue that has changed: what was tried of it before is not tried again.
+    #[must_use]
+    pub async fn again(
+        &self,
+        catalogue: &Catalogue,
+        assets: &Assets,
+        options: &EngineOptions,
+        obstacles: Obstacles,
+    ) -> Self {
+        let mut tried = BTreeMap::new();
+        let names = catalogue.pipelines().map(|pipeline| &pipeline.name);
+        for name in names.filter(|name| self.named.as_ref().is_none_or(|named| named.contains(name))) {
+            let Some(pipeline) = catalogue.find(name) else { continue };
+            let known = self.tried.get(name).filter(|known| Arc::ptr_eq(&known.pipeline, pipeline));
+            let known = known.filter(|known| obstacles == Obstacles::Stay || !known.may_pass());
+            let now = match known {
+                Some(known) => known.clone(),
+                None => Tried::now(pipeline, assets, options).await,
+            };
+            tried.insert(name.clone(), now);
         }
+        Self { tried, named: self.named.clone() }
     }
 
-    /// The same for `/readyz`, which it does not turn red.
-    pub fn check(&self) -> Check {
-        let left_out: Vec<String> = self.left_out.iter().map(|(name, why)| format!("without {name}: {why}")).collect();
-        Check::note("pipelines", left_out.join("; "))
+    /// Whether something keeps the process from a pipeline that may be gone now.
+    pub fn may_grow(&self) -> bool {
+        self.tried.values().any(Tried::may_pass)
     }
+
+    /// The pipelines whose jobs the process takes, by name.
+    pub fn pipelines(&self) -> Vec<String> {
+        let able = self.tried.iter().filter(|(_, tried)| tried.obstacle.is_none());
+        able.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What keeps it from each of the others.
+    pub fn left_out(&self) -> BTreeMap<String, String> {
+        let left_out = self.tried.iter().filter_map(|(name, tried)| Some((name, tried.obstacle.as_ref()?)));
+        left_out.map(|(name, obstacle)| (name.clone(), obstacle.why.clone())).collect()
+    }
+
+    /// Both.
+    pub fn served(&self) -> Served {
+        Served { pipelines: self.pipelines(), left_out: self.left_out() }
+    }
+}
+
+impl Tried {
+    async fn now(pipeline: &Arc<Pipeline>, assets: &Assets, options: &EngineOptions) -> Self {
+        let obstacle = try_out(pipeline, assets, options).await.err().map(|error| Obstacle {
+            may_pass: matches!(&error, EngineError::Asset(AssetError::Missing { .. } | AssetError::Checksum { .. })),
+            why: error.to_string(),
+        });
+        Self { pipeline: Arc::clone(pipeline), obstacle }
+    }
+
+    fn may_pass(&self) -> bool {
+        self.obstacle.as_ref().is_some_and(|obstacle| obstacle.may_pass)
+    }
+}
+
+/// Whether what kept a process from a pipeline is looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacles {
+    /// No.
+    Stay,
+    /// Where it may be gone.
+    MayPass,
 }
 
 /// Whether this process can run a pipeline, without fetching anything: weights that can be downloaded count as there.
@@ -90,7 +153,6 @@ pub async fn try_out(pipeline: &Pipeline, assets: &Assets, options: &EngineOptio
 #[cfg(test)]
 mod tests {
     use shared::catalogue::CpuFeature;
-    use shared::health::Health;
 
     use super::*;
     use crate::testing;
@@ -113,21 +175,42 @@ mod tests {
         let (_folder, catalogue) = catalogue(|entry| format!("requires = [\"dotprod\"]\n{entry}"));
         let assets = testing::tiny_assets();
         let able = Offer::of_all(&catalogue, &assets, &options(&[CpuFeature::Dotprod])).await;
-        assert!(able.pipelines.contains(&"tiny".to_owned()), "{able:?}");
+        assert!(able.pipelines().contains(&"tiny".to_owned()), "{able:?}");
 
         let offer = Offer::of_all(&catalogue, &assets, &options(&[])).await;
-        assert!(!offer.pipelines.contains(&"tiny".to_owned()), "{offer:?}");
+        assert!(!offer.pipelines().contains(&"tiny".to_owned()), "{offer:?}");
         for (pipeline, part) in [
             ("tiny", "needs a processor with dotprod"),
             ("yunet-mobilefacenet-int8", "avx512_vnni, avx_vnni or dotprod"),
             ("scrfd-mobilefacenet", "--accept-license"),
         ] {
-            assert!(offer.left_out[pipeline].contains(part), "{:?}", offer.left_out);
+            assert!(offer.left_out()[pipeline].contains(part), "{offer:?}");
         }
-        let health = Health::of(&[offer.check()]).await;
-        assert!(health.is_ok());
-        let shown = serde_json::to_string(&health).unwrap();
-        assert!(shown.contains("without tiny: ") && shown.contains("dotprod"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn what_was_tried_is_not_tried_again_unless_it_changed_or_may_be_there_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = Assets {
+            assets_dir: Some(folder.path().to_owned()),
+            cache_dir: folder.path().to_owned(),
+            ..testing::tiny_assets()
+        };
+        let (tiny, options) = (testing::tiny_assets(), options(&[]));
+        let (_one, before) = catalogue(str::to_owned);
+        let (_two, after) = catalogue(str::to_owned);
+        let offer = Offer::of_all(&before, &empty, &options).await;
+        assert!(offer.pipelines().is_empty() && offer.may_grow(), "{offer:?}");
+        // The same entries, and what they lack is there now.
+        assert!(offer.again(&before, &tiny, &options, Obstacles::Stay).await.pipelines().is_empty());
+        for grown in [
+            offer.again(&before, &tiny, &options, Obstacles::MayPass).await,
+            offer.again(&after, &tiny, &options, Obstacles::Stay).await,
+        ] {
+            assert!(grown.pipelines().contains(&"tiny".to_owned()), "{grown:?}");
+        }
+        let none = offer.again(&Catalogue::default(), &tiny, &options, Obstacles::Stay).await;
+        assert_eq!(none.served(), Served::default());
     }
 
     #[tokio::test]
@@ -142,11 +225,11 @@ mod tests {
         let fetching = Assets { allow_download: true, ..here.clone() };
         let int8 = options(&[CpuFeature::AvxVnni]);
         assert_eq!(
-            Offer::of_all(&catalogue, &fetching, &int8).await.pipelines,
+            Offer::of_all(&catalogue, &fetching, &int8).await.pipelines(),
             ["yunet-mobilefacenet", "yunet-sface"],
             "the others have no address"
         );
-        assert_eq!(Offer::of_all(&catalogue, &here, &int8).await.left_out.len(), catalogue.pipelines().count());
+        assert_eq!(Offer::of_all(&catalogue, &here, &int8).await.left_out().len(), catalogue.pipelines().count());
     }
 
     #[tokio::test]
@@ -155,7 +238,7 @@ mod tests {
         let assets = testing::tiny_assets();
         let names = ["tiny".to_owned()];
         let able = Offer::of_named(&names, &catalogue, &assets, &options(&[CpuFeature::AvxVnni])).await.unwrap();
-        assert_eq!(able.pipelines, names);
+        assert_eq!(able.pipelines(), names);
         let refused = Offer::of_named(&names, &catalogue, &assets, &options(&[])).await.unwrap_err();
         let text = format!("{refused:#}");
         assert!(text.contains("worker.pipelines names tiny") && text.contains("avx_vnni"), "{text}");

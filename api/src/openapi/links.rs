@@ -40,6 +40,8 @@ const OF_COLLECTION: &[&str] = &[
 const OF_RUN: &[&str] = &[
     "reprocess_get",
     "reprocess_differences",
+    "reprocess_comparison",
+    "reprocess_compare",
     "reprocess_pause",
     "reprocess_resume",
     "reprocess_retry",
@@ -52,6 +54,7 @@ const OF_PERSON: &[&str] =
     &["persons_get", "persons_update", "persons_delete", "persons_faces", "persons_images", "persons_merge"];
 const OF_FACE: &[&str] = &["faces_get", "faces_update", "faces_delete"];
 const OF_CLUSTER: &[&str] = &["clusters_get", "clusters_faces", "clusters_merge", "clusters_split", "clusters_name"];
+const OF_MODEL: &[&str] = &["models_get", "models_delete"];
 const OF_JOB: &[&str] = &["jobs_get", "jobs_cancel", "jobs_of_job"];
 const OF_BATCH: &[&str] = &[
     "batches_get",
@@ -117,6 +120,7 @@ const LINKS: &[Links] = &[
     },
     Links { from: (&["reprocess_create"], "202"), to: OF_RUN, parameters: &[("run", ID)] },
     Links { from: (&["api_keys_create", "api_keys_rotate"], "201"), to: OF_KEY, parameters: &[("key", ID)] },
+    Links { from: (&["models_create"], "201"), to: OF_MODEL, parameters: &[("model", "$response.body#/name")] },
     Links { from: (&["webhooks_create"], "201"), to: OF_ENDPOINT, parameters: &[("endpoint", ID)] },
     Links {
         from: (&["webhooks_test"], "202"),

@@ -12,8 +12,8 @@ use shared::db::entity::calibration;
 use shared::ids::{CalibrationId, CollectionId};
 use utoipa::{IntoParams, ToSchema};
 
-use super::instant;
 use super::submit::check_text;
+use super::{instant, models};
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult};
@@ -151,8 +151,7 @@ pub async fn create(
         }
         None => None,
     };
-    let pipeline =
-        state.catalogue.pipeline(&new.pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
+    let pipeline = models::named(&state, &new.pipeline).await?;
     let measured = Measured {
         pipeline: new.pipeline,
         measured_on: new.measured_on,
@@ -167,7 +166,7 @@ pub async fn create(
     let stored = calibrations::store(&state.db, collection, &measured).await?;
     let row = stored.ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection was deleted meanwhile"))?;
     tracing::info!(calibration.id = %row.id, pipeline = row.pipeline, "calibration stored");
-    begin_clusters(&state, pipeline, &row).await?;
+    begin_clusters(&state, &pipeline, &row).await?;
     let location = [(header::LOCATION, format!("/v1/calibrations/{}", row.id))];
     Ok((StatusCode::CREATED, location, axum::Json(view(row)?)))
 }

@@ -12,6 +12,7 @@ use shared::ids::CollectionId;
 use utoipa::ToSchema;
 
 use super::instant;
+use super::models::check_pipeline;
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult};
@@ -114,26 +115,8 @@ pub(crate) async fn make(
     pipeline: &str,
     settings: &CollectionSettings,
 ) -> ApiResult<Option<collection::Model>> {
-    check_pipeline(state, pipeline)?;
+    check_pipeline(state, pipeline).await?;
     Ok(collections::create(&state.db, name, pipeline, settings).await?)
-}
-
-/// Refuses pipelines that no collection of this server can have.
-pub(super) fn check_pipeline(state: &AppState, pipeline: &str) -> ApiResult<()> {
-    let entry = state.catalogue.pipeline(pipeline).map_err(|e| ApiError::invalid("#/pipeline", e.to_string()))?;
-    if !entry.restricted_files().is_empty()
-        && !state.config.models.accepted_licences.iter().any(|accepted| accepted == pipeline)
-    {
-        let detail = format!(
-            "{pipeline} has weights for non-commercial use only, and this server's operator has not accepted that"
-        );
-        return Err(ApiError::unprocessable("licence_not_accepted", detail));
-    }
-    if state.unrunnable.contains(pipeline) {
-        let detail = format!("this server cannot run {pipeline}; its log and /readyz say why");
-        return Err(ApiError::unprocessable("pipeline_not_runnable", detail));
-    }
-    Ok(())
 }
 
 /// Lists collections.

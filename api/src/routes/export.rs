@@ -86,14 +86,16 @@ pub(super) fn check_one_detector(row: &collection::Model) -> ApiResult<()> {
 /// The first line, and the pipelines whose vectors there are.
 async fn header(state: &AppState, row: collection::Model, snapshot: &Snapshot) -> ApiResult<(Header, Vec<String>)> {
     let mut pipelines = Vec::new();
-    for pipeline in state.catalogue.pipelines() {
+    state.models.refresh().await?;
+    let catalogue = state.models.now();
+    for pipeline in catalogue.pipelines() {
         if pipeline.name == row.pipeline || snapshot.has_vectors(&pipeline.name).await? {
             pipelines.push(pipeline);
         }
     }
     let names: Vec<String> = pipelines.iter().map(|pipeline| pipeline.name.clone()).collect();
     if !names.contains(&row.pipeline) {
-        let detail = format!("the collection's pipeline {} is not in this server's catalogue; add it", row.pipeline);
+        let detail = format!("the collection's pipeline {} is not registered; add it", row.pipeline);
         return Err(ApiError::unprocessable("unknown_pipeline", detail));
     }
     let settings = row.settings()?;

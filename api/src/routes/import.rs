@@ -74,6 +74,7 @@ async fn take_in(
     while lines.next(&mut line).await? {
         let read = checker.read(&line).map_err(|error| refused(&error))?;
         if let Line::FaceIdExport(header) = &read {
+            state.models.refresh().await?;
             check_header(state, collection, header)?;
         }
         if portion.is_full_before(&read) {
@@ -104,7 +105,7 @@ fn refused(error: &TransferError) -> ApiError {
 }
 
 fn check_header(state: &AppState, collection: &collection::Model, header: &Header) -> ApiResult<()> {
-    header.check_pipelines(&state.catalogue).map_err(|error| refused(&error))?;
+    header.check_pipelines(&state.models.now()).map_err(|error| refused(&error))?;
     let theirs = &header.collection.pipeline;
     if *theirs == collection.pipeline {
         return Ok(());

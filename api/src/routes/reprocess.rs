@@ -1,12 +1,14 @@
 //! Runs that give a collection another pipeline without losing a person, an id or a second of service.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use shared::access::Grant;
+use shared::catalogue::Pipeline;
 use shared::db::calibrations;
 use shared::db::entity::collection;
 use shared::db::reprocess::plan::{Progress, plan, progress};
@@ -14,12 +16,14 @@ use shared::db::reprocess::prune::is_lacking;
 use shared::db::reprocess::record::{self, Difference};
 use shared::db::reprocess::switch::{self, Lacking, Switched};
 use shared::db::reprocess::{self, Begun, NewRun, Run, RunState, Side, Wish};
+use shared::db::workers::{self, Served, Serving};
 use shared::ids::{CollectionId, FaceId, ImageId, ReprocessRunId};
 use shared::job::FaceBox;
+use shared::models::ModelsError;
 use utoipa::{IntoParams, ToSchema};
 
-use super::collections::check_pipeline;
 use super::instant;
+use super::models::{ModelFileView, check_licence, check_pipeline, files, licence_accepted, named};
 use super::submit::check_text;
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
@@ -93,6 +97,13 @@ pub struct ReprocessPlan {
     /// At most so long, in seconds, where the new pipeline is no slower: by the speed at which the collection's last
     /// pictures were indexed. Faces that are cut from kept crops take a part of that.
     estimate_s: Option<f64>,
+    /// The new pipeline's weights, with what their licences allow.
+    files: Vec<ModelFileView>,
+    /// Whether this server's operator accepts what restricts the use of these; null where nothing does. Without that no run
+    /// begins.
+    licence_accepted: Option<bool>,
+    /// Workers that take the new pipeline's jobs now.
+    workers: usize,
 }
 
 /// A run that gives a collection another pipeline.
@@ -105,6 +116,10 @@ pub struct ReprocessRunView {
     pipeline: String,
     /// Whether faces are looked for again.
     detects: bool,
+    /// Workers that take the new pipeline's jobs now.
+    workers: usize,
+    /// Why nothing goes on, where it should: no worker runs the new pipeline.
+    problem: Option<String>,
     state: RunState,
     /// No further image is begun until the run is resumed.
     paused: bool,
@@ -196,19 +211,20 @@ pub async fn create(
         return Err(ApiError::invalid("#/match_cosine", "must lie between -1 and 1"));
     }
     let collection = extract::collection(&state, &caller, &collection).await?;
-    check_pipeline(&state, &new.pipeline)?;
+    let entry = named(&state, &new.pipeline).await?;
     if new.pipeline == collection.pipeline {
         let detail = format!("the collection goes by {} already", new.pipeline);
         return Err(ApiError::conflict("pipeline_active", detail));
     }
-    let revision = |name: &str| Ok::<_, ApiError>(entry(&state, name)?.detector_revision());
-    let (from, to) = (revision(&collection.pipeline)?, revision(&new.pipeline)?);
+    let from = registered(&state, &collection.pipeline).await?.detector_revision();
+    let to = entry.detector_revision();
     let from = Side { pipeline: &collection.pipeline, revision: &from };
     let to = Side { pipeline: &new.pipeline, revision: &to };
     if new.dry_run {
-        return Ok(axum::Json(planned(&state, &collection, from, to).await?).into_response());
+        return Ok(axum::Json(planned(&state, &collection, from, (to, &entry)).await?).into_response());
     }
-    check_decides(&state, &new, collection.id).await?;
+    check_pipeline(&state, &new.pipeline).await?;
+    check_decides(&state, &entry, &new, collection.id).await?;
     let wanted =
         NewRun { collection: collection.id, from, to, match_cosine: new.match_cosine, tag: new.tag, traceparent: None };
     let run = match reprocess::begin(&state.db, &caller, wanted).await? {
@@ -230,9 +246,13 @@ pub async fn create(
 }
 
 /// Refuses a pipeline by which nothing could be decided: once the collection goes by it, every job would fail.
-async fn check_decides(state: &AppState, new: &NewReprocess, collection: CollectionId) -> ApiResult<()> {
-    let pipeline = entry(state, &new.pipeline)?;
-    if new.match_cosine.is_some() || calibrations::has_any(&state.db.read, pipeline, collection).await? {
+async fn check_decides(
+    state: &AppState,
+    entry: &Pipeline,
+    new: &NewReprocess,
+    collection: CollectionId,
+) -> ApiResult<()> {
+    if new.match_cosine.is_some() || calibrations::has_any(&state.db.read, entry, collection).await? {
         return Ok(());
     }
     let detail = format!(
@@ -243,24 +263,27 @@ async fn check_decides(state: &AppState, new: &NewReprocess, collection: Collect
 }
 
 /// The same of a run whose calibration may be gone since it began.
-async fn check_run_decides(state: &AppState, run: &Run) -> ApiResult<()> {
-    let pipeline = entry(state, &run.pipeline)?;
-    if run.match_cosine.is_some() || calibrations::has_any(&state.db.read, pipeline, run.collection_id).await? {
+async fn check_run_decides(state: &AppState, run: &Run, entry: &Pipeline) -> ApiResult<()> {
+    if run.match_cosine.is_some() || calibrations::has_any(&state.db.read, entry, run.collection_id).await? {
         return Ok(());
     }
     let detail = format!("{} has no measured thresholds any more: calibrate it first", run.pipeline);
     Err(ApiError::conflict("no_calibration", detail))
 }
 
-fn entry<'a>(state: &'a AppState, pipeline: &str) -> ApiResult<&'a shared::catalogue::Pipeline> {
-    state.catalogue.pipeline(pipeline).map_err(|e| ApiError::unprocessable("pipeline_unknown", e.to_string()))
+/// The model that a collection or run goes by.
+async fn registered(state: &AppState, pipeline: &str) -> ApiResult<Arc<Pipeline>> {
+    state.models.pipeline(pipeline).await.map_err(|error| match error {
+        ModelsError::Db(error) => error.into(),
+        error => ApiError::unprocessable("pipeline_unknown", error.to_string()),
+    })
 }
 
 async fn planned(
     state: &AppState,
     collection: &collection::Model,
     from: Side<'_>,
-    to: Side<'_>,
+    (to, entry): (Side<'_>, &Pipeline),
 ) -> ApiResult<ReprocessPlan> {
     let plan = plan(&state.db, collection.id, from, to).await?;
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
@@ -276,6 +299,9 @@ async fn planned(
         from_crops: plan.from_crops,
         from_images: plan.from_images,
         estimate_s,
+        files: files(entry),
+        licence_accepted: licence_accepted(state, entry),
+        workers: Serving::of(to.pipeline, &workers::alive(&state.db).await?).workers,
     })
 }
 
@@ -294,9 +320,10 @@ pub async fn list(
     let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "reprocess runs", &collection)?;
     let rows = reprocess::list(&state.db, &caller, collection, page.after()?.map(ReprocessRunId), page.rows()).await?;
     let Page { items, next_cursor } = page.page(rows, |run| run.id.0, |run| run);
+    let alive = workers::alive(&state.db).await?;
     let mut views = Vec::with_capacity(items.len());
     for run in items {
-        views.push(view(&state, run).await?);
+        views.push(view_beside(&state, run, &alive).await?);
     }
     Ok(axum::Json(Page { items: views, next_cursor }))
 }
@@ -418,8 +445,10 @@ pub async fn activate(
     Query(switching): Query<Switching>,
 ) -> ApiResult<axum::Json<ReprocessRunView>> {
     let run = find(&state, &caller, id).await?;
+    let entry = registered(&state, &run.pipeline).await?;
+    check_licence(&state, &entry)?;
     if run.state == RunState::Ready {
-        check_run_decides(&state, &run).await?;
+        check_run_decides(&state, &run, &entry).await?;
     }
     let switched = switch::activate(&state.db, id, lacking(&switching)).await?;
     answer(&state, switched, "only a run that is ready can be activated").await
@@ -476,12 +505,27 @@ async fn wish(
     Ok(axum::Json(view(state, find(state, grant, id).await?).await?))
 }
 
-async fn find(state: &AppState, grant: &Grant, id: ReprocessRunId) -> ApiResult<Run> {
+pub(super) async fn find(state: &AppState, grant: &Grant, id: ReprocessRunId) -> ApiResult<Run> {
     let found = reprocess::find(&state.db.write, grant, id).await?;
     found.ok_or_else(|| ApiError::not_found("reprocess_run_not_found", format!("there is no reprocess run {id}")))
 }
 
 async fn view(state: &AppState, run: Run) -> ApiResult<ReprocessRunView> {
+    view_beside(state, run, &workers::alive(&state.db).await?).await
+}
+
+/// Why a run stands still that should go on.
+fn problem(run: &Run, serving: &Serving) -> Option<String> {
+    let should_go_on = run.state == RunState::Filling && !run.paused;
+    (should_go_on && serving.workers == 0).then(|| {
+        let what = format!("no worker runs {} now", run.pipeline);
+        [&[what], &serving.problems[..]].concat().join("; ")
+    })
+}
+
+/// The run, and who of these workers runs its pipeline.
+async fn view_beside(state: &AppState, run: Run, alive: &[Served]) -> ApiResult<ReprocessRunView> {
+    let serving = Serving::of(&run.pipeline, alive);
     let Progress { images, missing, failed, lost, new } = progress(&state.db, &run).await?;
     let left = missing - failed.values().sum::<i64>();
     let pace = run.pace.filter(|pace| *pace > 0.0);
@@ -494,6 +538,8 @@ async fn view(state: &AppState, run: Run) -> ApiResult<ReprocessRunView> {
         id: run.id,
         collection_id: run.collection_id,
         detects: run.changes_detector(),
+        problem: problem(&run, &serving),
+        workers: serving.workers,
         from_pipeline: run.from_pipeline,
         pipeline: run.pipeline,
         state: run.state,

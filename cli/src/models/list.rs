@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets};
-use shared::catalogue::{Catalogue, CpuFeature, Pipeline};
+use shared::catalogue::{AllowedUse, Catalogue, CpuFeature, Pipeline};
 use shared::config::Config;
 use worker::assets::Assets;
 use worker::inference::EngineOptions;
@@ -15,19 +15,27 @@ pub(super) async fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Resu
     let assets = Assets::configured(config);
     let options = EngineOptions::configured(&config.worker);
     let offer = Offer::of_all(catalogue, &assets, &options).await;
+    let left_out = offer.left_out();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["pipeline", "runs here", "file", "use", "found"]);
     for pipeline in catalogue.pipelines() {
-        let runs = if offer.left_out.contains_key(&pipeline.name) { "no" } else { "yes" };
+        let runs = if left_out.contains_key(&pipeline.name) { "no" } else { "yes" };
         for (n, file) in pipeline.files().into_iter().enumerate() {
             let found = assets.find(file)?.map_or_else(|| "missing".to_owned(), |p| p.display().to_string());
             let [name, runs] = if n == 0 { [pipeline.name.as_str(), runs] } else { [""; 2] };
-            table.add_row([name, runs, &file.name, &file.allowed_use.to_string(), &found]);
+            let allowed = match file.allowed_use {
+                AllowedUse::Permissive => file.allowed_use.to_string(),
+                AllowedUse::NonCommercial if assets.check_licence(pipeline).is_ok() => {
+                    format!("{}, accepted", file.allowed_use)
+                }
+                AllowedUse::NonCommercial => format!("{}, not accepted", file.allowed_use),
+            };
+            table.add_row([name, runs, &file.name, &allowed, &found]);
         }
     }
     println!("{table}");
-    for (pipeline, why) in &offer.left_out {
+    for (pipeline, why) in &left_out {
         println!("{pipeline} does not run here: {why}");
     }
     for line in recommendations(catalogue, options.features) {

@@ -1,8 +1,10 @@
 //! `face-id models`: which pipelines there are, and their weights.
 
+mod add;
 mod crops;
 mod list;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,6 +15,8 @@ use worker::assets::{Assets, sha256_of};
 use worker::inference::{Engine, EngineOptions};
 use worker::vision::tensor::Tensor;
 
+use self::add::AddArgs;
+pub(crate) use self::add::terms;
 use self::crops::CropsArgs;
 
 const SPINNER_TICK: Duration = Duration::from_millis(100);
@@ -23,9 +27,11 @@ const TIMED_RUNS: usize = 101;
 pub(crate) enum ModelsCommand {
     /// Show all pipelines, whether they run on this machine, their licences, and where their weights lie.
     List,
+    /// Register a model with a server that runs: collections can go by it, and be given it, without a restart.
+    Add(AddArgs),
     /// Fetch a pipeline's weights into the cache.
     Pull {
-        /// Its name; see `face-id models list`.
+        /// Its name, see `face-id models list`; or the file of an entry, which ends in .toml.
         name: String,
     },
     /// Check the weights' checksums, load them and run them once.
@@ -46,6 +52,10 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
     let catalogue = Catalogue::load(config.models.catalogue_dir())?;
     match command {
         ModelsCommand::List => list::list(config, &catalogue).await,
+        ModelsCommand::Add(args) => add::run(config, args).await,
+        ModelsCommand::Pull { name } if Path::new(&name).extension().is_some_and(|ending| ending == "toml") => {
+            pull(config, &add::read(Path::new(&name))?.pipeline).await
+        }
         ModelsCommand::Pull { name } => pull(config, catalogue.pipeline(&name)?).await,
         ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue.pipeline(&name)?).await,
         ModelsCommand::Crops(args) => crops::run(config, &catalogue, &args).await,

@@ -101,6 +101,7 @@ impl Inputs {
             ("CONTRACT_KEY_ID", text(&key["id"])),
             ("CONTRACT_PICTURE", file("picture.png", &photo(&[1]))),
             ("CONTRACT_MANIFEST", file("manifest.ndjson", library.line("1/0040.png").as_bytes())),
+            ("CONTRACT_ENTRY", file("entry.toml", crate::models::entry("contract").as_bytes())),
             ("CONTRACT_EXPORT", file("export.ndjson", &export.bytes().await.unwrap())),
             ("CONTRACT_SOURCE", library.source().to_string()),
             ("CONTRACT_SEEDED", json!(seeded).to_string()),

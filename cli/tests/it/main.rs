@@ -19,6 +19,7 @@ mod keys;
 mod legacy;
 mod library;
 mod main_path;
+mod models;
 mod offer;
 mod rematch;
 mod reprocess;

@@ -1,16 +1,19 @@
 //! The catalogue: which pipelines (detector + alignment + recognizer) can be run, one TOML each.
 
 mod calibration;
+mod entry;
 mod fingerprint;
 mod requires;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
 pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
+pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
 pub use requires::{CpuFeature, any_of};
 
@@ -27,9 +30,9 @@ const BUILT_IN: [(&str, &str); 4] = [
 ];
 
 /// All known pipelines by name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Catalogue {
-    pipelines: BTreeMap<String, Pipeline>,
+    pipelines: BTreeMap<String, Arc<Pipeline>>,
 }
 
 /// One entry: what turns a picture into faces and their vectors.
@@ -208,33 +211,49 @@ pub enum CatalogueError {
 impl Catalogue {
     /// The built-in entries, and every `*.toml` of the folder; one of the folder's replaces a built-in one of its name.
     pub fn load(extra: Option<&Path>) -> Result<Self, CatalogueError> {
-        let mut pipelines = BTreeMap::new();
+        Ok(Self::entries(extra)?.into_iter().map(|entry| Arc::new(entry.pipeline)).collect())
+    }
+
+    /// The same, each as it was written, by name.
+    pub fn entries(extra: Option<&Path>) -> Result<Vec<Entry>, CatalogueError> {
+        let mut entries = BTreeMap::new();
         for (file, text) in BUILT_IN {
-            let pipeline = Pipeline::parse(file, text)?;
-            pipelines.insert(pipeline.name.clone(), pipeline);
+            let entry = Entry::parse(Origin::BuiltIn, file, text.to_owned())?;
+            entries.insert(entry.pipeline.name.clone(), entry);
         }
         if let Some(folder) = extra {
             for path in toml_files(folder)? {
                 let text = std::fs::read_to_string(&path)
                     .map_err(|source| CatalogueError::Read { path: path.clone(), source })?;
-                let pipeline = Pipeline::parse(&path.display().to_string(), &text)?;
-                pipelines.insert(pipeline.name.clone(), pipeline);
+                let entry = Entry::parse(Origin::Folder, &path.display().to_string(), text)?;
+                entries.insert(entry.pipeline.name.clone(), entry);
             }
         }
-        Ok(Self { pipelines })
+        Ok(entries.into_values().collect())
     }
 
     /// The entry of that name.
     pub fn pipeline(&self, name: &str) -> Result<&Pipeline, CatalogueError> {
-        self.pipelines.get(name).ok_or_else(|| CatalogueError::Unknown {
+        self.find(name).map(|pipeline| &**pipeline).ok_or_else(|| CatalogueError::Unknown {
             name: name.to_owned(),
             known: self.pipelines.keys().cloned().collect::<Vec<_>>().join(", "),
         })
     }
 
+    /// The same, to be kept.
+    pub fn find(&self, name: &str) -> Option<&Arc<Pipeline>> {
+        self.pipelines.get(name)
+    }
+
     /// All entries, by name.
     pub fn pipelines(&self) -> impl Iterator<Item = &Pipeline> {
-        self.pipelines.values()
+        self.pipelines.values().map(|pipeline| &**pipeline)
+    }
+}
+
+impl FromIterator<Arc<Pipeline>> for Catalogue {
+    fn from_iter<T: IntoIterator<Item = Arc<Pipeline>>>(pipelines: T) -> Self {
+        Self { pipelines: pipelines.into_iter().map(|pipeline| (pipeline.name.clone(), pipeline)).collect() }
     }
 }
 
@@ -279,6 +298,10 @@ impl Pipeline {
         let scores = self.detector.store_score..=1.0;
         if !(0.0..=1.0).contains(&self.detector.store_score) || !scores.contains(&self.detector.match_score) {
             return Err("detector scores must satisfy 0 <= store_score <= match_score <= 1".to_owned());
+        }
+        let planes = [self.detector.mean, self.detector.scale, self.recognizer.mean, self.recognizer.scale];
+        if !planes.iter().flatten().chain(self.alignment.points.iter().flatten()).all(|number| number.is_finite()) {
+            return Err("mean, scale and points must be finite".to_owned());
         }
         if !(1..=4096).contains(&self.recognizer.dimension) {
             return Err("recognizer.dimension must lie between 1 and 4096".to_owned());
@@ -360,6 +383,7 @@ mod tests {
             (good.replace("store_score = 0.7", "store_score = 0.9"), "store_score"),
             (good.replace("input_side = 640", "input_sides = 640"), "input_sides"),
             (good.replace("sha256 = \"", "sha256 = \"xy"), "sha256"),
+            (good.replace("123.675", "nan"), "finite"),
             (format!("requires = [\"mmx\"]\n{good}"), "mmx"),
             (format!("{good}[fingerprint]\nmin_cosine = 0.999\nvectors = [[1.0]]"), "128 components"),
             (good.replace("name = \"face_detection", "name = \"../face_detection"), "without folders"),

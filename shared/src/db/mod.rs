@@ -15,6 +15,7 @@ pub mod images;
 pub mod jobs;
 pub mod leaders;
 pub mod merges;
+pub mod models;
 pub mod persons;
 pub mod rejections;
 pub mod rematches;
@@ -27,6 +28,7 @@ pub mod templates;
 pub mod transfer;
 pub mod uploads;
 pub mod webhooks;
+pub mod workers;
 
 use std::path::Path;
 use std::time::Duration;
@@ -236,6 +238,16 @@ pub fn is_deadlock(error: &DbErr) -> bool {
         .as_database_error()
         .and_then(sqlx::error::DatabaseError::code)
         .is_some_and(|code| code == "40P01" || code == "40001")
+}
+
+/// Whether a lock was not to be had in the time that the transaction gave it.
+pub fn is_lock_timeout(error: &DbErr) -> bool {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    // lock_not_available
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code == "55P03")
 }
 
 /// Runs a statement and returns how many rows it touched.

@@ -56,6 +56,10 @@ pub trait JobQueue: Send + Sync {
     /// Hands a message over; it is the queue's when this returns.
     async fn publish(&self, message: Message) -> Result<(), QueueError>;
 
+    /// Takes messages of these pipelines from now on too, where the queue keeps pipelines apart. What it took before it goes on
+    /// to take: nothing comes of a pipeline that nobody has jobs of.
+    async fn bind(&self, pipelines: &[String]) -> Result<(), QueueError>;
+
     /// The next message of a lane, or `None` after `timeout` without one, also while the queue cannot be reached.
     async fn receive(&self, lane: Lane, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError>;
 

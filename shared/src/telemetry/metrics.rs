@@ -98,6 +98,12 @@ fn describe_levels() {
         ("face_id_webhook_oldest_pending_age_seconds", Unit::Seconds, "How long the oldest of them has waited."),
         ("face_id_webhook_endpoints_disabled", Unit::Count, "Webhook endpoints that are disabled."),
         ("face_id_pipelines_loaded", Unit::Count, "Pipelines whose models are in memory."),
+        (
+            "face_id_pipeline_loaded_bytes",
+            Unit::Bytes,
+            "What a pipeline's loaded models are counted with against worker.models_memory_mib; 0 when unloaded.",
+        ),
+        ("face_id_pipelines_bound", Unit::Count, "1 while this worker takes the jobs of a pipeline."),
         ("face_id_leader", Unit::Count, "1 while this worker leads, by role."),
     ] {
         describe_gauge!(name, unit, text);
@@ -207,6 +213,16 @@ pub fn stale_write_refused() {
 /// So many pipelines have their models in memory.
 pub fn pipelines_loaded(count: usize) {
     gauge!("face_id_pipelines_loaded").set(count as f64);
+}
+
+/// A pipeline's models are in memory and take so much, or nothing any more; there are few pipelines.
+pub fn pipeline_loaded(pipeline: &str, bytes: u64) {
+    gauge!("face_id_pipeline_loaded_bytes", "pipeline" => pipeline.to_owned()).set(bytes as f64);
+}
+
+/// This worker takes the jobs of a pipeline or not.
+pub fn pipeline_bound(pipeline: &str, bound: bool) {
+    gauge!("face_id_pipelines_bound", "pipeline" => pipeline.to_owned()).set(f64::from(u8::from(bound)));
 }
 
 /// Jobs lost their worker.

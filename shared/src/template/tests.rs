@@ -8,6 +8,7 @@ fn calibration() -> Calibration {
         measured_on: "a test".to_owned(),
         far: vec![1e-1, 1e-2, 1e-3, 1e-4],
         cosine: vec![0.2, 0.3, 0.4, 0.5],
+        measured_far: None,
     }
 }
 

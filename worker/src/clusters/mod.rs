@@ -13,11 +13,13 @@ use shared::access::Grant;
 use shared::db::clusters::queue;
 use shared::db::collections;
 use shared::ids::CollectionId;
+use shared::models::ModelsError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::collection::{Collection, PassError};
 use crate::context::WorkerContext;
+use crate::engines::EnginesError;
 use crate::leadership::Leadership;
 
 /// How long a collection with too many faces is left alone.
@@ -78,8 +80,9 @@ async fn step(
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
     };
-    let calibration = match ctx.engines.pipeline(&row.pipeline) {
-        Ok(pipeline) => ctx.calibrations.of(&ctx.db, pipeline, id).await?,
+    let calibration = match ctx.engines.pipeline(&row.pipeline).await {
+        Ok(pipeline) => ctx.calibrations.of(&ctx.db, &pipeline, id).await?,
+        Err(EnginesError::Models(ModelsError::Db(error))) => return Err(error.into()),
         Err(_) => None,
     };
     let Some(calibration) = calibration.filter(|_| row.settings().is_ok_and(|settings| settings.clustering)) else {

@@ -18,6 +18,7 @@ use shared::db::entity::job::Model as Job;
 use shared::db::reprocess;
 use shared::ids::{CollectionId, PersonId};
 use shared::job::{JobArgs, PersonRef, Problem};
+use shared::models::ModelsError;
 
 pub use self::collections::ClaimCollections;
 use crate::analysis::AnalysisError;
@@ -163,7 +164,8 @@ impl From<EnginesError> for JobError {
     /// A missing model may be put right by the operator, so the job is tried again until its attempts end.
     fn from(error: EnginesError) -> Self {
         match error {
-            EnginesError::Catalogue(error) => Self::failed("unknown_pipeline", error.to_string()),
+            EnginesError::Models(ModelsError::Db(error)) => error.into(),
+            EnginesError::Models(error) => Self::failed("unknown_pipeline", error.to_string()),
             // A worker among others does not take such a job.
             EnginesError::Engine(error @ EngineError::Processor { .. }) => {
                 Self::failed("pipeline_not_runnable", error.to_string())

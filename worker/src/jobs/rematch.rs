@@ -60,9 +60,9 @@ pub(super) async fn run(
     progress: Option<&RematchProgress>,
 ) -> Result<Done, JobError> {
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
-    let pipeline = ctx.engines.pipeline(&job.pipeline)?;
-    let terms = terms(ctx, collection, job, pipeline).await?;
-    let looking = Looking::begin(ctx, job, pipeline, &terms, &progress.scope).await?;
+    let pipeline = ctx.engines.pipeline(&job.pipeline).await?;
+    let terms = terms(ctx, collection, job, &pipeline).await?;
+    let looking = Looking::begin(ctx, job, &pipeline, &terms, &progress.scope).await?;
     let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
     let (began, revision) = (Instant::now(), pipeline.detector_revision());
     for _ in 0..SLICE / STEP {

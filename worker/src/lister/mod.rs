@@ -120,7 +120,7 @@ impl Lister {
         // What it goes by now: that may be another pipeline than when the batch was made.
         let collection = collections::find(&self.ctx.db.read, &Grant::everything(), batch.collection_id).await?;
         let Some(collection) = collection else { return Ok(()) };
-        let revision = match self.ctx.engines.pipeline(&collection.pipeline) {
+        let revision = match self.ctx.engines.pipeline(&collection.pipeline).await {
             Ok(pipeline) => pipeline.detector_revision(),
             // Another worker may know it.
             Err(error) => return self.failed(batch, JobError::Transient(error.into())).await,

@@ -9,8 +9,9 @@ use shared::job::FaceBox;
 
 use crate::client::Client;
 
-/// Whose a face is, on which image, and where.
+/// A face on an image, and where.
 struct Row {
+    /// Whose it was said to be; a match by itself may be another by another model.
     person: Option<String>,
     image: String,
     face_box: FaceBox,
@@ -28,7 +29,7 @@ impl Census {
             for face in page["items"].as_array().context("the list of faces has no items")? {
                 let text = |key: &str| face[key].as_str().map(str::to_owned);
                 let row = Row {
-                    person: text("person_id"),
+                    person: text("person_id").filter(|_| face["assigned_by"] != "auto"),
                     image: text("image_id").context("a face has no image")?,
                     face_box: serde_json::from_value(face["box"].clone()).context("a face has no box")?,
                 };
@@ -45,7 +46,7 @@ impl Census {
         self.0.len()
     }
 
-    /// How many faces are somebody's.
+    /// How many faces were said to be somebody's.
     pub(super) fn named(&self) -> usize {
         self.0.values().filter(|row| row.person.is_some()).count()
     }

@@ -233,8 +233,12 @@ mod tests {
 
     #[test]
     fn a_wrong_label_is_found_by_the_template_alone() {
-        let calibration =
-            Calibration { measured_on: "a test".to_owned(), far: vec![1e-1, 1e-2, 1e-3], cosine: vec![0.3, 0.5, 0.7] };
+        let calibration = Calibration {
+            measured_on: "a test".to_owned(),
+            far: vec![1e-1, 1e-2, 1e-3],
+            cosine: vec![0.3, 0.5, 0.7],
+            measured_far: None,
+        };
         let axis = |at: usize| {
             let mut values = vec![0.0; 30];
             values[at] = 1.0;

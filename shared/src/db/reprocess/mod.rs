@@ -4,11 +4,13 @@
 //! - [`pending`]: which images lack what a pipeline makes of them, and the jobs that add it
 //! - [`record`]: what such a job writes
 //! - [`switch`]: the collection goes over to the other pipeline, and back
+//! - [`comparison`]: what the two pipelines say of the same faces
 //! - [`prune`]: what one of the two pipelines made is deleted
 //!
 //! As long as a run is open, the collection keeps what both pipelines make of its images: whatever records something of one
 //! of them notes what the other one lacks.
 
+pub mod comparison;
 pub mod pending;
 pub mod plan;
 pub mod prune;

@@ -5,7 +5,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 use serde_json::json;
 
-use super::{KEPT_UP, Run};
+use super::{KEPT_UP, Run, comparison};
 use crate::db::rows::{self, Column, Rows};
 use crate::db::webhooks::events;
 use crate::db::{Db, collections, count, execute, is_postgres, micros, now, statement};
@@ -237,6 +237,7 @@ pub async fn complete(db: &Db, run: &Run) -> Result<bool, DbErr> {
     let done = Run::find_by_statement(statement(&txn, sql, [run.id.into()])).one(&txn).await?;
     if let Some(done) = &done {
         events::reprocess_completed(&txn, done).await?;
+        comparison::want_within(&txn, done.id).await?;
     }
     txn.commit().await?;
     Ok(done.is_some())

@@ -2,11 +2,13 @@
 
 use sea_orm::EntityTrait;
 
+use super::comparison::{Disagreement, Labelled, Nearest, due, keep, kept, labelled, vectors, want};
 use super::pending::{complete, give_up_ended, list_page, make_jobs, note, open_jobs};
 use super::plan::{Progress, plan, progress};
 use super::record::{Addition, differences, give_up, known, record};
 use super::switch::{Lacking, Switched, activate, roll_back};
 use super::*;
+use crate::comparison::{ComparisonReport, Outcome as Said, PipelineFigures};
 use crate::db::collections::CollectionSettings;
 use crate::db::entity::job;
 use crate::db::faces::{self, AssignedBy, FaceFilter, NewCrop, NewFace, Origin};
@@ -212,6 +214,80 @@ async fn a_run_fills_what_is_missing() {
         let done = Progress { images: 3, missing: 0, failed: [].into(), lost: 0, new: 0 };
         assert_eq!(progress(&scene.db, &run).await.unwrap(), done);
         assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 100, 2).await.unwrap(), 0);
+    })
+    .await;
+}
+
+fn figures(side: Side<'_>) -> PipelineFigures {
+    PipelineFigures {
+        pipeline: side.pipeline.to_owned(),
+        genuine_pairs: 1,
+        impostor_pairs: 0,
+        tar: Vec::new(),
+        rank_1: Some(1.0),
+        match_cosine: None,
+        outcomes: None,
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_ready_is_compared_by_known_faces() {
+    on_both(async |scene| {
+        let (image, faces) = scene.index(&[0.0, 20.0, 40.0]).await;
+        for face in &faces[..2] {
+            scene.enroll(*face).await;
+        }
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(!want(&scene.db, run.id).await.unwrap(), "there is nothing to compare yet");
+        assert_eq!(kept(&scene.db, run.id).await.unwrap(), None);
+        assert!(labelled(&scene.db, &run, None, 10).await.unwrap().is_empty(), "none has both vectors");
+        let made = scene.vectors_of(&[image], NEW).await;
+        scene.work(&run, NEW, |image| made[&image].clone()).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let (found, began) = due(&scene.db).await.unwrap().expect("it is wanted by itself");
+        assert_eq!(found.id, run.id);
+        let all = labelled(&scene.db, &run, None, 10).await.unwrap();
+        let of = |face: usize| Labelled { face_id: faces[face], person_id: scene.person };
+        assert_eq!(all, [of(0), of(1)], "the third is nobody's");
+        assert_eq!(labelled(&scene.db, &run, Some(faces[0]), 10).await.unwrap(), [of(1)]);
+        let read = vectors(&scene.db, NEW.pipeline, &faces).await.unwrap();
+        assert_eq!((read.len(), &read[&faces[0]]), (3, &vector(NEW)));
+
+        let report = ComparisonReport {
+            labelled_faces: 2,
+            faces: 2,
+            persons: 1,
+            faces_with_mates: 2,
+            from: figures(OLD),
+            to: figures(NEW),
+            moved: Vec::new(),
+        };
+        let said = |outcome, person_id| Nearest { outcome, score: 0.5, person_id };
+        let gone = Some(PersonId::new());
+        let disagreement = |face_id| Disagreement {
+            face_id,
+            from: said(Said::Right, Some(scene.person)),
+            to: said(Said::Wrong, gone),
+        };
+        let found = [disagreement(faces[1]), disagreement(FaceId::new()), disagreement(faces[0])];
+        keep(&scene.db, run.id, began, &report, &found).await.unwrap();
+        keep(&scene.db, run.id, began, &report, &found).await.unwrap();
+        assert!(due(&scene.db).await.unwrap().is_none());
+        let comparison = kept(&scene.db, run.id).await.unwrap().unwrap();
+        assert_eq!((comparison.made_at, comparison.report), (Some(began), Some(report)));
+        let shown: Vec<FaceId> = comparison.disagreements.iter().map(|(one, _)| one.face_id).collect();
+        assert_eq!(shown, [faces[1], faces[0]], "one face is gone");
+        let (first, person) = &comparison.disagreements[0];
+        assert_eq!((person, &first.from), (&scene.person, &said(Said::Right, Some(scene.person))));
+        assert_eq!(first.to, said(Said::Wrong, None), "and so is that person");
+
+        // What is deleted of somebody is gone from here too.
+        persons::delete(&scene.db, scene.collection, scene.person).await.unwrap();
+        assert!(kept(&scene.db, run.id).await.unwrap().unwrap().disagreements.is_empty());
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        assert!(want(&scene.db, run.id).await.unwrap());
+        assert!(due(&scene.db).await.unwrap().is_some());
     })
     .await;
 }

@@ -26,6 +26,7 @@ fn calibration() -> Calibration {
         measured_on: "a test".to_owned(),
         far: vec![1e-1, 1e-2, 1e-3, 1e-4],
         cosine: vec![0.3, 0.5, 0.6, 0.7],
+        measured_far: None,
     }
 }
 

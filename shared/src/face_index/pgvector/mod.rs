@@ -24,6 +24,7 @@ use crate::ids::{FaceId, PersonId};
 use crate::template;
 
 pub use partitions::{create_partition, drop_partition, has_partition, partition_name};
+pub(crate) use partitions::{create_within, drop_within, has_within};
 
 /// Nearest faces fetched at first for each person wanted: most persons have a few faces.
 const FACES_PER_PERSON: usize = 4;

@@ -1,6 +1,6 @@
 //! One partition of `embeddings` a pipeline: vectors of two models have different dimensions and never meet.
 
-use sea_orm::DbErr;
+use sea_orm::{ConnectionTrait, DbErr};
 
 use crate::db::{Db, count, execute};
 use crate::digest::sha256_hex;
@@ -25,22 +25,28 @@ pub fn partition_name(pipeline: &str) -> String {
 /// # Errors
 /// The lock was not to be had, or the partition is there with another dimension.
 pub async fn create_partition(db: &Db, pipeline: &str, dimension: usize) -> Result<bool, DbErr> {
-    let name = partition_name(pipeline);
     if has_partition(db, pipeline).await? {
         return Ok(false);
     }
     let txn = db.begin().await?;
     execute(&txn, "SET LOCAL lock_timeout = '2s'", []).await?;
+    create_within(&txn, pipeline, dimension).await?;
+    txn.commit().await?;
+    Ok(true)
+}
+
+/// Makes the partition within the caller's transaction, which says how long to wait for the lock.
+pub(crate) async fn create_within(txn: &impl ConnectionTrait, pipeline: &str, dimension: usize) -> Result<(), DbErr> {
+    let name = partition_name(pipeline);
     let create = format!(
         "CREATE TABLE {name} PARTITION OF embeddings (CHECK (vector_dims(vector) = {dimension})) FOR VALUES IN ({})",
         literal(pipeline)
     );
-    execute(&txn, &create, []).await?;
+    execute(txn, &create, []).await?;
     if dimension <= MAX_PLAIN {
-        execute(&txn, &format!("ALTER TABLE {name} ALTER COLUMN vector SET STORAGE PLAIN"), []).await?;
+        execute(txn, &format!("ALTER TABLE {name} ALTER COLUMN vector SET STORAGE PLAIN"), []).await?;
     }
-    txn.commit().await?;
-    Ok(true)
+    Ok(())
 }
 
 /// Drops the partition of a pipeline with all its vectors, if it is there.
@@ -50,16 +56,27 @@ pub async fn create_partition(db: &Db, pipeline: &str, dimension: usize) -> Resu
 pub async fn drop_partition(db: &Db, pipeline: &str) -> Result<(), DbErr> {
     let txn = db.begin().await?;
     execute(&txn, "SET LOCAL lock_timeout = '2s'", []).await?;
-    execute(&txn, &format!("DROP TABLE IF EXISTS {}", partition_name(pipeline)), []).await?;
-    execute(&txn, "DELETE FROM hnsw_indexes WHERE pipeline = $1", [pipeline.into()]).await?;
+    drop_within(&txn, pipeline).await?;
     txn.commit().await
+}
+
+/// Drops the partition within the caller's transaction, which says how long to wait for the lock.
+pub(crate) async fn drop_within(txn: &impl ConnectionTrait, pipeline: &str) -> Result<(), DbErr> {
+    execute(txn, &format!("DROP TABLE IF EXISTS {}", partition_name(pipeline)), []).await?;
+    execute(txn, "DELETE FROM hnsw_indexes WHERE pipeline = $1", [pipeline.into()]).await?;
+    Ok(())
 }
 
 /// Whether vectors of the pipeline can be stored.
 pub async fn has_partition(db: &Db, pipeline: &str) -> Result<bool, DbErr> {
+    has_within(&db.read, pipeline).await
+}
+
+/// The same, as the connection sees it.
+pub(crate) async fn has_within(conn: &impl ConnectionTrait, pipeline: &str) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent = 'embeddings'::regclass AND c.relname = $1";
-    Ok(count(&db.read, sql, [partition_name(pipeline).into()]).await? > 0)
+    Ok(count(conn, sql, [partition_name(pipeline).into()]).await? > 0)
 }
 
 /// A text as an SQL literal.

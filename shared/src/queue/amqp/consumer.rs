@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lapin::uri::AMQPUri;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -24,14 +25,14 @@ const GIVING_BACK: Duration = Duration::from_secs(5);
 /// Receives for as long as it exists; see the module.
 pub(super) struct Consumer {
     shared: Arc<Shared>,
+    pipelines: watch::Sender<Vec<String>>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// What this process consumes, and how.
+/// How this process consumes.
 pub(super) struct Plan {
     pub(super) uri: AMQPUri,
     pub(super) topology: Arc<Topology>,
-    pub(super) pipelines: Vec<String>,
     /// Messages in this process at once, for each queue.
     pub(super) prefetch: u16,
 }
@@ -55,7 +56,7 @@ enum Health {
 
 impl Consumer {
     /// Connects in the background, again and again until `closed`.
-    pub(super) fn start(plan: Plan, closed: CancellationToken) -> Self {
+    pub(super) fn start(plan: Plan, pipelines: Vec<String>, closed: CancellationToken) -> Self {
         let shared = Arc::new(Shared {
             interactive: Line::default(),
             bulk: Line::default(),
@@ -64,8 +65,22 @@ impl Consumer {
             closed,
             given_back: CancellationToken::new(),
         });
-        let task = tokio::spawn(keep(plan, Arc::clone(&shared)));
-        Self { shared, _task: AbortOnDropHandle::new(task) }
+        let (pipelines, wanted) = watch::channel(pipelines);
+        let task = tokio::spawn(keep(plan, wanted, Arc::clone(&shared)));
+        Self { shared, pipelines, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// See `JobQueue::bind`: the connection's task consumes what is new.
+    pub(super) fn bind(&self, pipelines: &[String]) {
+        self.pipelines.send_if_modified(|bound| {
+            let before = bound.len();
+            for pipeline in pipelines {
+                if !bound.contains(pipeline) {
+                    bound.push(pipeline.clone());
+                }
+            }
+            bound.len() > before
+        });
     }
 
     /// See `JobQueue::receive`.
@@ -141,20 +156,20 @@ impl Shared {
     }
 }
 
-async fn keep(plan: Plan, shared: Arc<Shared>) {
+async fn keep(plan: Plan, wanted: watch::Receiver<Vec<String>>, shared: Arc<Shared>) {
     let report = |error: &LinkError| *shared.health() = Health::Down(error.to_string());
     let session = || async {
         let connected = tokio::select! {
             () = shared.closed.cancelled() => return Ok(()),
             connected = async {
                 let connection = link::connect(&plan.uri, "consume").await?;
-                let intake = Intake::open(&connection, &plan, &shared).await?;
+                let intake = Intake::open(&connection, &plan, wanted.clone(), &shared).await?;
                 Ok((connection, intake))
             } => connected,
         };
         let (connection, intake) = connected?;
         shared.proven();
-        tracing::info!(pipelines = ?plan.pipelines, "connected to the message broker for consuming");
+        tracing::info!(pipelines = ?*wanted.borrow(), "connected to the message broker for consuming");
         metrics::queue_connected("consume", true);
         let ended = intake.run(&connection).await;
         metrics::queue_connected("consume", false);

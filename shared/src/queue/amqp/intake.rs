@@ -1,7 +1,7 @@
 //! One consuming connection: from its consumers into the lines, and back what is not wanted.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, SelectAll};
@@ -11,12 +11,12 @@ use lapin::options::BasicRejectOptions;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Acker, Channel, Connection};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::consumer::{Plan, Shared};
 use super::delivery::{AmqpDelivery, Line};
 use super::link::{self, LinkError, within};
-use super::topology::{self, LANES, short};
+use super::topology::{self, LANES, Topology, short};
 use super::wire::{self, message_id};
 use crate::job::Lane;
 use crate::telemetry::metrics;
@@ -32,12 +32,18 @@ const DEAD_PREFETCH: u16 = 16;
 /// See the module.
 pub(super) struct Intake {
     shared: Arc<Shared>,
+    topology: Arc<Topology>,
+    /// One for each lane: what is prefetched is limited by channel.
+    lanes: Vec<(Lane, Channel)>,
+    /// The pipelines that are to be consumed, and those that are.
+    wanted: watch::Receiver<Vec<String>>,
+    bound: Vec<String>,
     arrivals: SelectAll<BoxStream<'static, Event>>,
     /// Channels with the tags of their consumers.
     consumers: Vec<(Channel, String)>,
     /// Asks; a question about a queue that is gone closes it.
     control: Channel,
-    queues: Vec<String>,
+    queues: Arc<Mutex<Vec<String>>>,
     given: mpsc::UnboundedSender<Acker>,
     returns: mpsc::UnboundedReceiver<Acker>,
 }
@@ -56,16 +62,25 @@ enum Event {
 
 impl Intake {
     /// Declares all that this process consumes, and registers its consumers: a channel for each lane.
-    pub(super) async fn open(connection: &Connection, plan: &Plan, shared: &Arc<Shared>) -> Result<Self, LinkError> {
+    pub(super) async fn open(
+        connection: &Connection,
+        plan: &Plan,
+        wanted: watch::Receiver<Vec<String>>,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, LinkError> {
         let control = link::channel(connection).await?;
         plan.topology.declare_base(&control).await?;
         let (given, returns) = mpsc::unbounded_channel();
         let mut intake = Self {
             shared: Arc::clone(shared),
+            topology: Arc::clone(&plan.topology),
+            lanes: Vec::new(),
+            wanted,
+            bound: Vec::new(),
             arrivals: SelectAll::new(),
             consumers: Vec::new(),
             control,
-            queues: Vec::new(),
+            queues: Arc::default(),
             given,
             returns,
         };
@@ -74,12 +89,9 @@ impl Intake {
                 Lane::Interactive => plan.prefetch,
                 Lane::Bulk => plan.prefetch.min(BULK_PREFETCH),
             };
-            let channel = limited_channel(connection, prefetch).await?;
-            for pipeline in &plan.pipelines {
-                plan.topology.declare_lane(&intake.control, lane, pipeline).await?;
-                intake.consume(&channel, Place::Lane(lane), plan.topology.lane_queue(lane, pipeline)).await?;
-            }
+            intake.lanes.push((lane, limited_channel(connection, prefetch).await?));
         }
+        intake.bind().await?;
         let channel = limited_channel(connection, DEAD_PREFETCH).await?;
         intake.consume(&channel, Place::Dead, plan.topology.dead_queue()).await?;
         Ok(intake)
@@ -87,14 +99,16 @@ impl Intake {
 
     /// Takes messages until the connection fails, or until the queue is closed and every message is settled.
     pub(super) async fn run(mut self, connection: &Connection) -> Result<(), LinkError> {
-        let (control, queues, shared) = (self.control.clone(), self.queues.clone(), Arc::clone(&self.shared));
+        let (control, queues, shared) = (self.control.clone(), Arc::clone(&self.queues), Arc::clone(&self.shared));
         let mut probing = pin!(probe(&control, &queues, &shared));
+        let mut wanted = self.wanted.clone();
         loop {
             tokio::select! {
                 () = shared.closed.cancelled() => return self.finish(connection).await,
                 error = &mut probing => return Err(error),
                 error = link::loss(connection) => return Err(error),
                 Some(acker) = self.returns.recv() => give_back(&acker).await?,
+                Ok(()) = wanted.changed() => self.bind().await?,
                 event = self.arrivals.next() => match event {
                     Some(Event::Arrived(place, arrival)) => self.arrived(place, *arrival).await?,
                     Some(Event::Ended(error)) => return Err(error),
@@ -102,6 +116,22 @@ impl Intake {
                 },
             }
         }
+    }
+
+    /// Declares and consumes what is wanted and not consumed yet.
+    async fn bind(&mut self) -> Result<(), LinkError> {
+        let wanted = self.wanted.borrow_and_update().clone();
+        for pipeline in wanted {
+            if self.bound.contains(&pipeline) {
+                continue;
+            }
+            for (lane, channel) in self.lanes.clone() {
+                self.topology.declare_lane(&self.control, lane, &pipeline).await?;
+                self.consume(&channel, Place::Lane(lane), self.topology.lane_queue(lane, &pipeline)).await?;
+            }
+            self.bound.push(pipeline);
+        }
+        Ok(())
     }
 
     async fn consume(&mut self, channel: &Channel, place: Place, queue: String) -> Result<(), LinkError> {
@@ -118,7 +148,7 @@ impl Intake {
             .chain(stream::once(future::ready(Event::Ended(LinkError::Ended(ended)))));
         self.arrivals.push(events.boxed());
         self.consumers.push((channel.clone(), queue.clone()));
-        self.queues.push(queue);
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
         Ok(())
     }
 
@@ -187,15 +217,22 @@ async fn limited_channel(connection: &Connection, prefetch: u16) -> Result<Chann
 }
 
 /// Asks for the consumed queues in turn; returns what was wrong at last.
-async fn probe(control: &Channel, queues: &[String], shared: &Shared) -> LinkError {
-    for queue in queues.iter().cycle() {
+async fn probe(control: &Channel, queues: &Mutex<Vec<String>>, shared: &Shared) -> LinkError {
+    let mut turn = 0;
+    loop {
         tokio::time::sleep(PROBE).await;
-        if let Err(error) = topology::exists(control, queue).await {
+        // There may be more of them than the last time.
+        let queue = {
+            let queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
+            queues.get(turn % queues.len().max(1)).cloned()
+        };
+        let Some(queue) = queue else { return LinkError::Ended("this process consumes nothing".to_owned()) };
+        if let Err(error) = topology::exists(control, &queue).await {
             return error;
         }
         shared.proven();
+        turn += 1;
     }
-    LinkError::Ended("this process consumes nothing".to_owned())
 }
 
 async fn give_back(acker: &Acker) -> Result<(), LinkError> {

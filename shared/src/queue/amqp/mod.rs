@@ -39,7 +39,7 @@ use crate::telemetry::metrics;
 pub struct AmqpOptions {
     /// `amqp://user:password@host:5672/%2f`, or `amqps://`; never shown.
     pub url: String,
-    /// The pipelines whose queues this process consumes; `None` where it only publishes.
+    /// The pipelines whose queues this process consumes at first; `None` where it only publishes.
     pub consume: Option<Vec<String>>,
     /// Messages that wait in this process for a worker, or are worked on, for each lane and pipeline; at least 1.
     pub prefetch: u16,
@@ -91,11 +91,9 @@ impl AmqpQueue {
             None => None,
             Some(_) if options.prefetch == 0 => return Err(AmqpOptionsError::Prefetch),
             Some(pipelines) => {
-                if let Some(pipeline) = pipelines.iter().find(|pipeline| !Topology::can_name(pipeline)) {
-                    return Err(AmqpOptionsError::Pipeline(pipeline.clone()));
-                }
+                can_name_all(&pipelines)?;
                 let (uri, topology) = (uri.clone(), Arc::clone(&topology));
-                Some(Consumer::start(Plan { uri, topology, pipelines, prefetch: options.prefetch }, closed.clone()))
+                Some(Consumer::start(Plan { uri, topology, prefetch: options.prefetch }, pipelines, closed.clone()))
             }
         };
         let epochs = Epochs::new(Arc::clone(&topology));
@@ -108,6 +106,13 @@ impl AmqpQueue {
             () = self.closed.cancelled() => Err(QueueError::Closed),
             () = tokio::time::sleep(timeout) => Ok(None),
         }
+    }
+}
+
+fn can_name_all(pipelines: &[String]) -> Result<(), AmqpOptionsError> {
+    match pipelines.iter().find(|pipeline| !Topology::can_name(pipeline)) {
+        Some(pipeline) => Err(AmqpOptionsError::Pipeline(pipeline.clone())),
+        None => Ok(()),
     }
 }
 
@@ -154,6 +159,14 @@ impl JobQueue for AmqpQueue {
             Err(QueueError::Unavailable(_) | QueueError::Closed) => "unavailable",
         });
         published
+    }
+
+    async fn bind(&self, pipelines: &[String]) -> Result<(), QueueError> {
+        can_name_all(pipelines).map_err(|error| QueueError::Unavailable(error.to_string()))?;
+        if let Some(consumer) = &self.consumer {
+            consumer.bind(pipelines);
+        }
+        Ok(())
     }
 
     async fn receive(&self, lane: Lane, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {

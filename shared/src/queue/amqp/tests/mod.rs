@@ -116,6 +116,27 @@ async fn keeps_the_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn takes_another_pipeline_while_it_runs() {
+    let broker = rabbitmq::shared().await;
+    let options = AmqpOptions { consume: Some(Vec::new()), ..worker(&broker.url(), &namespace()) };
+    let queue = start(options).await;
+    let of = |pipeline: &str| Message { pipeline: pipeline.to_owned(), ..message(Lane::Bulk) };
+    let (first, second) = (of("tiny"), of("added"));
+    queue.publish(first.clone()).await.unwrap();
+    assert!(queue.receive(Lane::Bulk, BRIEFLY).await.unwrap().is_none(), "of a pipeline that it did not bind to");
+    queue.bind(&["tiny".to_owned()]).await.unwrap();
+    // One in hand while the next one is bound keeps its place.
+    let in_hand = next(&queue, Lane::Bulk).await;
+    assert_eq!(in_hand.message(), &first);
+    queue.bind(&["tiny".to_owned(), "added".to_owned()]).await.unwrap();
+    queue.publish(second.clone()).await.unwrap();
+    assert_eq!(take(&queue, Lane::Bulk).await, second);
+    in_hand.ack().await.unwrap();
+    assert!(queue.receive(Lane::Bulk, BRIEFLY).await.unwrap().is_none(), "nothing comes twice");
+    assert!(queue.bind(&[String::new()]).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_order_of_concurrent_publishes() {
     let broker = rabbitmq::shared().await;
     let queue = start(worker(&broker.url(), &namespace())).await;

@@ -1,5 +1,7 @@
 //! `face-id reprocess`: a collection is given another pipeline, over HTTP.
 
+mod comparison;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use shared::config::Config;
 
 use crate::client::{Client, Refused};
+use crate::models::terms;
 use crate::place::Place;
 
 /// What is done with a collection's run. Without any of it, and without a model, the run is shown.
@@ -41,6 +44,9 @@ struct Actions {
     /// Try the pictures again that were given up.
     #[arg(long, conflicts_with = "model")]
     retry: bool,
+    /// Say what both models make of the faces whose persons are known.
+    #[arg(long, conflicts_with = "model")]
+    compare: bool,
 }
 
 #[derive(clap::Args)]
@@ -91,7 +97,7 @@ pub(crate) async fn run(mut config: Config, args: ReprocessArgs) -> anyhow::Resu
 }
 
 async fn act(client: &Client, args: &ReprocessArgs) -> anyhow::Result<()> {
-    let Actions { dry_run, activate, rollback, prune, cancel, pause, resume, retry } = args.actions;
+    let Actions { dry_run, activate, rollback, prune, cancel, pause, resume, retry, compare } = args.actions;
     if dry_run {
         let body = json!({ "pipeline": args.model, "dry_run": true });
         print_plan(&client.post(&path(&args.collection), &body).await?);
@@ -101,6 +107,9 @@ async fn act(client: &Client, args: &ReprocessArgs) -> anyhow::Result<()> {
         Some(model) => begun(client, args, model).await?,
         None => open(client, &args.collection).await?,
     };
+    if compare {
+        return comparison::show(client, &of(&run)?).await;
+    }
     let wishes = [(pause, "pause"), (resume, "resume"), (retry, "retry"), (cancel, "cancel"), (rollback, "rollback")];
     if let Some((_, wish)) = wishes.iter().find(|(is_wanted, _)| *is_wanted) {
         let wish = if rollback { format!("{wish}{}", lacking(args)) } else { (*wish).to_owned() };
@@ -114,6 +123,8 @@ async fn act(client: &Client, args: &ReprocessArgs) -> anyhow::Result<()> {
         run = followed(client, &run).await?;
     }
     if activate && run["state"] != "active" {
+        let model = run["pipeline"].as_str().unwrap_or_default();
+        print_terms(&client.get(&format!("/v1/models/{model}")).await?);
         run = switched(client, &run, &format!("activate{}", lacking(args))).await?;
     }
     print(&run)?;
@@ -227,6 +238,7 @@ fn show(bar: &ProgressBar, run: &Value) {
     if let Some(left) = run["eta_s"].as_f64() {
         parts.push(format!("{} left", crate::index::duration(left)));
     }
+    parts.extend(run["problem"].as_str().map(str::to_owned));
     bar.set_message(parts.join(", "));
 }
 
@@ -248,8 +260,16 @@ fn print_plan(plan: &Value) {
     if let Some(estimate) = plan["estimate_s"].as_f64() {
         table.add_row(["as fast as they were indexed".to_owned(), crate::index::duration(estimate)]);
     }
+    table.add_row(["workers that run the new model".to_owned(), number("workers")]);
     println!("{table}");
+    println!("{}", terms(plan));
     println!("{plan}");
+}
+
+/// What is to be known of a model before a collection goes by it.
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
+fn print_terms(model: &Value) {
+    println!("{}", terms(model));
 }
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
@@ -263,6 +283,8 @@ fn print(run: &Value) -> anyhow::Result<()> {
     table.add_row(["to".to_owned(), text("pipeline"), String::new()]);
     let next = if run["paused"] == true { "paused; --resume goes on" } else { meaning(&state) };
     table.add_row(["state".to_owned(), state.clone(), next.to_owned()]);
+    let why = text("problem");
+    table.add_row(["workers that run the new model".to_owned(), number("workers").to_string(), why]);
     table.add_row(["pictures".to_owned(), number("images").to_string(), String::new()]);
     let failed = run["images_failed"].as_object().cloned().unwrap_or_default();
     let codes: Vec<String> = failed.iter().map(|(code, count)| format!("{code}: {count}")).collect();
@@ -281,7 +303,7 @@ fn print(run: &Value) -> anyhow::Result<()> {
 fn meaning(state: &str) -> &'static str {
     match state {
         "filling" => "the collection goes by the old model meanwhile",
-        "ready" => "--activate has the collection go by the new model",
+        "ready" => "--compare says what both make of known faces, --activate has the collection go by the new model",
         "active" => "--rollback goes back, --prune deletes what the old model made",
         "pruning" | "cancelling" => "what is not needed is being deleted",
         _ => "",

@@ -1,0 +1,262 @@
+//! Models are added to servers that run, with their licences, and those that nobody runs are told of.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use worker::testing::{repository, synthetic_photo};
+
+use crate::server::{Server, Site, command, inline, on_both, read};
+
+on_both!(
+    a_model_is_added_while_the_server_runs,
+    a_licence_must_be_accepted,
+    a_model_that_nobody_runs_says_why,
+    the_command_adds_a_model
+);
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A worker that takes whatever it can.
+const ALL: [(&str, &str); 1] = [("FACE_ID_WORKER__PIPELINES", "")];
+
+/// An entry of that name: the tiny recognizer sees the colours the other way round.
+pub(crate) fn entry(name: &str) -> String {
+    let tiny = std::fs::read_to_string(repository().join("models/tiny/tiny.toml")).unwrap();
+    tiny.replace("channels = \"rgb\"", "channels = \"bgr\"")
+        .replace("name = \"tiny\"\n", &format!("name = \"{name}\"\n"))
+}
+
+async fn add(server: &Server, entry: String) -> (StatusCode, Value) {
+    let request = server.request(Method::POST, "/v1/models").header("content-type", "application/toml");
+    read(request.body(entry)).await
+}
+
+/// The model as soon as a worker has tried it.
+async fn tried(server: &Server, name: &str) -> Value {
+    let began = Instant::now();
+    loop {
+        let model = server.get(&format!("/v1/models/{name}")).await;
+        if model["workers"] != 0 || model["problems"] != json!([]) {
+            return model;
+        }
+        assert!(began.elapsed() < PATIENCE, "no worker tries it: {model}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn reprocess(server: &Server, pipeline: &str, dry_run: bool) -> (StatusCode, Value) {
+    let body = json!({ "pipeline": pipeline, "dry_run": dry_run });
+    read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&body)).await
+}
+
+async fn a_model_is_added_while_the_server_runs(site: Site) {
+    let server = Server::start_with(&site, &ALL).await;
+    server.make_collection("c").await;
+    for seed in 1..=3 {
+        server.enroll("c", seed).await;
+    }
+    let again = json!({ "image": inline(&synthetic_photo(&[1], 320, 320)), "person": { "external_id": "person-1" } });
+    assert_eq!(server.run("c", "enroll", &again).await["state"], "succeeded");
+
+    let (status, problem) = reprocess(&server, "added", false).await;
+    assert_eq!((status, &problem["errors"][0]["pointer"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/pipeline")));
+    let (status, model) = add(&server, entry("added")).await;
+    assert_eq!((status, &model["origin"]), (StatusCode::CREATED, &json!("added")), "{model}");
+    let (status, same) = add(&server, entry("added")).await;
+    assert_eq!((status, &same["registered_at"]), (StatusCode::OK, &model["registered_at"]));
+    let (status, problem) = add(&server, entry("added").replace("0.1616", "0.1617")).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("model_exists")));
+    let (status, problem) = add(&server, entry("added").replace("dimension = 64", "dimension = \"many\"")).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("invalid_model")));
+    assert!(problem["detail"].as_str().unwrap().contains("line "), "{problem}");
+    let (status, _) = read(server.request(Method::POST, "/v1/models").json(&json!({}))).await;
+    assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+
+    let model = tried(&server, "added").await;
+    assert_eq!((&model["workers"], &model["licence_accepted"]), (&json!(1), &Value::Null), "{model}");
+    assert_eq!(model["calibration"]["far"].as_array().unwrap().len(), 6);
+    assert!(model["entry"].as_str().unwrap().contains("name = \"added\""));
+    told_by_the_worker(&server).await;
+
+    let run = server.reprocess("added").await;
+    let ready = server.until_run_is(&run, "ready").await;
+    assert_eq!((&ready["workers"], &ready["problem"]), (&json!(1), &Value::Null));
+    compared(&server, &run).await;
+    server.switch(&run, "activate").await;
+    let job = server.run("c", "identify", &json!({ "image": inline(&crate::server::photo(&[2])) })).await;
+    assert_eq!((&job["pipeline"], &job["result"]["faces"][0]["decision"]), (&json!("added"), &json!("match")));
+    let delete = async || read(server.request(Method::DELETE, "/v1/models/added")).await;
+    let (status, problem) = delete().await;
+    assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("model_in_use")), "{problem}");
+    server.switch(&run, "rollback").await;
+    server.tell_run(&run, "cancel").await;
+    server.until_run_is(&run, "cancelled").await;
+    server.stop().await;
+
+    // It is a row: the next process knows it too.
+    let server = Server::start_with(&site, &ALL).await;
+    assert_eq!(tried(&server, "added").await["workers"], 1);
+    assert_eq!(read(server.request(Method::DELETE, "/v1/models/added")).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(read(server.request(Method::GET, "/v1/models/added")).await.1["code"], "model_not_found");
+    let (status, problem) = read(server.request(Method::DELETE, "/v1/models/yunet-sface")).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("model_in_use")), "it is part of the program");
+    let names = server.get("/v1/models?limit=2").await;
+    let rest = server.get(&format!("/v1/models?cursor={}", names["next_cursor"].as_str().unwrap())).await;
+    let name = |model: &Value| model["name"].as_str().unwrap().to_owned();
+    let all: Vec<String> =
+        [&names, &rest].into_iter().flat_map(|page| page["items"].as_array().unwrap()).map(name).collect();
+    assert!(all.is_sorted() && all.contains(&"tiny".to_owned()) && !all.contains(&"added".to_owned()), "{all:?}");
+    server.stop().await;
+}
+
+/// What readiness and metrics of whoever works say of it.
+async fn told_by_the_worker(server: &Server) {
+    let address = server.probes.as_ref().unwrap_or(&server.address);
+    let told = async |path: &str| reqwest::get(format!("{address}{path}")).await.unwrap().text().await.unwrap();
+    let ready = told("/readyz").await;
+    assert!(ready.contains("takes jobs of added, tiny"), "{ready}");
+    let metrics = told("/metrics").await;
+    for line in ["face_id_pipelines_bound{pipeline=\"added\"} 1", "face_id_pipelines_bound{pipeline=\"yunet-sface\"} 0"]
+    {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    assert!(metrics.contains("face_id_pipeline_loaded_bytes{pipeline=\"tiny\"}"), "{metrics}");
+}
+
+/// Both models tell the four faces apart.
+async fn compared(server: &Server, run: &Value) {
+    let path = format!("/v1/reprocess-runs/{}/comparison", run["id"].as_str().unwrap());
+    let (status, asked) = read(server.request(Method::POST, &path)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{asked}");
+    let began = Instant::now();
+    let made = loop {
+        let comparison = server.get(&path).await;
+        if comparison["made_at"].as_str() >= asked["wanted_at"].as_str() {
+            break comparison;
+        }
+        assert!(began.elapsed() < PATIENCE, "{comparison}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let report = &made["report"];
+    assert_eq!((&report["from"]["pipeline"], &report["to"]["pipeline"]), (&json!("tiny"), &json!("added")));
+    let counts = ["labelled_faces", "faces", "persons", "faces_with_mates"].map(|name| report[name].as_u64().unwrap());
+    assert_eq!(counts, [4, 4, 3, 2], "{made}");
+    for side in ["from", "to"] {
+        let figures = &report[side];
+        assert_eq!((&figures["genuine_pairs"], &figures["impostor_pairs"]), (&json!(1), &json!(5)), "{made}");
+        assert_eq!((&figures["rank_1"], &figures["outcomes"]["right"]), (&json!(1.0), &json!(2)), "{made}");
+        assert!(figures["tar"][1]["tar"].is_null() && figures["tar"][1]["why_not"].is_string(), "{made}");
+    }
+    let mut compare = command();
+    compare.envs(server.key_setting()).args(["reprocess", "c", "--compare", "--server", &server.address]);
+    let output = compare.output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("nearest is the right person"), "{text}");
+}
+
+async fn a_licence_must_be_accepted(site: Site) {
+    let restricted = entry("restricted").replace("use = \"permissive\"", "use = \"non-commercial\"");
+    let server = Server::start_with(&site, &ALL).await;
+    server.make_collection("c").await;
+    server.enroll("c", 1).await;
+    let (status, model) = add(&server, restricted).await;
+    assert_eq!((status, &model["licence_accepted"]), (StatusCode::CREATED, &json!(false)), "{model}");
+    assert_eq!(
+        (&model["files"][0]["use"], &model["files"][1]["part"]),
+        (&json!("non-commercial"), &json!("recognizer"))
+    );
+    assert!(tried(&server, "restricted").await["problems"][0].as_str().unwrap().contains("--accept-license"));
+    // What it is can be seen before it is accepted.
+    let (status, plan) = reprocess(&server, "restricted", true).await;
+    assert_eq!((status, &plan["licence_accepted"], &plan["workers"]), (StatusCode::OK, &json!(false), &json!(0)));
+    assert_eq!(plan["files"][0]["use"], "non-commercial");
+    let (status, problem) = reprocess(&server, "restricted", false).await;
+    assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("licence_not_accepted")));
+    server.stop().await;
+
+    let accepted = [ALL[0], ("FACE_ID_MODELS__ACCEPTED_LICENCES", "restricted")];
+    let server = Server::start_with(&site, &accepted).await;
+    assert_eq!(tried(&server, "restricted").await["licence_accepted"], true);
+    let run = server.reprocess("restricted").await;
+    server.until_run_is(&run, "ready").await;
+    server.stop().await;
+    // Who takes that back does not go over.
+    let server = Server::start_with(&site, &ALL).await;
+    let (status, problem) = server.tell_run(&run, "activate").await;
+    assert_eq!((status, &problem["code"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("licence_not_accepted")));
+    server.stop().await;
+}
+
+async fn a_model_that_nobody_runs_says_why(site: Site) {
+    let server = Server::start_with(&site, &ALL).await;
+    server.make_collection("c").await;
+    server.enroll("c", 1).await;
+    let elsewhere = entry("elsewhere").replace("name = \"tiny_recognizer.onnx\"", "name = \"nowhere.onnx\"");
+    let addressed = elsewhere.replace("[recognizer.file]", "[recognizer.file]\nurls = [\"http://127.0.0.1:9/x\"]");
+    assert_eq!(add(&server, addressed).await.0, StatusCode::CREATED);
+    let model = tried(&server, "elsewhere").await;
+    assert_eq!((&model["workers"], &model["files"][1]["urls"][0]), (&json!(0), &json!("http://127.0.0.1:9/x")));
+    assert!(model["problems"][0].as_str().unwrap().contains("nowhere.onnx"), "{model}");
+    let (status, answer) = reprocess(&server, "elsewhere", false).await;
+    if site.has_services() {
+        assert_eq!(
+            (status, &answer["workers"]),
+            (StatusCode::ACCEPTED, &json!(0)),
+            "another worker may come: {answer}"
+        );
+        let problem = answer["problem"].as_str().unwrap();
+        assert!(problem.contains("no worker runs elsewhere") && problem.contains("nowhere.onnx"), "{problem}");
+        let (status, problem) = server.tell_run(&answer, "comparison").await;
+        assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("reprocess_state")));
+    } else {
+        let expected = (StatusCode::UNPROCESSABLE_ENTITY, &json!("pipeline_not_runnable"));
+        assert_eq!((status, &answer["code"]), expected, "{answer}");
+    }
+    server.stop().await;
+}
+
+async fn the_command_adds_a_model(site: Site) {
+    let server = Server::start_with(&site, &ALL).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("added.toml");
+    let run = async |text: String| {
+        std::fs::write(&file, text).unwrap();
+        let mut add = command();
+        add.envs(server.key_setting()).args(["models", "add"]).arg(&file).args(["--server", &server.address]);
+        add.output().await.unwrap()
+    };
+    let output = run(entry("added")).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("tiny_recognizer.onnx") && text.contains("any use"), "{text}");
+    assert_eq!(tried(&server, "added").await["workers"], 1);
+    let output = run(entry("added").replace("width = 112", "width = 1")).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("alignment width"), "{text}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_says_something_else_of_what_is_used_is_refused() {
+    let site = Site::embedded();
+    let server = Server::start(&site).await;
+    server.make_collection("c").await;
+    server.stop().await;
+    let folder = tempfile::tempdir().unwrap();
+    let serve = async |entry: String| {
+        std::fs::write(folder.path().join("tiny.toml"), entry).unwrap();
+        let mut serve = command();
+        serve.env("FACE_ID_MODELS__CATALOGUE_DIR", folder.path());
+        serve.args(["serve", "--bind", "127.0.0.1:0", "--data-dir"]).arg(site.folder());
+        serve.output().await.unwrap()
+    };
+    let output = serve(entry("tiny")).await;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("Give this entry another name"), "{text}");
+    // Where only its thresholds changed it starts.
+    let tiny = std::fs::read_to_string(repository().join("models/tiny/tiny.toml")).unwrap();
+    std::fs::write(folder.path().join("tiny.toml"), tiny.replace("0.1616", "0.1617")).unwrap();
+    let variables = [("FACE_ID_MODELS__CATALOGUE_DIR", folder.path().to_str().unwrap())];
+    let server = Server::start_with(&site, &variables).await;
+    assert!(server.get("/v1/models/tiny").await["entry"].as_str().unwrap().contains("0.1617"));
+    server.stop().await;
+}
