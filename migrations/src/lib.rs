@@ -24,6 +24,7 @@ mod m20261126_000016_webhooks;
 mod m20261126_000017_waiting_jobs;
 mod m20261126_000018_found_missing;
 mod m20261126_000019_reprocess;
+mod m20261126_000021_erasures;
 mod statements;
 
 /// All migrations in order.
@@ -52,6 +53,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000017_waiting_jobs::Migration),
             Box::new(m20261126_000018_found_missing::Migration),
             Box::new(m20261126_000019_reprocess::Migration),
+            Box::new(m20261126_000021_erasures::Migration),
         ]
     }
 }
