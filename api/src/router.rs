@@ -13,8 +13,8 @@ use crate::legacy;
 use crate::openapi::{Document, complete};
 use crate::requests::observe;
 use crate::routes::{
-    batches, clusters, collections, events, export, faces, health, import, jobs, keys, persons, reprocess, submit,
-    uploads, webhook_deliveries, webhooks,
+    batches, clusters, collections, erasures, events, export, faces, health, images, import, jobs, keys, persons,
+    reprocess, submit, uploads, webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
 
@@ -92,6 +92,9 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(persons::merge))
         .routes(routes!(faces::list))
         .routes(routes!(faces::get, faces::update, faces::delete))
+        .routes(routes!(images::delete))
+        .routes(routes!(erasures::list))
+        .routes(routes!(erasures::get))
         .routes(routes!(clusters::list))
         .routes(routes!(clusters::get))
         .routes(routes!(clusters::faces))

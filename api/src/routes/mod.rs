@@ -3,10 +3,12 @@
 pub mod batches;
 pub mod clusters;
 pub mod collections;
+pub mod erasures;
 pub mod events;
 pub mod export;
 pub mod faces;
 pub mod health;
+pub mod images;
 pub mod import;
 pub mod jobs;
 pub mod keys;

@@ -35,11 +35,7 @@ pub struct Fence<'a> {
 
 impl<'a> Fence<'a> {
     /// Reads when something of the collection was erased last: most often never, and there is nothing else to ask.
-    pub async fn read(
-        txn: &impl ConnectionTrait,
-        key: &'a SecretKey,
-        collection: CollectionId,
-    ) -> Result<Self, DbErr> {
+    pub async fn read(txn: &impl ConnectionTrait, key: &'a SecretKey, collection: CollectionId) -> Result<Self, DbErr> {
         Ok(Self { key, collection, latest: latest(txn, collection).await? })
     }
 
@@ -151,7 +147,8 @@ pub async fn has_erased_since(
     collection: CollectionId,
     since: i64,
 ) -> Result<bool, DbErr> {
-    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM erasures WHERE collection_id = $1 AND requested_at >= $2 LIMIT 1)
+    let sql =
+        "SELECT count(*) AS n FROM (SELECT 1 FROM erasures WHERE collection_id = $1 AND requested_at >= $2 LIMIT 1)
         AS one";
     Ok(count(conn, sql, [collection.into(), since.into()]).await? > 0)
 }

@@ -33,7 +33,19 @@ use crate::secret_key::SecretKey;
 
 /// What is erased.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, EnumIter, DeriveActiveEnum, ToSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    EnumIter,
+    DeriveActiveEnum,
+    ToSchema,
 )]
 #[sea_orm(rs_type = "String", db_type = "Text")]
 #[serde(rename_all = "snake_case")]
@@ -79,7 +91,8 @@ pub struct Erasure {
     pub finished_at: Option<i64>,
 }
 
-const COLUMNS: &str = "id, subject, collection_id, target, all_images, persons, faces, images, vectors, crops, objects, jobs,
+const COLUMNS: &str =
+    "id, subject, collection_id, target, all_images, persons, faces, images, vectors, crops, objects, jobs,
     events, requested_at, finished_at";
 
 /// What erasures look for. The same text in hashes, so that it must not change.
@@ -258,10 +271,7 @@ pub async fn objects_deleted(
     let txn = db.begin().await?;
     if !keys.is_empty() {
         let gone = Rows::new(&[("key", Column::Text)], keys.iter().map(|key| json!({ "key": key })).collect());
-        let sql = format!(
-            "DELETE FROM orphaned_objects WHERE object_key IN (SELECT r.key FROM {})",
-            gone.table(&txn)
-        );
+        let sql = format!("DELETE FROM orphaned_objects WHERE object_key IN (SELECT r.key FROM {})", gone.table(&txn));
         execute(&txn, &sql, [gone.value()]).await?;
     }
     if let Some(done) = done {

@@ -44,14 +44,8 @@ pub async fn are_open(txn: &impl ConnectionTrait, image: ImageId, found: &[FaceB
 
 /// Whether a job that was accepted at `since` may store a face at this place of a locked image: somebody may say whose the
 /// face is after it was erased, and from then on detectors find it again.
-pub async fn may_enroll(
-    txn: &impl ConnectionTrait,
-    image: ImageId,
-    face: &FaceBox,
-    since: i64,
-) -> Result<bool, DbErr> {
-    let covering: Vec<Place> =
-        of_image(txn, image).await?.into_iter().filter(|place| place.covers(face)).collect();
+pub async fn may_enroll(txn: &impl ConnectionTrait, image: ImageId, face: &FaceBox, since: i64) -> Result<bool, DbErr> {
+    let covering: Vec<Place> = of_image(txn, image).await?.into_iter().filter(|place| place.covers(face)).collect();
     if covering.iter().any(|place| place.erased_at >= since) {
         return Ok(false);
     }

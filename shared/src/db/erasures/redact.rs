@@ -34,7 +34,9 @@ pub fn uuids_of(value: &Value) -> Vec<Uuid> {
 /// Takes out of an answer each element of a list that names who is erased. A face goes with its best match, as it was most
 /// likely theirs; a match that came after it goes alone.
 pub fn redact(answer: &mut Value, is_erased: &impl Fn(Uuid) -> bool) -> Redacted {
-    let Value::Object(fields) = answer else { return if names(answer, is_erased) { Redacted::Nothing } else { Redacted::Untouched } };
+    let Value::Object(fields) = answer else {
+        return if names(answer, is_erased) { Redacted::Nothing } else { Redacted::Untouched };
+    };
     let mut changed = false;
     for value in fields.values_mut() {
         match value {
@@ -95,7 +97,8 @@ mod tests {
             let matches: Vec<_> = matches.iter().map(|id| json!({ "person_id": id, "name": "x" })).collect();
             json!({ "decision": decision, "matches": matches })
         };
-        let answer = json!({ "faces": [face("match", &[ANN, BOB]), face("match", &[BOB, ANN]), face("unknown", &[ANN])] });
+        let answer =
+            json!({ "faces": [face("match", &[ANN, BOB]), face("match", &[BOB, ANN]), face("unknown", &[ANN])] });
         let left = json!({ "faces": [face("match", &[BOB]), face("unknown", &[])] });
         assert_eq!(redacted(answer), (Redacted::Changed, left));
     }

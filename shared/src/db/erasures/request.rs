@@ -69,21 +69,11 @@ async fn begin_person(
 }
 
 /// Erases a face; its picture goes too where it was sent and shows nobody else. As [`person`].
-pub async fn face(
-    db: &Db,
-    key: &SecretKey,
-    collection: CollectionId,
-    id: FaceId,
-) -> Result<Option<Erasure>, DbErr> {
+pub async fn face(db: &Db, key: &SecretKey, collection: CollectionId, id: FaceId) -> Result<Option<Erasure>, DbErr> {
     through_deadlocks(|| face_once(db, key, collection, id)).await
 }
 
-async fn face_once(
-    db: &Db,
-    key: &SecretKey,
-    collection: CollectionId,
-    id: FaceId,
-) -> Result<Option<Erasure>, DbErr> {
+async fn face_once(db: &Db, key: &SecretKey, collection: CollectionId, id: FaceId) -> Result<Option<Erasure>, DbErr> {
     let txn = db.begin().await?;
     clusters::move_on(&txn, collection).await?;
     let in_collection = || face::Entity::find_by_id(id).filter(face::Column::CollectionId.eq(collection));
@@ -103,21 +93,11 @@ async fn face_once(
 }
 
 /// Erases an image with all faces on it, wherever they were found; a file that is not ours stays where it lies. As [`person`].
-pub async fn image(
-    db: &Db,
-    key: &SecretKey,
-    collection: CollectionId,
-    id: ImageId,
-) -> Result<Option<Erasure>, DbErr> {
+pub async fn image(db: &Db, key: &SecretKey, collection: CollectionId, id: ImageId) -> Result<Option<Erasure>, DbErr> {
     through_deadlocks(|| image_once(db, key, collection, id)).await
 }
 
-async fn image_once(
-    db: &Db,
-    key: &SecretKey,
-    collection: CollectionId,
-    id: ImageId,
-) -> Result<Option<Erasure>, DbErr> {
+async fn image_once(db: &Db, key: &SecretKey, collection: CollectionId, id: ImageId) -> Result<Option<Erasure>, DbErr> {
     let txn = db.begin().await?;
     clusters::move_on(&txn, collection).await?;
     images::lock(&txn, id).await?;
@@ -242,11 +222,7 @@ async fn begin(
     row.ok_or(DbErr::RecordNotInserted)
 }
 
-async fn commit_and_read(
-    txn: sea_orm::DatabaseTransaction,
-    db: &Db,
-    id: ErasureId,
-) -> Result<Option<Erasure>, DbErr> {
+async fn commit_and_read(txn: sea_orm::DatabaseTransaction, db: &Db, id: ErasureId) -> Result<Option<Erasure>, DbErr> {
     txn.commit().await?;
     crate::failpoints::failpoint("erasure_requested");
     super::find(&db.write, &Grant::everything(), id).await

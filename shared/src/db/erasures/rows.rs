@@ -315,9 +315,8 @@ async fn images_of_collection(txn: &impl ConnectionTrait, id: CollectionId) -> R
     let rows = || ids(&ID, images.iter().map(|image| image.0));
     let these = format!("(SELECT r.id FROM {})", rows().table(txn));
     let of_faces = async |table: &str| {
-        let sql = format!(
-            "SELECT count(*) AS n FROM {table} t JOIN faces f ON f.id = t.face_id WHERE f.image_id IN {these}"
-        );
+        let sql =
+            format!("SELECT count(*) AS n FROM {table} t JOIN faces f ON f.id = t.face_id WHERE f.image_id IN {these}");
         Ok::<_, DbErr>(u64::try_from(count(txn, &sql, [rows().value()]).await?).unwrap_or_default())
     };
     let (vectors, crops) = (of_faces("embeddings").await?, of_faces("crops").await?);

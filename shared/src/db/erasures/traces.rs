@@ -120,11 +120,11 @@ impl Traces {
         };
         let args: JobArgs = serde_json::from_str(&row.args).ok()?;
         let of_person = match &args {
-            JobArgs::Enroll { person: PersonRef::Id { id: person }, .. } => id(person.0),
+            JobArgs::Enroll { person: PersonRef::Id { id: person }, .. }
+            | JobArgs::Verify { other: VerifyTarget::Person(person), .. } => id(person.0),
             JobArgs::Enroll { person: PersonRef::External { external_id, .. }, .. } => {
                 text(Term::ExternalId, external_id)
             }
-            JobArgs::Verify { other: VerifyTarget::Person(person), .. } => id(person.0),
             _ => None,
         };
         of_person.or_else(|| args.images().into_iter().find_map(of_image))
@@ -236,7 +236,8 @@ impl Traces {
                     },
                 };
                 // The next face begins behind the one before it as well.
-                let before = |face: FaceId| if gone(face.0) { FaceId(Uuid::from_u128(face.0.as_u128() - 1)) } else { face };
+                let before =
+                    |face: FaceId| if gone(face.0) { FaceId(Uuid::from_u128(face.0.as_u128() - 1)) } else { face };
                 let after = progress.after.map(before);
                 JobArgs::Rematch { all, progress: Some(RematchProgress { scope, after, ..progress }) }
             }
@@ -307,9 +308,8 @@ impl Traces {
             execute(&db.write, &sql, [named().value(), self.collection.into()]).await?;
             // Any id that no face has does as well.
             let nobody = if is_postgres(&db.write) { "gen_random_uuid()" } else { "randomblob(16)" };
-            let sql = format!(
-                "UPDATE cluster_queue SET face_id = {nobody} WHERE collection_id = $2 AND face_id IN {these}"
-            );
+            let sql =
+                format!("UPDATE cluster_queue SET face_id = {nobody} WHERE collection_id = $2 AND face_id IN {these}");
             execute(&db.write, &sql, [named().value(), self.collection.into()]).await?;
         }
         Ok(())
