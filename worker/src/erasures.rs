@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
 use crate::leadership::Leadership;
+use crate::sweeper;
 
 /// How soon to look again while there is something to do.
 const BUSY_POLL: Duration = Duration::from_millis(100);
@@ -145,10 +146,6 @@ impl Eraser {
             }
         }
         traces.queues(&db).await?;
-        if db.write.get_database_backend() == DatabaseBackend::Sqlite {
-            // The index in memory, and the log from which it learns, forget the vectors and the ids.
-            self.ctx.face_index.maintain().await?;
-        }
         Ok(true)
     }
 
@@ -184,6 +181,12 @@ impl Eraser {
                 }
             }
         }
+        // Crops that were made for jobs which were then discarded.
+        sweeper::delete_orphans(&self.ctx, &self.stop).await?;
+        if db.write.get_database_backend() == DatabaseBackend::Sqlite {
+            // The index in memory, and the log from which it learns, forget the vectors and the ids.
+            self.ctx.face_index.maintain().await?;
+        }
         failpoint("erasing_end");
         if !erasures::forget_journal(&db).await? {
             return Ok(());
@@ -212,6 +215,9 @@ impl Eraser {
                 self.ctx.objects.delete(key).await?;
             }
             let is_done = !object.is_prefix || keys.len() < PAGE;
+            if object.is_prefix && is_done {
+                erasures::forget_orphans(&db, &object.key).await?;
+            }
             erasures::objects_deleted(&db, erasure.id, &keys, is_done.then_some(object)).await?;
             failpoint("erasing_objects");
             if is_done {

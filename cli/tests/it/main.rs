@@ -10,6 +10,7 @@ mod clusters;
 mod contract;
 mod crash;
 mod docs_page;
+mod erasure;
 mod eval;
 mod faults;
 mod gone;

@@ -261,6 +261,19 @@ pub struct ErasedObject {
     pub is_prefix: bool,
 }
 
+/// Orphans that are forgotten in one transaction.
+const ORPHANS: u64 = 5000;
+
+/// Forgets the orphans below a prefix under which nothing lies any more.
+pub async fn forget_orphans(db: &Db, prefix: &str) -> Result<(), DbErr> {
+    let sql = format!(
+        "DELETE FROM orphaned_objects WHERE object_key IN
+            (SELECT object_key FROM orphaned_objects WHERE substr(object_key, 1, length($1)) = $1 LIMIT {ORPHANS})"
+    );
+    while execute(&db.write, &sql, [prefix.into()]).await? >= ORPHANS {}
+    Ok(())
+}
+
 /// Notes that some objects are gone; where they were all of one term, that too is done.
 pub async fn objects_deleted(
     db: &Db,
