@@ -55,28 +55,28 @@ impl Portion {
 
     /// Writes what waits. The last picture, of which more may come, is kept without what is written; only with the last of it
     /// it counts as analysed.
-    pub(crate) async fn write(&mut self, db: &Db, collection: CollectionId) -> Result<Counts, DbErr> {
+    pub(crate) async fn write(&mut self, db: &Db, into: (CollectionId, i64)) -> Result<Counts, DbErr> {
         let goes_on = |(image, ..): &mut ExportedImage| {
             let analyses = std::mem::take(&mut image.analyses);
             (ImageLine { analyses, ..image.clone() }, Vec::new(), Vec::new())
         };
         let last = self.images.last_mut().map(goes_on);
-        let added = self.write_all(db, collection).await?;
+        let added = self.write_all(db, into).await?;
         *self = Self { images: last.into_iter().collect(), ..Self::default() };
         Ok(added)
     }
 
-    /// Writes all that waits.
-    pub(crate) async fn write_all(&self, db: &Db, collection: CollectionId) -> Result<Counts, DbErr> {
+    /// Writes all that waits into a collection, of an import that has begun at that instant of the database's clock.
+    pub(crate) async fn write_all(&self, db: &Db, into: (CollectionId, i64)) -> Result<Counts, DbErr> {
         let mut added = Counts::default();
         if !self.persons.is_empty() {
-            add(&mut added, import::add_persons(db, collection, &self.persons).await?);
+            add(&mut added, import::add_persons(db, into, &self.persons).await?);
         }
         if !self.merges.is_empty() {
-            add(&mut added, import::add_merges(db, collection, &self.merges).await?);
+            add(&mut added, import::add_merges(db, into, &self.merges).await?);
         }
         if !self.images.is_empty() {
-            add(&mut added, import::add_images(db, collection, &self.images).await?);
+            add(&mut added, import::add_images(db, into, &self.images).await?);
         }
         Ok(added)
     }

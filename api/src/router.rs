@@ -13,8 +13,8 @@ use crate::legacy;
 use crate::openapi::{Document, complete};
 use crate::requests::observe;
 use crate::routes::{
-    batches, calibrations, clusters, collections, comparisons, events, export, faces, health, import, jobs, keys,
-    models, persons, reprocess, submit, uploads, webhook_deliveries, webhooks,
+    batches, calibrations, clusters, collections, comparisons, erasures, events, export, faces, health, images, import,
+    jobs, keys, models, persons, reprocess, submit, uploads, webhook_deliveries, webhooks,
 };
 use crate::state::AppState;
 
@@ -96,6 +96,9 @@ fn keyed() -> OpenApiRouter<AppState> {
         .routes(routes!(persons::merge))
         .routes(routes!(faces::list))
         .routes(routes!(faces::get, faces::update, faces::delete))
+        .routes(routes!(images::delete))
+        .routes(routes!(erasures::list))
+        .routes(routes!(erasures::get))
         .routes(routes!(clusters::list))
         .routes(routes!(clusters::get))
         .routes(routes!(clusters::faces))

@@ -25,6 +25,7 @@ mod m20261126_000017_waiting_jobs;
 mod m20261126_000018_found_missing;
 mod m20261126_000019_reprocess;
 mod m20261126_000020_calibrations;
+mod m20261126_000021_erasures;
 mod m20261126_000022_models;
 mod m20261126_000023_person_templates;
 mod statements;
@@ -56,6 +57,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000018_found_missing::Migration),
             Box::new(m20261126_000019_reprocess::Migration),
             Box::new(m20261126_000020_calibrations::Migration),
+            Box::new(m20261126_000021_erasures::Migration),
             Box::new(m20261126_000022_models::Migration),
             Box::new(m20261126_000023_person_templates::Migration),
         ]

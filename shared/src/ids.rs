@@ -112,3 +112,7 @@ id!(
     /// A stretch of time in which the queue has lost nothing.
     EpochId
 );
+id!(
+    /// The end of a person, face, image or collection, and its receipt.
+    ErasureId
+);

@@ -27,6 +27,7 @@ pub mod cores;
 pub mod dead_letters;
 pub mod dispatcher;
 pub mod engines;
+mod erasures;
 pub mod inference;
 pub mod jobs;
 mod leadership;

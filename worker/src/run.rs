@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use crate::context::WorkerContext;
 use crate::stop::Stop;
 use crate::{
-    batches, clusters, comparisons, consumer, dead_letters, dispatcher, lister, models, reaper, rematches, reprocess,
-    sweeper, webhooks,
+    batches, clusters, comparisons, consumer, dead_letters, dispatcher, erasures, lister, models, reaper, rematches,
+    reprocess, sweeper, webhooks,
 };
 
 /// Runs all of the worker until `stop`; returns after the jobs that run have ended or were given back.
@@ -40,6 +40,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) -> anyhow::Result<
     spawn(&mut tasks, "rematches", rematches::run(ctx.clone(), stop.clone()));
     spawn(&mut tasks, "dead letter consumer", dead_letters::run(ctx.clone(), stop.clone()));
     spawn(&mut tasks, "reaper", reaper::run(ctx.clone(), watching.clone()));
+    spawn(&mut tasks, "erasures", erasures::run(ctx.clone(), stop.clone()));
     spawn(&mut tasks, "reprocess", reprocess::run(ctx.clone(), stop.clone()));
     spawn(&mut tasks, "comparisons", comparisons::run(ctx.clone(), stop.clone()));
     spawn(&mut tasks, "webhooks", webhooks::run(ctx.clone(), stop.clone()));

@@ -20,7 +20,7 @@ use shared::telemetry::trace::TraceContext;
 use tokio::time::Instant;
 
 use crate::context::WorkerContext;
-use crate::jobs::{self, Done, JobError, Recorded};
+use crate::jobs::{self, Done, JobError, Recorded, Refused};
 use crate::retry as backoff;
 use crate::stop::Stop;
 
@@ -183,11 +183,13 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
             _ => None,
         })
         .collect();
-    let recorded = jobs::record(&txn, &done).await?;
-    if let [Recorded { answer: Err(problem), .. }] = recorded.as_slice() {
-        // The rows written so far go, the rejection stays.
+    let recorded = jobs::record(&txn, &ctx.secret_key, &done).await?;
+    if let [Recorded { answer: Err(refused), .. }] = recorded.as_slice() {
+        // The rows written so far go, the refusal stays.
+        let outcome = refusal(refused.clone());
         txn.rollback().await?;
-        return Ok(vec![conclude(ctx, claim, &ended[0].claimed, Outcome::Rejected(problem.clone())).await?]);
+        let [ended] = ended else { return Err(jobs::recorded_alone()) };
+        return Ok(vec![conclude(ctx, claim, &ended.claimed, outcome).await?]);
     }
     if let ([Recorded { goes_on: Some(args), .. }], [ended]) = (recorded.as_slice(), ended) {
         if !go_on(&txn, claim, ended.claimed.job.id, args).await? {
@@ -209,7 +211,7 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
                 (Fence::Cancelled, _) | (_, End::Cancelled) => Outcome::Cancelled,
                 (Fence::Held, End::Done(_)) => match recorded.next()?.answer {
                     Ok(answer) => Outcome::Succeeded(answer),
-                    Err(problem) => Outcome::Rejected(problem),
+                    Err(refused) => refusal(refused),
                 },
                 (Fence::Held, End::Error(JobError::Rejected(problem))) => Outcome::Rejected(problem.clone()),
                 (Fence::Held, End::Error(JobError::Failed(problem))) => Outcome::Failed(problem.clone()),
@@ -224,6 +226,13 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
     let state = |id: &JobId| outcomes.iter().find(|(job, _)| job == id).map(|(_, outcome)| outcome.state());
     let written = |id: &JobId| state(id).filter(|_| finished.contains(id)).map_or(Written::Nothing, Written::Ended);
     Ok(ids.iter().map(written).collect())
+}
+
+fn refusal(refused: Refused) -> Outcome {
+    match refused {
+        Refused::Rejected(problem) => Outcome::Rejected(problem),
+        Refused::Erased => Outcome::Discarded,
+    }
 }
 
 /// Remembers the places that were listed and hold no picture, so that a batch which lists them again leaves them.

@@ -130,7 +130,8 @@ async fn delete_ended_jobs(
     Ok(())
 }
 
-async fn delete_orphans(ctx: &WorkerContext, stop: &CancellationToken) -> anyhow::Result<()> {
+/// Deletes objects that nothing refers to any more, as many as one round does.
+pub(crate) async fn delete_orphans(ctx: &WorkerContext, stop: &CancellationToken) -> anyhow::Result<()> {
     let dropped = uploads::drop_expired(&ctx.db, LIMIT).await?;
     let orphans = uploads::orphaned_objects(&ctx.db, LIMIT).await?;
     let mut deleted = 0;

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use shared::db::entity::collection;
 use shared::db::entity::person;
-use shared::db::{collections as stored_collections, persons};
+use shared::db::erasures::request;
+use shared::db::persons;
 use shared::ids::PersonId;
 use shared::job::{FaceChoice, JobState, PersonRef};
 
@@ -16,6 +17,7 @@ use super::{check_reach, deadline, ended, found, found_or_made};
 use crate::auth::{Admin, Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, SubmitHeaders};
+use crate::routes::persons::{ErasedImages, erase};
 use crate::routes::submit::{
     Enrollment, check_description, check_external_id, check_person, check_text, enroll_picture,
 };
@@ -86,7 +88,8 @@ pub(super) async fn delete(
     let absent = || ApiError::not_found("person_not_found", "nobody with that delete_ID is registered");
     let collection = found(&state, &caller).await?.ok_or_else(absent)?;
     let person = named(&state, &collection, &request.id.0).await?.ok_or_else(absent)?;
-    if persons::delete(&state.db, collection.id, person.id).await? { Ok(answer::told(DELETED)) } else { Err(absent()) }
+    let erased = erase(&state, collection.id, person.id, ErasedImages::Alone).await?;
+    erased.map(|_| answer::told(DELETED)).ok_or_else(absent)
 }
 
 /// The person of that external id, or else of that id, by which a recognition names somebody who has none.
@@ -102,10 +105,7 @@ async fn named(state: &AppState, collection: &collection::Model, id: &str) -> Ap
 pub(super) async fn clear(State(state): State<AppState>, caller: Caller<Admin>) -> ApiResult<Response> {
     check_reach(&caller)?;
     if let Some(collection) = found(&state, &caller).await? {
-        let db = state.db.clone();
-        // Of its own, so that a client that gives up does not end it half done.
-        let replaced = state.tasks.spawn(async move { stored_collections::replace(&db, collection.id).await });
-        replaced.await.map_err(|error| ApiError::internal(&error))??;
+        request::collection(&state.db, &state.secret_key, collection.id, true).await?;
     }
     Ok(answer::told(CLEARED))
 }

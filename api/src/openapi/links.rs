@@ -119,6 +119,12 @@ const LINKS: &[Links] = &[
         parameters: &[("calibration", ID)],
     },
     Links { from: (&["reprocess_create"], "202"), to: OF_RUN, parameters: &[("run", ID)] },
+    Links {
+        from: (&["collections_delete", "persons_delete", "faces_delete", "images_delete"], "202"),
+        to: &["erasures_get"],
+        parameters: &[("erasure", ID)],
+    },
+    Links { from: (&["erasures_list"], "200"), to: &["erasures_get"], parameters: &[("erasure", FIRST)] },
     Links { from: (&["api_keys_create", "api_keys_rotate"], "201"), to: OF_KEY, parameters: &[("key", ID)] },
     Links { from: (&["models_create"], "201"), to: OF_MODEL, parameters: &[("model", "$response.body#/name")] },
     Links { from: (&["webhooks_create"], "201"), to: OF_ENDPOINT, parameters: &[("endpoint", ID)] },

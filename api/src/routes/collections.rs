@@ -2,15 +2,17 @@
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use shared::access::Reach;
 use shared::db::clusters::queue;
 use shared::db::collections::{self, CollectionSettings};
 use shared::db::entity::collection;
+use shared::db::erasures::request;
 use shared::ids::CollectionId;
 use utoipa::ToSchema;
 
+use super::erasures::{ErasureView, accepted};
 use super::instant;
 use super::models::check_pipeline;
 use crate::auth::{Admin, Caller, Read};
@@ -186,16 +188,28 @@ fn version_of(settings: &CollectionSettings) -> ApiResult<Version> {
     Ok(Version::of_content(&content))
 }
 
-/// Deletes a collection with all persons, images, faces, vectors, uploads and jobs.
+/// Erases a collection with all persons, images, faces, vectors, crops, uploads, jobs and events. Its name is free at once.
 #[utoipa::path(delete, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 204)))]
+    (status = 202, body = ErasureView, description = "Nobody finds it any more; the receipt, the same each time",
+        headers(("Location" = String, description = "The receipt's path")))))]
 pub async fn delete(
     State(state): State<AppState>,
     caller: Caller<Admin>,
     Path(collection): Path<String>,
-) -> ApiResult<StatusCode> {
-    let row = extract::collection(&state, &caller, &collection).await?;
-    collections::delete(&state.db, row.id).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> ApiResult<Response> {
+    let found = extract::collection(&state, &caller, &collection).await;
+    let erasure = match &found {
+        Ok(row) => request::collection(&state.db, &state.secret_key, row.id, false).await?,
+        // Who may see only some collections is not told which others there were.
+        Err(error) if error.is_not_found() && caller.reach() == &Reach::All => {
+            request::of_collection(&state.db, &state.secret_key, &collection).await?
+        }
+        Err(_) => None,
+    };
+    match (erasure, found) {
+        (Some(erasure), _) => Ok(accepted(erasure)),
+        (None, Err(error)) => Err(error),
+        (None, Ok(_)) => Err(ApiError::not_found("collection_not_found", "there is no such collection")),
+    }
 }

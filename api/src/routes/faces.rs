@@ -1,8 +1,9 @@
 //! Faces.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::response::Response;
 use serde::{Deserialize, Deserializer, Serialize};
+use shared::db::erasures::request;
 use shared::db::faces::{self, AssignedBy, FaceFilter, PlacedFace};
 use shared::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
 use shared::db::images::{self, PictureTimes};
@@ -11,6 +12,7 @@ use shared::job::FaceBox;
 use shared::telemetry::metrics;
 use utoipa::{IntoParams, ToSchema};
 
+use super::erasures::{ErasureView, accepted};
 use super::instant;
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery, Paging};
@@ -194,15 +196,18 @@ pub async fn update(
     }
 }
 
-/// Deletes a face with its vectors.
+/// Erases a face: vectors of every model, crops, every trace in jobs and events, and the picture where it was sent and shows
+/// nobody else. On a picture that stays no detector finds it again.
 #[utoipa::path(delete, path = "/v1/collections/{collection}/faces/{face}", tag = "faces", security(("api_key" = ["write"])),
     params(("collection" = String, Path, description = "Its id or name"), ("face" = FaceId, Path)), responses(
-    (status = 204)))]
+    (status = 202, body = ErasureView, description = "No answer has it any more; the receipt, the same each time",
+        headers(("Location" = String, description = "The receipt's path")))))]
 pub async fn delete(
     State(state): State<AppState>,
     caller: Caller<Write>,
     Path((collection, face)): Path<(String, FaceId)>,
-) -> ApiResult<StatusCode> {
+) -> ApiResult<Response> {
     let collection = extract::collection(&state, &caller, &collection).await?;
-    if faces::delete(&state.db, collection.id, face).await? { Ok(StatusCode::NO_CONTENT) } else { Err(not_found(face)) }
+    let erasure = request::face(&state.db, &state.secret_key, collection.id, face).await?;
+    erasure.map(accepted).ok_or_else(|| not_found(face))
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use axum::extract::{Request, State};
+use sea_orm::DbErr;
 use serde::Serialize;
 use shared::access::Grant;
 use shared::db::entity::collection;
+use shared::db::transfer::import::is_erased;
 use shared::transfer::{Checker, Counts, Header, Line, MAX_LINE_BYTES, TransferError};
 use utoipa::ToSchema;
 
@@ -67,6 +69,7 @@ async fn take_in(
     collection: &collection::Model,
     lines: &mut Lines,
 ) -> ApiResult<ImportView> {
+    let into = (collection.id, shared::db::now(&state.db.read).await?);
     let mut checker = Checker::default();
     let mut portion = Portion::default();
     let mut added = Counts::default();
@@ -79,13 +82,13 @@ async fn take_in(
         }
         if portion.is_full_before(&read) {
             check_unchanged(state, grant, collection).await?;
-            portion::add(&mut added, portion.write(&state.db, collection.id).await?);
+            portion::add(&mut added, portion.write(&state.db, into).await.map_err(not_written)?);
         }
         portion.add(read, line.len());
     }
     let read = checker.finish().map_err(|error| refused(&error))?;
     check_unchanged(state, grant, collection).await?;
-    portion::add(&mut added, portion.write_all(&state.db, collection.id).await?);
+    portion::add(&mut added, portion.write_all(&state.db, into).await.map_err(not_written)?);
     Ok(ImportView { read, added })
 }
 
@@ -98,6 +101,15 @@ async fn check_unchanged(state: &AppState, grant: &Grant, collection: &collectio
         return Err(ApiError::conflict("collection_changed", detail));
     }
     Ok(())
+}
+
+fn not_written(error: DbErr) -> ApiError {
+    if is_erased(&error) {
+        let detail = "something of the collection was erased while the file came, and the file may have it; send it again \
+                      if it is to be there all the same";
+        return ApiError::conflict("collection_changed", detail);
+    }
+    error.into()
 }
 
 fn refused(error: &TransferError) -> ApiError {

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize};
 use shared::db::entity::{image, person};
+use shared::db::erasures::{Erasure, request};
 use shared::db::faces::{self, FaceFilter};
 use shared::db::images;
 use shared::db::merges::{self, Merged};
@@ -16,6 +17,7 @@ use shared::job::PersonRef;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::erasures::{ErasureView, accepted, to_its_end};
 use super::faces::{FaceQuery, FaceView};
 use super::instant;
 use super::jobs::ImageView;
@@ -243,19 +245,56 @@ fn taken() -> ApiError {
     ApiError::conflict("person_exists", "another person of this collection has that external_id")
 }
 
-/// Deletes a person with all faces and vectors.
+/// Which pictures go with a person.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErasedImages {
+    /// Those that were sent and show nobody else; on others only the person's faces are erased.
+    #[default]
+    Alone,
+    /// Every picture that shows the person, with all faces on it.
+    All,
+}
+
+/// How to erase a person.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ErasePersonQuery {
+    /// Which pictures go with the person.
+    #[serde(default)]
+    #[param(inline, required = false)]
+    images: ErasedImages,
+}
+
+/// Erases a person with all faces: vectors of every model, crops, pictures, and every trace in jobs and events. What was
+/// accepted before brings nothing of it back.
 #[utoipa::path(delete, path = "/v1/collections/{collection}/persons/{person}", tag = "persons", security(("api_key" = ["write"])),
-    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path)), responses(
-    (status = 204), (status = 410)))]
+    params(("collection" = String, Path, description = "Its id or name"), ("person" = PersonId, Path), ErasePersonQuery),
+    responses((status = 202, body = ErasureView, description = "No answer has them any more; the receipt, the same each time",
+        headers(("Location" = String, description = "The receipt's path"))), (status = 410)))]
 pub async fn delete(
     State(state): State<AppState>,
     caller: Caller<Write>,
     Path((collection, person)): Path<(String, PersonId)>,
-) -> ApiResult<StatusCode> {
+    Query(query): Query<ErasePersonQuery>,
+) -> ApiResult<Response> {
     let collection = extract::collection(&state, &caller, &collection).await?;
-    find(&state, collection.id, person).await?;
-    persons::delete(&state.db, collection.id, person).await?;
-    Ok(StatusCode::NO_CONTENT)
+    match erase(&state, collection.id, person, query.images).await? {
+        Some(erasure) => Ok(accepted(erasure)),
+        None => Err(missing(&state, collection.id, person).await?),
+    }
+}
+
+/// Erases a person, to the end of what a request does, even where its client gives up.
+pub(crate) async fn erase(
+    state: &AppState,
+    collection: CollectionId,
+    person: PersonId,
+    images: ErasedImages,
+) -> ApiResult<Option<Erasure>> {
+    let (db, key) = (state.db.clone(), state.secret_key.clone());
+    let erasing = async move { request::person(&db, &key, (collection, person), images == ErasedImages::All).await };
+    to_its_end(state, erasing).await
 }
 
 /// Lists a person's faces.

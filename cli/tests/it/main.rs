@@ -11,6 +11,7 @@ mod clusters;
 mod contract;
 mod crash;
 mod docs_page;
+mod erasure;
 mod eval;
 mod faults;
 mod gone;

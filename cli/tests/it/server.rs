@@ -346,6 +346,11 @@ impl Server {
         job["result"].clone()
     }
 
+    /// Where the object store keeps its files.
+    pub(crate) fn object_folder(&self) -> &Path {
+        &self.objects
+    }
+
     /// The objects that are stored, but for crops.
     pub(crate) fn objects(&self) -> Vec<PathBuf> {
         files_below(&self.objects).into_iter().filter(|object| !is_crop(object)).collect()

@@ -110,6 +110,7 @@ pub async fn create(
         created_at: Set(now(&db.write).await?),
         hidden_revision: Set(None),
         shown_revision: Set(None),
+        erased_at: Set(None),
     };
     match row.insert(&db.write).await {
         Ok(model) => Ok(Some(model)),
@@ -201,17 +202,11 @@ pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr
 /// Jobs that are deleted in one transaction.
 const SLICE: u32 = 5000;
 
-/// Deletes the collection and all it holds; its objects are left to the sweeper. False when it is not there.
+/// Deletes the collection and all it holds at once and without a receipt; its objects are left to the sweeper. False when it
+/// is not there.
 pub async fn delete(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
     delete_jobs(db, id).await?;
     through_deadlocks(|| delete_once(db, id)).await
-}
-
-/// Deletes the collection with all that it holds, and makes an empty one of its name, pipeline and settings, at once: nobody
-/// sees that there is none. `None` when it is not there.
-pub async fn replace(db: &Db, id: CollectionId) -> Result<Option<Model>, DbErr> {
-    delete_jobs(db, id).await?;
-    through_deadlocks(|| replace_once(db, id)).await
 }
 
 /// There may be millions of them: these go in slices, what is left goes with the collection.
@@ -230,31 +225,7 @@ async fn delete_once(db: &Db, id: CollectionId) -> Result<bool, DbErr> {
     Ok(deleted)
 }
 
-async fn replace_once(db: &Db, id: CollectionId) -> Result<Option<Model>, DbErr> {
-    let txn = db.begin().await?;
-    // Its settings as they are now: nobody changes them until they are copied.
-    let lock = "SELECT count(*) AS n FROM (SELECT id FROM collections WHERE id = $1 {for update}) AS locked";
-    count(&txn, lock, [id.into()]).await?;
-    let Some(collection) = find(&txn, &Grant::everything(), id).await? else {
-        txn.rollback().await?;
-        return Ok(None);
-    };
-    delete_in(&txn, id).await?;
-    let row = ActiveModel {
-        id: Set(CollectionId::new()),
-        name: Set(collection.name.clone()),
-        pipeline: Set(collection.pipeline.clone()),
-        settings: Set(collection.settings.clone()),
-        created_at: Set(now(&txn).await?),
-        hidden_revision: Set(None),
-        shown_revision: Set(None),
-    };
-    let made = row.insert(&txn).await?;
-    txn.commit().await?;
-    Ok(Some(made))
-}
-
-async fn delete_in(txn: &impl ConnectionTrait, id: CollectionId) -> Result<bool, DbErr> {
+pub(super) async fn delete_in(txn: &impl ConnectionTrait, id: CollectionId) -> Result<bool, DbErr> {
     let orphan = "INSERT INTO orphaned_objects (object_key)
         SELECT object_key FROM images WHERE collection_id = $1 AND object_key IS NOT NULL
         UNION SELECT object_key FROM uploads WHERE collection_id = $1

@@ -323,7 +323,7 @@ pub async fn enroll(txn: &impl ConnectionTrait, face: FaceId, person: PersonId) 
     rejections::remove(txn, face, person).await
 }
 
-/// Deletes the face with its vectors. False when it is not there.
+/// Deletes the face with its vectors, at once and without a receipt. False when it is not there.
 pub async fn delete(db: &Db, collection: CollectionId, id: FaceId) -> Result<bool, DbErr> {
     through_deadlocks(|| delete_once(db, collection, id)).await
 }

@@ -8,6 +8,7 @@ pub mod collections;
 pub mod crops;
 pub(crate) mod embeddings;
 pub mod entity;
+pub mod erasures;
 pub mod faces;
 pub mod faces_by_hand;
 pub mod idempotency;
@@ -43,6 +44,8 @@ use crate::config::Synchronous;
 
 /// How long a query may wait for `SQLite`'s one writer.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a statement may wait for another process to let go of the `SQLite` file.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a query may wait for a connection to `PostgreSQL`, the time to make one included.
 const POSTGRES_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection that lay idle is taken to work still.
@@ -126,7 +129,7 @@ fn sqlite(path: &Path, connections: u32, synchronous: Synchronous) -> ConnectOpt
                 .shared_cache(false)
                 .filename(&file)
                 .create_if_missing(true)
-                .busy_timeout(Duration::from_secs(10))
+                .busy_timeout(SQLITE_BUSY_TIMEOUT)
                 .foreign_keys(true)
                 .pragma("journal_mode", "WAL")
                 .pragma("synchronous", synchronous)

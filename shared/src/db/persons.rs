@@ -192,7 +192,7 @@ pub async fn update(
     Ok(Updated::Done(row))
 }
 
-/// Deletes the person with all faces and vectors. False when it is not there.
+/// Deletes the person with all faces and vectors, at once and without a receipt. False when it is not there.
 pub async fn delete(db: &Db, collection: CollectionId, id: PersonId) -> Result<bool, DbErr> {
     through_deadlocks(|| delete_once(db, collection, id)).await
 }

@@ -1,8 +1,9 @@
 //! What of a table a grant shows, as a condition on the column that names the collection.
 
-use sea_orm::Condition;
 use sea_orm::prelude::*;
+use sea_orm::{Condition, QuerySelect as _, QueryTrait as _};
 
+use super::entity::collection;
 use super::placeholders;
 use crate::access::{Grant, Reach};
 
@@ -18,11 +19,14 @@ pub(crate) fn sql(grant: &Grant, column: &str, first: usize) -> (String, Vec<Val
     }
 }
 
-/// For a query that is built.
+/// For a query that is built. What is being erased is in no grant.
 pub(crate) fn filter(grant: &Grant, column: impl ColumnTrait) -> Condition {
+    let erased = collection::Entity::find().select_only().column(collection::Column::Id);
+    let erased = erased.filter(collection::Column::ErasedAt.is_not_null()).into_query();
+    let there = Condition::all().add(column.not_in_subquery(erased));
     match grant.reach() {
-        Reach::All => Condition::all(),
+        Reach::All => there,
         // Without one, the condition is false.
-        Reach::Only(collections) => Condition::all().add(column.is_in(collections.iter().copied())),
+        Reach::Only(collections) => there.add(column.is_in(collections.iter().copied())),
     }
 }

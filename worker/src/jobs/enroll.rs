@@ -4,14 +4,17 @@ use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
+use shared::db::erasures::fence::{Fence, Stored, accepted_at};
+use shared::db::erasures::places;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
 use shared::db::images::ImageSource;
 use shared::db::reprocess::pending;
 use shared::db::{faces, images, merges, persons, rematches};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
+use shared::secret_key::SecretKey;
 
 use super::pictures::{analysed, chosen, face_json, fetched, keeps, new_faces};
-use super::{Done, JobError, merged, no_person, settings};
+use super::{Done, JobError, Refused, merged, no_person, settings};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -54,12 +57,21 @@ impl Enrollment {
         &self.face
     }
 
-    pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Result<Value, Problem>, DbErr> {
+    pub(super) async fn record(
+        &self,
+        txn: &DatabaseTransaction,
+        key: &SecretKey,
+        job: &Job,
+    ) -> Result<Result<Value, Refused>, DbErr> {
         let collection = job.collection_id;
         if let PersonRef::Id { id } = self.person
             && persons::find(txn, collection, id).await?.is_none()
         {
-            return Ok(Err(no_person(txn, collection, id).await?));
+            let fence = Fence::read(txn, key, collection).await?;
+            if fence.holds_back(txn, job, &[Stored::OfPerson(&self.person)]).await? {
+                return Ok(Err(Refused::Erased));
+            }
+            return Ok(Err(no_person(txn, collection, id).await?.into()));
         }
         let image = images::find_or_create(txn, collection, &self.image, self.size).await?;
         let origin =
@@ -72,14 +84,21 @@ impl Enrollment {
         {
             let detail =
                 format!("this very face is person {owner}'s already; un-assign or delete face {} first", face.id);
-            return Ok(Err(Problem::new("face_belongs_to_other_person", detail)));
+            return Ok(Err(Problem::new("face_belongs_to_other_person", detail).into()));
         }
         let Some(person) = persons::find_or_create(txn, collection, &self.person).await? else {
-            return Ok(Err(Problem::new("person_not_found", "the person was deleted while the job ran")));
+            return Ok(Err(Problem::new("person_not_found", "the person was deleted while the job ran").into()));
         };
         // By its external id it would come to life again.
         if let Some(into) = merges::merged_into(txn, collection, &self.person).await? {
-            return Ok(Err(merged(into)));
+            return Ok(Err(merged(into).into()));
+        }
+        // Now that image and person are held: an erasure that was not waited for is seen.
+        let stored = [Stored::OfPerson(&self.person), Stored::OfPicture(&self.image.sha256)];
+        if Fence::read(txn, key, collection).await?.holds_back(txn, job, &stored).await?
+            || !places::may_enroll(txn, image.id, &self.face.face_box, accepted_at(txn, job).await?).await?
+        {
+            return Ok(Err(Refused::Erased));
         }
         let face = faces::place(txn, origin, std::slice::from_ref(&self.face)).await?.swap_remove(0);
         let already_enrolled = face.person_id == Some(person.id) && face.assigned_by == Some(AssignedBy::Enrolled);

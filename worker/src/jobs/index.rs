@@ -7,16 +7,19 @@ use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::db::entity::job::Model as Job;
 use shared::db::entity::{collection, face};
+use shared::db::erasures::fence::{Fence, Stored};
+use shared::db::erasures::places;
 use shared::db::faces::{FirstFace, NewFace, Origin};
 use shared::db::images::ImageSource;
 use shared::db::reprocess::pending;
-use shared::db::{faces, images, persons, rejections};
+use shared::db::{faces, images, persons, rejections, uploads};
 use shared::ids::{FaceId, ImageId, PersonId};
-use shared::job::ImageRef;
+use shared::job::{FaceBox, ImageRef};
+use shared::secret_key::SecretKey;
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
-use super::{Done, JobError, Recorded, calibration_json, terms};
+use super::{Done, JobError, Recorded, Refused, calibration_json, recorded_alone, terms};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -115,6 +118,7 @@ async fn already_indexed(
 /// is known already, or is twice among them, takes the longer way.
 pub(super) async fn record_all(
     txn: &DatabaseTransaction,
+    key: &SecretKey,
     indexed: &[(&Job, &Indexing)],
 ) -> Result<Vec<Recorded>, DbErr> {
     let Some((job, indexing)) = indexed.first() else { return Ok(Vec::new()) };
@@ -130,6 +134,13 @@ pub(super) async fn record_all(
     }
     let wanted: Vec<_> = wanted.into_iter().flatten().collect();
     let mut images = images::find_or_create_all(txn, collection, &wanted).await?;
+    // Now that the images are held: an erasure that was not waited for is seen.
+    let fence = Fence::read(txn, key, collection).await?;
+    for (job, indexing) in indexed {
+        if fence.holds_back(txn, job, &[Stored::OfPicture(&indexing.image.sha256)]).await? {
+            return refused(indexed.len());
+        }
+    }
 
     let persons: BTreeSet<PersonId> = indexed.iter().flat_map(|(_, i)| i.answers.iter().flat_map(matches)).collect();
     let persons = persons::hold(txn, collection, &persons).await?;
@@ -144,7 +155,8 @@ pub(super) async fn record_all(
             continue;
         }
         let new = indexing.first_faces(image.id, &persons);
-        let answer = indexing.answer(image.id, &new.iter().map(|f| f.id).collect::<Vec<_>>(), false);
+        let ids: Vec<FaceId> = new.iter().map(|f| f.id).collect();
+        let answer = indexing.answer(image.id, indexing.answers.clone(), &ids, false);
         recorded[at] = Recorded { faces: new.len(), ..Recorded::answer(answer) };
         analysed.push((image.id, new.len()));
         first.extend(new);
@@ -160,6 +172,14 @@ pub(super) async fn record_all(
     let ids: Vec<ImageId> = seen.iter().map(|(_, image)| *image).collect();
     pending::note(txn, collection, Some(&job.pipeline), &ids).await?;
     Ok(recorded)
+}
+
+/// One of so many pictures was erased since its job was accepted.
+fn refused(jobs: usize) -> Result<Vec<Recorded>, DbErr> {
+    if jobs > 1 {
+        return Err(recorded_alone());
+    }
+    Ok(vec![Recorded { answer: Err(Refused::Erased), faces: 0, goes_on: None }])
 }
 
 impl Indexing {
@@ -182,12 +202,13 @@ impl Indexing {
         persons: &BTreeSet<PersonId>,
     ) -> Result<Recorded, DbErr> {
         let revision = self.detector_revision.as_str();
-        let known = images::record_analyses(txn, revision, &[(image, self.faces.len())]).await?;
+        let (new, answers) = self.open(txn, image).await?;
+        let known = images::record_analyses(txn, revision, &[(image, new.len())]).await?;
         let origin =
             Origin { collection: job.collection_id, image, detector_revision: revision, pipeline: &job.pipeline };
-        let placed = faces::place(txn, origin, &self.faces).await?;
+        let placed = faces::place(txn, origin, &new).await?;
         let unknown = |face: &face::Model| face.person_id.is_none() && face.is_matchable();
-        let faces: Vec<_> = self.answers.iter().zip(&placed).filter(|(_, face)| unknown(face)).collect();
+        let faces: Vec<_> = answers.iter().zip(&placed).filter(|(_, face)| unknown(face)).collect();
         let ids: Vec<FaceId> = faces.iter().map(|(_, face)| face.id).collect();
         let rejected = rejections::of_faces(txn, &ids).await?;
         for (answer, face) in faces {
@@ -197,12 +218,28 @@ impl Indexing {
             }
         }
         let is_known = !known.is_empty();
-        let answer = self.answer(image, &placed.iter().map(|f| f.id).collect::<Vec<_>>(), is_known);
+        let answer = self.answer(image, answers, &placed.iter().map(|f| f.id).collect::<Vec<_>>(), is_known);
         Ok(Recorded { faces: if is_known { 0 } else { placed.len() }, ..Recorded::answer(answer) })
     }
 
-    fn answer(&self, image: ImageId, faces: &[FaceId], already_indexed: bool) -> Value {
-        let mut answers = self.answers.clone();
+    /// The faces that may be stored on an image that is there, with what the answer says of them: not those of a place where
+    /// one was erased, whose crops go.
+    async fn open(&self, txn: &DatabaseTransaction, image: ImageId) -> Result<(Vec<NewFace>, Vec<Value>), DbErr> {
+        let boxes: Vec<FaceBox> = self.faces.iter().map(|face| face.face_box).collect();
+        let are_open = places::are_open(txn, image, &boxes).await?;
+        let mut open = (Vec::new(), Vec::new());
+        for ((face, answer), is_open) in self.faces.iter().zip(&self.answers).zip(are_open) {
+            if is_open {
+                open.0.push(face.clone());
+                open.1.push(answer.clone());
+            } else if let Some(crop) = &face.crop {
+                uploads::orphan(txn, &crop.object_key).await?;
+            }
+        }
+        Ok(open)
+    }
+
+    fn answer(&self, image: ImageId, mut answers: Vec<Value>, faces: &[FaceId], already_indexed: bool) -> Value {
         for (answer, face) in answers.iter_mut().zip(faces) {
             answer["face_id"] = json!(face);
         }

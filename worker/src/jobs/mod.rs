@@ -15,10 +15,12 @@ use shared::catalogue::Pipeline;
 use shared::db::collections::CollectionSettings;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
+use shared::db::erasures::fence::Fence;
 use shared::db::reprocess;
 use shared::ids::{CollectionId, PersonId};
 use shared::job::{JobArgs, PersonRef, Problem};
 use shared::models::ModelsError;
+use shared::secret_key::SecretKey;
 
 pub use self::collections::ClaimCollections;
 use crate::analysis::AnalysisError;
@@ -83,12 +85,27 @@ pub async fn run(
 /// What the record of a job came to.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// Its result, or the rejection that only the database could tell; after one the transaction is to be rolled back.
-    pub answer: Result<serde_json::Value, Problem>,
+    /// Its result, or why there is none after all; after that the transaction is to be rolled back.
+    pub answer: Result<serde_json::Value, Refused>,
     /// Faces that were stored and not known before, of a job that indexes.
     pub faces: usize,
     /// The arguments with which a job goes on that has done only a part; its answer says nothing yet.
     pub goes_on: Option<Box<JobArgs>>,
+}
+
+/// What only the record of a job could tell.
+#[derive(Clone, Debug)]
+pub enum Refused {
+    /// A rejection.
+    Rejected(Problem),
+    /// What it is about was erased since it was accepted.
+    Erased,
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self::Rejected(problem)
+    }
 }
 
 impl Recorded {
@@ -97,18 +114,25 @@ impl Recorded {
     }
 }
 
-/// Writes what jobs of one collection and pipeline did, inside the transaction that ends them.
+/// Writes what jobs of one collection and pipeline did, inside the transaction that ends them. What was erased since they
+/// were accepted is neither stored nor named.
 ///
 /// # Errors
-/// The database fails.
-pub async fn record(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result<Vec<Recorded>, DbErr> {
+/// The database fails, or one of several has to be recorded by itself.
+pub async fn record(
+    txn: &DatabaseTransaction,
+    key: &SecretKey,
+    done: &[(&Job, &Done)],
+) -> Result<Vec<Recorded>, DbErr> {
+    let Some((first, _)) = done.first() else { return Ok(Vec::new()) };
     let mut recorded: Vec<Option<Recorded>> = vec![None; done.len()];
     let (mut indexed, mut known) = (Vec::new(), Vec::new());
     for (at, (job, done)) in done.iter().enumerate() {
         match done {
             Done::Answer(answer) => recorded[at] = Some(Recorded::answer(answer.clone())),
             Done::Enroll(enrollment) => {
-                recorded[at] = Some(Recorded { answer: enrollment.record(txn, job).await?, faces: 0, goes_on: None });
+                let answer = enrollment.record(txn, key, job).await?;
+                recorded[at] = Some(Recorded { answer, faces: 0, goes_on: None });
             }
             Done::Rematch(rematching) => recorded[at] = Some(rematching.record(txn, job).await?),
             Done::Reembed(reembedding) => recorded[at] = Some(reembedding.record(txn, job).await?),
@@ -120,10 +144,27 @@ pub async fn record(txn: &DatabaseTransaction, done: &[(&Job, &Done)]) -> Result
         }
     }
     // Images are locked before any row that refers to one.
-    let mut rest = index::record_all(txn, &indexed).await?.into_iter();
+    let mut rest = index::record_all(txn, key, &indexed).await?.into_iter();
     index::record_known(txn, &known).await?;
     // Only what was indexed is not recorded yet, in the same order.
-    Ok(recorded.into_iter().filter_map(|one| one.or_else(|| rest.next())).collect())
+    let mut recorded: Vec<Recorded> = recorded.into_iter().filter_map(|one| one.or_else(|| rest.next())).collect();
+    // Last, so that it sees every erasure that this transaction did not keep waiting.
+    let fence = Fence::read(txn, key, first.collection_id).await?;
+    for ((job, _), recorded) in done.iter().zip(&mut recorded) {
+        if let Ok(answer) = &mut recorded.answer {
+            recorded.answer = fence.redacted(txn, job, answer.take()).await?.ok_or(Refused::Erased);
+        }
+    }
+    let is_erased = recorded.iter().any(|one| matches!(one.answer, Err(Refused::Erased)));
+    if is_erased && recorded.len() > 1 {
+        return Err(recorded_alone());
+    }
+    Ok(recorded)
+}
+
+/// The error of jobs that are recorded together, one of which has to take back what it wrote.
+pub(crate) fn recorded_alone() -> DbErr {
+    DbErr::Custom("what one of these jobs is about was erased".to_owned())
 }
 
 impl Done {

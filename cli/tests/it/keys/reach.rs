@@ -185,6 +185,7 @@ async fn lists_hold_only_what_is_own(server: &Server, key: &Value, own: &str) {
     assert_eq!(list("/v1/batches").await, [] as [Value; 0]);
     assert_eq!(list("/v1/reprocess-runs").await, [] as [Value; 0]);
     assert_eq!(list("/v1/calibrations").await, [] as [Value; 0]);
+    assert_eq!(list("/v1/erasures").await, [] as [Value; 0]);
     assert_eq!(list("/v1/api-keys").await.iter().map(id).collect::<Vec<_>>(), [id(key)]);
 }
 
@@ -204,7 +205,11 @@ pub(crate) async fn fill(site: &Site, server: &Server, library: &Library) -> Ids
     let path = format!("/v1/collections/c/clusters/{}/name", cluster.as_str().unwrap());
     let (status, named) = read(server.request(Method::POST, &path).json(&json!({ "person": { "id": person } }))).await;
     assert_eq!(status, StatusCode::OK, "{named}");
-    let face = server.get("/v1/collections/c/faces").await["items"][0]["id"].clone();
+    let seen = server.get("/v1/collections/c/faces").await["items"][0].clone();
+    let stranger = server.enroll("c", 9).await["person_id"].clone();
+    let gone = format!("/v1/collections/c/persons/{}", stranger.as_str().unwrap());
+    let (status, erasure) = read(server.request(Method::DELETE, &gone)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{erasure}");
     let job = server.get("/v1/jobs?kind=enroll").await["items"][0]["id"].clone();
     let key = site.make_key(&["--scope", "read", "--collection", "c"]).await["id"].clone();
     let collection = server.get("/v1/collections/c").await["id"].clone();
@@ -226,7 +231,9 @@ pub(crate) async fn fill(site: &Site, server: &Server, library: &Library) -> Ids
         ("batch", batch["id"].clone()),
         ("cluster", cluster),
         ("change", named["change_id"].clone()),
-        ("face", face),
+        ("face", seen["id"].clone()),
+        ("image", seen["image_id"].clone()),
+        ("erasure", erasure["id"].clone()),
         ("job", job),
         ("key", key),
         ("run", run["id"].clone()),

@@ -30,7 +30,7 @@ on_both!(
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Retries come at once, and only this machine is told.
-const SETTINGS: [(&str, &str); 5] = [
+pub(crate) const SETTINGS: [(&str, &str); 5] = [
     ("FACE_ID_WEBHOOKS__ALLOW_HTTP", "true"),
     ("FACE_ID_WEBHOOKS__ALLOWED_NETWORKS", "127.0.0.0/8"),
     ("FACE_ID_WEBHOOKS__SCHEDULE_S", "0.2,0.2,0.2,0.2,0.2,0.2"),
@@ -63,8 +63,8 @@ impl Message {
 type Behaviour = Arc<dyn Fn(usize, usize) -> (Duration, Response) + Send + Sync>;
 
 #[derive(Clone)]
-struct Receiver {
-    url: String,
+pub(crate) struct Receiver {
+    pub(crate) url: String,
     came: Arc<Mutex<Vec<Message>>>,
     open: Open,
     behaviour: Behaviour,
@@ -90,7 +90,7 @@ impl Open {
 }
 
 impl Receiver {
-    async fn start(behaviour: impl Fn(usize) -> Response + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(behaviour: impl Fn(usize) -> Response + Send + Sync + 'static) -> Self {
         Self::slow(move |n, _| (Duration::ZERO, behaviour(n))).await
     }
 
@@ -141,7 +141,7 @@ fn ok() -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
 
-async fn make_endpoint(server: &Server, body: Value) -> Value {
+pub(crate) async fn make_endpoint(server: &Server, body: Value) -> Value {
     let (status, made) = read(server.request(Method::POST, "/v1/webhook-endpoints").json(&body)).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
     made

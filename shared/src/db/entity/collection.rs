@@ -19,6 +19,8 @@ pub struct Model {
     pub hidden_revision: Option<String>,
     /// Once the collection went over: only what this one saw is shown, and faces that somebody named.
     pub shown_revision: Option<String>,
+    /// Since when it is being erased: nobody finds it any more.
+    pub erased_at: Option<i64>,
 }
 
 /// Joins are written as named queries.

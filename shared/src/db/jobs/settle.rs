@@ -9,6 +9,8 @@ use sea_orm::prelude::*;
 
 use super::transition::{Move, transition};
 use crate::access::{Grant, Scope};
+use crate::db::erasures::erased_problem;
+use crate::db::erasures::traces::NO_ARGS;
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{Db, count, execute, placeholders, scoped, statement, uploads};
 use crate::ids::{ClaimId, JobId};
@@ -36,6 +38,8 @@ pub enum Outcome {
     Failed(Problem),
     /// Because a client asked for it.
     Cancelled,
+    /// Because what it is about was erased since it was accepted: nothing of it stays.
+    Discarded,
 }
 
 impl Outcome {
@@ -45,7 +49,7 @@ impl Outcome {
             Self::Succeeded(_) => JobState::Succeeded,
             Self::Rejected(_) => JobState::Rejected,
             Self::Failed(_) => JobState::Failed,
-            Self::Cancelled => JobState::Cancelled,
+            Self::Cancelled | Self::Discarded => JobState::Cancelled,
         }
     }
 
@@ -53,7 +57,7 @@ impl Outcome {
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Self::Rejected(problem) | Self::Failed(problem) => Some(problem),
-            Self::Succeeded(_) | Self::Cancelled => None,
+            Self::Succeeded(_) | Self::Cancelled | Self::Discarded => None,
         }
     }
 }
@@ -141,6 +145,8 @@ pub async fn finish_all(
         rows.table(txn)
     );
     execute(txn, &sql, [rows.value()]).await?;
+    let discarded = ended.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Discarded)).map(|(job, _)| *job);
+    forget_args(txn, &discarded.filter(|job| finished.contains(job)).collect::<Vec<_>>()).await?;
     uploads::drop_inline_of_jobs(txn, &finished).await?;
     close_if_empty(txn, claim).await?;
     Ok(finished)
@@ -152,10 +158,20 @@ const ANSWER: [(&str, Column); 3] = [("job_id", Column::Id), ("result", Column::
 fn answer(job: JobId, outcome: &Outcome) -> Result<serde_json::Value, DbErr> {
     let result = match outcome {
         Outcome::Succeeded(result) => Some(result.to_string()),
-        Outcome::Rejected(_) | Outcome::Failed(_) | Outcome::Cancelled => None,
+        Outcome::Rejected(_) | Outcome::Failed(_) | Outcome::Cancelled | Outcome::Discarded => None,
     };
-    let problem = outcome.problem().map(problem_json).transpose()?;
+    let erased = matches!(outcome, Outcome::Discarded).then(erased_problem);
+    let problem = outcome.problem().or(erased.as_ref()).map(problem_json).transpose()?;
     Ok(serde_json::json!({ "job_id": rows::id(job.0), "result": result, "problem": problem }))
+}
+
+/// Forgets what discarded jobs were to do.
+async fn forget_args(txn: &impl ConnectionTrait, jobs: &[JobId]) -> Result<(), DbErr> {
+    for job in jobs {
+        execute(txn, "UPDATE job_payloads SET args = $2 WHERE job_id = $1", [(*job).into(), NO_ARGS.into()]).await?;
+        execute(txn, "UPDATE jobs SET tag = NULL WHERE id = $1", [(*job).into()]).await?;
+    }
+    Ok(())
 }
 
 /// Puts a job back that has done a part of its work, with arguments that say how far it is; false (and nothing written)

@@ -12,7 +12,7 @@ use crate::db::crops::{self, Crop, NewCrop};
 use crate::db::entity::{face, face_geometry, image};
 use crate::db::faces::{self, AssignedBy, NewFace, Origin, PlacedFace, SAME_FACE_IOU, iou};
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{Db, embeddings, execute, images, is_postgres, placeholders, rematches, statement};
+use crate::db::{Db, embeddings, erasures, execute, images, is_postgres, placeholders, rematches, statement};
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, ImageId, JobId, ReprocessRunId};
 use crate::job::FaceBox;
@@ -241,6 +241,7 @@ async fn add(
     let present: HashSet<FaceId> = before.iter().map(|known| known.face.id).collect();
     let mut added = Vec::new();
     if let Some(detected) = &addition.detected {
+        let detected = &not_erased(txn, origin.image, detected).await?;
         let detected = if images::is_analysed_by_any(txn, origin.image).await? {
             images::record_analyses(txn, origin.detector_revision, &[(origin.image, detected.len())]).await?;
             detected.clone()
@@ -268,6 +269,13 @@ async fn add(
         }
     }
     Ok(added)
+}
+
+/// Those of the detections that do not lie where a face was erased.
+async fn not_erased(txn: &impl ConnectionTrait, image: ImageId, detected: &[NewFace]) -> Result<Vec<NewFace>, DbErr> {
+    let boxes: Vec<FaceBox> = detected.iter().map(|face| face.face_box).collect();
+    let are_open = erasures::places::are_open(txn, image, &boxes).await?;
+    Ok(detected.iter().zip(are_open).filter(|(_, is_open)| *is_open).map(|(face, _)| face.clone()).collect())
 }
 
 /// Those of the detections that lie where a face is known.

@@ -63,9 +63,10 @@ async fn export(db: &Db, collection: CollectionId) -> Whole {
 }
 
 async fn add(db: &Db, collection: CollectionId, whole: &Whole) -> Counts {
-    let persons = import::add_persons(db, collection, &whole.persons).await.unwrap();
-    let merges = import::add_merges(db, collection, &whole.merges).await.unwrap();
-    let images = import::add_images(db, collection, &whole.images).await.unwrap();
+    let begun_at = crate::db::now(&db.read).await.unwrap();
+    let persons = import::add_persons(db, (collection, begun_at), &whole.persons).await.unwrap();
+    let merges = import::add_merges(db, (collection, begun_at), &whole.merges).await.unwrap();
+    let images = import::add_images(db, (collection, begun_at), &whole.images).await.unwrap();
     Counts { persons: persons.persons, merges: merges.merges, ..images }
 }
 

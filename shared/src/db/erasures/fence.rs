@@ -1,0 +1,154 @@
+//! What was accepted before an erasure must not bring back what was erased: whoever records a job looks here, in the same
+//! transaction and after it has locked what it writes to.
+
+use std::collections::HashSet;
+
+use sea_orm::FromQueryResult;
+use sea_orm::prelude::*;
+use serde_json::Value as Json;
+
+use super::redact::{Redacted, redact, uuids_of};
+use super::{Term, hash};
+use crate::db::entity::job::Model as Job;
+use crate::db::{count, placeholders, statement};
+use crate::ids::CollectionId;
+use crate::job::PersonRef;
+use crate::secret_key::SecretKey;
+
+/// What an attempt is about to store.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored<'a> {
+    /// A face of a person, named as the job names it.
+    OfPerson(&'a PersonRef),
+    /// Faces of a picture, by the SHA-256 of its bytes.
+    OfPicture(&'a str),
+}
+
+/// The erasures of a collection, as far as they concern jobs that are being recorded.
+#[derive(Debug)]
+pub struct Fence<'a> {
+    key: &'a SecretKey,
+    collection: CollectionId,
+    /// When the latest one was requested.
+    latest: Option<i64>,
+}
+
+impl<'a> Fence<'a> {
+    /// Reads when something of the collection was erased last: most often never, and there is nothing else to ask.
+    pub async fn read(txn: &impl ConnectionTrait, key: &'a SecretKey, collection: CollectionId) -> Result<Self, DbErr> {
+        Ok(Self { key, collection, latest: latest(txn, collection).await? })
+    }
+
+    /// Whether nothing was erased since the job was accepted.
+    pub fn is_open(&self, job: &Job) -> bool {
+        // A job of a batch was accepted with the batch, which may be long ago.
+        self.latest.is_none_or(|latest| job.batch_id.is_none() && latest < job.created_at)
+    }
+
+    /// Whether one of the things was erased since the job was accepted.
+    pub async fn holds_back(
+        &self,
+        txn: &impl ConnectionTrait,
+        job: &Job,
+        stored: &[Stored<'_>],
+    ) -> Result<bool, DbErr> {
+        if self.is_open(job) {
+            return Ok(false);
+        }
+        let name = |stored: &Stored<'_>| match stored {
+            Stored::OfPerson(PersonRef::Id { id }) => (Term::Id, id.to_string()),
+            Stored::OfPerson(PersonRef::External { external_id, .. }) => (Term::ExternalId, external_id.clone()),
+            Stored::OfPicture(sha256) => (Term::Sha256, (*sha256).to_owned()),
+        };
+        let names: Vec<_> = stored.iter().map(name).collect();
+        Ok(!self.erased(txn, job, &names).await?.is_empty())
+    }
+
+    /// Takes out of an answer who was erased since the job was accepted; `None` where nothing of it may stay.
+    pub async fn redacted(
+        &self,
+        txn: &impl ConnectionTrait,
+        job: &Job,
+        mut answer: Json,
+    ) -> Result<Option<Json>, DbErr> {
+        if self.is_open(job) {
+            return Ok(Some(answer));
+        }
+        let named: HashSet<Uuid> = uuids_of(&answer).into_iter().collect();
+        let named: Vec<Uuid> = named.into_iter().collect();
+        let names: Vec<_> = named.iter().map(|id| (Term::Id, id.to_string())).collect();
+        let erased = self.erased(txn, job, &names).await?;
+        let erased: HashSet<Uuid> = erased.into_iter().map(|at| named[at]).collect();
+        Ok(match redact(&mut answer, &|id| erased.contains(&id)) {
+            Redacted::Untouched | Redacted::Changed => Some(answer),
+            Redacted::Nothing => None,
+        })
+    }
+
+    /// Which of the names were erased since the job was accepted, by their places.
+    async fn erased(
+        &self,
+        txn: &impl ConnectionTrait,
+        job: &Job,
+        names: &[(Term, String)],
+    ) -> Result<Vec<usize>, DbErr> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            hash: String,
+            erased_at: i64,
+        }
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hashes: Vec<String> =
+            names.iter().map(|(term, text)| hash(self.key, Some(self.collection), *term, text)).collect();
+        let sql = format!(
+            "SELECT hash, max(erased_at) AS erased_at FROM erased_subjects WHERE hash IN ({}) GROUP BY hash",
+            placeholders(1, hashes.len())
+        );
+        let values = hashes.iter().map(|hash| Value::from(hash.as_str()));
+        let rows = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let since = accepted_at(txn, job).await?;
+        let found: HashSet<&str> =
+            rows.iter().filter(|row| row.erased_at >= since).map(|row| row.hash.as_str()).collect();
+        Ok((0..names.len()).filter(|at| found.contains(hashes[*at].as_str())).collect())
+    }
+}
+
+async fn latest(conn: &impl ConnectionTrait, collection: CollectionId) -> Result<Option<i64>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        latest: Option<i64>,
+    }
+    let sql = "SELECT max(requested_at) AS latest FROM erasures WHERE collection_id = $1";
+    let row = Row::find_by_statement(statement(conn, sql, [collection.into()])).one(conn).await?;
+    Ok(row.and_then(|row| row.latest))
+}
+
+/// When the client was told that the job, or its batch, is accepted. An erasure of the same instant counts as later: on
+/// `SQLite` an instant lasts a millisecond, and what was erased must not come back.
+pub async fn accepted_at(conn: &impl ConnectionTrait, job: &Job) -> Result<i64, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        created_at: i64,
+    }
+    let Some(batch) = job.batch_id else { return Ok(job.created_at) };
+    let sql = "SELECT created_at FROM batches WHERE id = $1";
+    let row = Row::find_by_statement(statement(conn, sql, [batch.into()])).one(conn).await?;
+    Ok(row.map_or(job.created_at, |row| row.created_at))
+}
+
+/// Whether something of the collection was erased since that instant: what an import read before may be part of it.
+pub async fn has_erased_since(
+    conn: &impl ConnectionTrait,
+    collection: CollectionId,
+    since: i64,
+) -> Result<bool, DbErr> {
+    let sql =
+        "SELECT count(*) AS n FROM (SELECT 1 FROM erasures WHERE collection_id = $1 AND requested_at >= $2 LIMIT 1)
+        AS one";
+    Ok(count(conn, sql, [collection.into(), since.into()]).await? > 0)
+}

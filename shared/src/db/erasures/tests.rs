@@ -1,0 +1,357 @@
+//! Erasures on both databases: what goes, what stays, and what cannot come back.
+
+use super::fence::{Fence, Stored};
+use super::traces::Traces;
+use super::*;
+use crate::db::collections::{self, CollectionSettings};
+use crate::db::entity::job::Model as Job;
+use crate::db::faces::{self, AssignedBy, NewCrop, NewFace, Origin};
+use crate::db::images::{self, ImageSource};
+use crate::db::jobs::claims::{Wanted, claim};
+use crate::db::jobs::read;
+use crate::db::jobs::settle::{self, Outcome};
+use crate::db::jobs::submit::{NewJob, Submitted, submit};
+use crate::db::uploads::NewUpload;
+use crate::db::{clusters, count, now, persons};
+use crate::embedding::Embedding;
+use crate::face_index::contract::PIPELINES;
+use crate::face_index::pgvector::create_partition;
+use crate::ids::{ClaimId, FaceId, ImageId, JobId, PersonId, UploadId};
+use crate::job::{FaceBox, FaceChoice, ImageRef, JobArgs, JobState, PersonRef, UploadedImage};
+
+struct Scene {
+    db: Db,
+    key: SecretKey,
+    collection: CollectionId,
+    ann: PersonId,
+    bob: PersonId,
+}
+
+async fn on_both(test: impl AsyncFn(Scene)) {
+    let folder = tempfile::tempdir().unwrap();
+    for db in crate::testing::databases(folder.path()).await {
+        for (pipeline, dimension) in PIPELINES {
+            if is_postgres(&db.read) {
+                create_partition(&db, pipeline, dimension).await.unwrap();
+            }
+        }
+        let made = collections::create(&db, "c", PIPELINES[0].0, &CollectionSettings::default()).await.unwrap();
+        let collection = made.unwrap().id;
+        let person = async |id| persons::find_or_create(&db.write, collection, &named(id)).await.unwrap().unwrap().id;
+        let (ann, bob) = (person("ann-7").await, person("bob-8").await);
+        test(Scene { key: crate::testing::secret_key(1), collection, ann, bob, db }).await;
+    }
+}
+
+fn named(external_id: &str) -> PersonRef {
+    PersonRef::External { external_id: external_id.to_owned(), name: Some("A Name".to_owned()), description: None }
+}
+
+fn at(x: f32) -> FaceBox {
+    FaceBox { x, y: 0.0, width: 10.0, height: 10.0 }
+}
+
+impl Scene {
+    /// A picture that was sent, with faces of these persons on it that every pipeline knows.
+    async fn picture(&self, sha256: &str, people: &[Option<PersonId>]) -> (ImageId, Vec<FaceId>) {
+        let txn = self.db.begin().await.unwrap();
+        let key = format!("collections/{}/uploads/{sha256}", self.collection);
+        let source = ImageSource { sha256: sha256.to_owned(), object_key: Some(key), ..ImageSource::default() };
+        let image = images::find_or_create(&txn, self.collection, &source, [100, 10]).await.unwrap().id;
+        images::record_analyses(&txn, "d", &[(image, people.len())]).await.unwrap();
+        let mut ids = Vec::new();
+        for (n, (pipeline, dimension)) in PIPELINES.iter().enumerate() {
+            let origin = Origin { collection: self.collection, image, detector_revision: "d", pipeline };
+            let vector = Embedding::normalised(vec![1.0; *dimension]).unwrap();
+            let crop = || NewCrop { object_key: crate::db::crops::new_key(self.collection), points: "[]".to_owned() };
+            let face = |x: usize| NewFace {
+                face_box: at(20.0 * u16::try_from(x).map(f32::from).unwrap()),
+                landmarks: "[]".to_owned(),
+                score: 0.9,
+                quality: "{}".to_owned(),
+                embedding: Some(vector.clone()),
+                crop: (n == 0).then(crop),
+            };
+            let new: Vec<NewFace> = (0..people.len()).map(face).collect();
+            ids = faces::place(&txn, origin, &new).await.unwrap().into_iter().map(|face| face.id).collect();
+        }
+        for (face, person) in ids.iter().zip(people) {
+            if let Some(person) = person {
+                faces::assign(&txn, *face, *person, AssignedBy::Enrolled).await.unwrap();
+            }
+        }
+        txn.commit().await.unwrap();
+        (image, ids)
+    }
+
+    async fn n(&self, what: &str) -> i64 {
+        count(&self.db.read, &format!("SELECT count(*) AS n FROM {what}"), []).await.unwrap()
+    }
+
+    async fn enroll(&self, sha256: &str, person: &PersonRef) -> Job {
+        let key = format!("collections/{}/uploads/{}", self.collection, UploadId::new());
+        let upload = NewUpload {
+            id: UploadId::new(),
+            collection: self.collection,
+            object_key: key.clone(),
+            sha256: sha256.to_owned(),
+            size_bytes: 1,
+            content_type: "image/png".to_owned(),
+            inline: true,
+            keep: std::time::Duration::from_secs(60),
+        };
+        let image = UploadedImage { upload_id: upload.id, object_key: key, sha256: sha256.to_owned() };
+        let args = JobArgs::Enroll { image: ImageRef::Upload(image), person: person.clone(), face: FaceChoice::Only };
+        self.submit(args, vec![upload]).await
+    }
+
+    async fn submit(&self, args: JobArgs, inline_uploads: Vec<NewUpload>) -> Job {
+        let new = NewJob {
+            collection: self.collection,
+            args,
+            tag: Some("ann-7".to_owned()),
+            traceparent: None,
+            idempotency: None,
+            inline_uploads,
+            webhook_endpoints: None,
+        };
+        match submit(&self.db, &Grant::everything(), new).await.unwrap() {
+            Submitted::New(job) => job,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn claim(&self, job: JobId) -> ClaimId {
+        let wanted = Wanted { id: ClaimId::new(), jobs: &[job], alone: 2, owner: "test" };
+        claim(&self.db, wanted, std::time::Duration::from_secs(60)).await.unwrap().unwrap().id
+    }
+
+    async fn end(&self, claim: ClaimId, job: JobId, outcome: &Outcome) {
+        let txn = self.db.begin().await.unwrap();
+        assert!(settle::finish(&txn, claim, job, outcome).await.unwrap());
+        txn.commit().await.unwrap();
+    }
+
+    async fn job(&self, id: JobId) -> read::JobWithAnswer {
+        read::find(&self.db, &Grant::everything(), id).await.unwrap().unwrap()
+    }
+
+    async fn receipt(&self, erasure: &Erasure) -> Erasure {
+        find(&self.db.read, &Grant::everything(), erasure.id).await.unwrap().unwrap()
+    }
+
+    /// Does to its end what a worker does, but for objects; returns the jobs that still run.
+    async fn trace(&self, erasure: &Erasure) -> Vec<JobId> {
+        let traces = Traces::of(&self.db, self.collection, std::slice::from_ref(erasure)).await.unwrap();
+        let slice = traces.jobs(&self.db, None).await.unwrap();
+        assert_eq!(slice.last, None);
+        traces.events(&self.db, None).await.unwrap();
+        traces.queues(&self.db).await.unwrap();
+        slice.running
+    }
+}
+
+#[tokio::test]
+async fn a_person_goes_with_all_that_every_model_made() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, bob } = &scene;
+        let (alone, _) = scene.picture("aa", &[Some(*ann), Some(*ann)]).await;
+        let (shared, shared_faces) = scene.picture("bb", &[Some(*ann), Some(*bob)]).await;
+        assert_eq!((scene.n("embeddings").await, scene.n("crops").await), (8, 4));
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        let counts = [erasure.persons, erasure.faces, erasure.images, erasure.vectors, erasure.crops];
+        assert_eq!((counts, erasure.finished_at), ([1, 3, 1, 6, 3], None));
+        assert!(images::find(&db.read, *collection, alone).await.unwrap().is_none());
+        assert!(images::find(&db.read, *collection, shared).await.unwrap().is_some());
+        let left = faces::of_image(&db.read, shared).await.unwrap();
+        assert_eq!(left.iter().map(|face| face.face.id).collect::<Vec<_>>(), shared_faces[1..]);
+        assert_eq!((scene.n("embeddings").await, scene.n("crops").await), (2, 1));
+        let keys = objects(db, erasure.id, 10).await.unwrap();
+        assert_eq!(keys.len(), 4, "three crops and a picture: {keys:?}");
+
+        let again = request::person(db, key, (*collection, *ann), true).await.unwrap().unwrap();
+        assert_eq!(again.id, erasure.id);
+        finish(db, erasure.id).await.unwrap();
+        let again = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!((again.id, again.target), (erasure.id, None));
+        assert!(again.finished_at.is_some());
+        assert_eq!(scene.n("erasure_terms").await, 0);
+        assert_eq!(request::person(db, key, (*collection, PersonId::new()), false).await.unwrap(), None);
+        // All that shows the other one.
+        let erasure = request::person(db, key, (*collection, *bob), true).await.unwrap().unwrap();
+        assert_eq!((erasure.persons, erasure.faces, erasure.images), (1, 1, 1));
+        assert_eq!((scene.n("images").await, scene.n("faces").await, scene.n("persons").await), (0, 0, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_accepted_before_cannot_bring_it_back() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (image, faces) = scene.picture("aa", &[Some(*ann), None]).await;
+        scene.picture("bb", &[Some(*ann)]).await;
+        let before = scene.enroll("cc", &named("ann-7")).await;
+        let other = scene.enroll("dd", &named("bob-8")).await;
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        // An instant of the clock of SQLite is that long.
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        let after = scene.enroll("cc", &named("ann-7")).await;
+        let (external, by_id, bob) = (named("ann-7"), PersonRef::Id { id: *ann }, named("bob-8"));
+        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
+        let holds = async |job: &Job, stored: Stored<'_>| fence.holds_back(&db.read, job, &[stored]).await.unwrap();
+        for stored in [Stored::OfPerson(&external), Stored::OfPerson(&by_id), Stored::OfPicture("bb")] {
+            assert!(holds(&before, stored).await, "{stored:?}");
+            assert!(!holds(&after, stored).await, "{stored:?}");
+        }
+        for stored in [Stored::OfPerson(&bob), Stored::OfPicture("aa"), Stored::OfPicture("cc")] {
+            assert!(!holds(&before, stored).await, "{stored:?}");
+        }
+        let answer =
+            json!({ "faces": [{ "face_id": faces[1], "matches": [{ "person_id": ann }], "decision": "unknown" }] });
+        let redacted = fence.redacted(&db.read, &before, answer.clone()).await.unwrap();
+        assert_eq!(redacted, Some(json!({ "faces": [{ "face_id": faces[1], "matches": [], "decision": "unknown" }] })));
+        assert_eq!(fence.redacted(&db.read, &after, answer.clone()).await.unwrap(), Some(answer));
+        assert_eq!(fence.redacted(&db.read, &before, json!({ "person_id": ann })).await.unwrap(), None);
+
+        // On the picture that stays no detector finds her again, until somebody says whose the face is.
+        let open = async || places::are_open(&db.write, image, &[at(1.0), at(20.0), at(60.0)]).await.unwrap();
+        assert_eq!(open().await, [false, true, true]);
+        let enroll = async |job: &Job| places::may_enroll(&db.write, image, &at(0.0), job.created_at).await.unwrap();
+        assert!(!enroll(&before).await);
+        assert!(enroll(&after).await);
+        assert_eq!(open().await, [true, true, true]);
+
+        // What waits for her is cancelled and forgotten, and nothing else.
+        let queued = scene.enroll("ee", &PersonRef::Id { id: *ann }).await;
+        assert_eq!(scene.trace(&erasure).await, []);
+        for job in [before.id, queued.id] {
+            let found = scene.job(job).await;
+            assert_eq!((found.job.state, found.args, found.job.tag), (JobState::Cancelled, None, None));
+            assert_eq!(found.problem.unwrap().code, "subject_erased");
+        }
+        assert_eq!(scene.job(other.id).await.job.state, JobState::Queued);
+        assert_eq!(scene.n("uploads").await, 1, "their pictures go");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn answers_and_events_forget_it() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, bob } = &scene;
+        let (image, faces) = scene.picture("aa", &[Some(*ann), Some(*bob)]).await;
+        let matches = |person: &PersonId| json!([{ "person_id": person, "name": "A Name" }]);
+        let of_both = json!({ "faces": [
+            { "decision": "match", "matches": matches(ann) }, { "decision": "match", "matches": matches(bob) }] });
+        let sql = "INSERT INTO webhook_events (id, type, collection_id, body, created_at)
+            VALUES ($1, 'face.matched', $2, $3, 0)";
+        for person in [ann, bob] {
+            let id = crate::ids::WebhookEventId::new();
+            let body = json!({ "data": { "person_id": person } }).to_string();
+            execute(&db.write, sql, [id.into(), (*collection).into(), body.into()]).await.unwrap();
+        }
+        let ended = async |result: Json| {
+            let job = scene.enroll(&FaceId::new().to_string(), &named("carl")).await.id;
+            scene.end(scene.claim(job).await, job, &Outcome::Succeeded(result)).await;
+            job
+        };
+        let (both, only) = (ended(of_both).await, ended(json!({ "person_id": ann, "face_id": faces[0] })).await);
+        let running = scene.enroll("aa", &named("carl")).await.id;
+        let held = scene.claim(running).await;
+        execute(&db.write, "DELETE FROM cluster_queue", []).await.unwrap();
+        let sql = "INSERT INTO cluster_queue (collection_id, face_id) VALUES ($1, $2)";
+        execute(&db.write, sql, [(*collection).into(), faces[0].into()]).await.unwrap();
+
+        let erasure = request::image(db, key, *collection, image).await.unwrap().unwrap();
+        let counts = [erasure.persons, erasure.faces, erasure.images, erasure.vectors, erasure.crops];
+        assert_eq!(counts, [0, 2, 1, 4, 2]);
+        assert_eq!(scene.trace(&erasure).await, [running], "its picture is the erased one");
+        assert!(scene.job(running).await.job.cancel_requested);
+        assert_eq!(scene.job(only).await.result, None);
+        assert_eq!(scene.n("cluster_queue").await, 1, "its cluster has still lost a face");
+        let sql = "SELECT count(*) AS n FROM cluster_queue WHERE face_id = $1";
+        assert_eq!(count(&db.read, sql, [faces[0].into()]).await.unwrap(), 0);
+        assert!(scene.job(both).await.result.is_some(), "persons are still there");
+        scene.end(held, running, &Outcome::Discarded).await;
+        let discarded = scene.job(running).await;
+        assert_eq!((discarded.job.state, discarded.args), (JobState::Cancelled, None));
+        assert_eq!(discarded.problem.unwrap().code, "subject_erased");
+
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!(scene.trace(&erasure).await, []);
+        let left = scene.job(both).await.result.unwrap();
+        assert_eq!(left, json!({ "faces": [{ "decision": "match", "matches": matches(bob) }] }));
+        assert_eq!(scene.n("webhook_events").await, 1);
+        let receipt = scene.receipt(&erasure).await;
+        assert_eq!((receipt.jobs, receipt.events), (1, 1));
+    })
+    .await;
+}
+
+type Json = serde_json::Value;
+
+#[tokio::test]
+async fn a_collection_is_hidden_at_once_and_goes_in_slices() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (_, faces) = scene.picture("aa", &[Some(*ann), None]).await;
+        let job = scene.enroll("bb", &named("ann-7")).await;
+        let other = collections::create(db, "d", PIPELINES[0].0, &CollectionSettings::default()).await.unwrap();
+        let erasure = request::collection(db, key, *collection, true).await.unwrap().unwrap();
+        let everything = Grant::everything();
+        assert_eq!(collections::find(&db.read, &everything, *collection).await.unwrap(), None);
+        let replaced = collections::find_by_name(&db.read, &everything, "c").await.unwrap().unwrap();
+        assert_ne!(replaced.id, *collection);
+        assert_eq!(collections::list(db, &everything, None, 10).await.unwrap().len(), 2);
+        assert!(read::find(db, &everything, job.id).await.unwrap().is_none());
+        while rows::slice(db, key, &erasure).await.unwrap() {}
+        for table in ["persons", "faces", "images", "embeddings", "crops", "jobs", "uploads", "cluster_queue"] {
+            assert_eq!(scene.n(table).await, 0, "{table}");
+        }
+        assert_eq!(scene.n("collections").await, 2);
+        let receipt = scene.receipt(&erasure).await;
+        let counts = [receipt.persons, receipt.faces, receipt.images, receipt.vectors, receipt.crops, receipt.jobs];
+        assert_eq!(counts, [2, 2, 1, 4, 2, 1]);
+        let prefix = ErasedObject { key: format!("collections/{collection}/"), is_prefix: true };
+        assert_eq!(objects(db, erasure.id, 10).await.unwrap(), [prefix]);
+        for named in ["c".to_owned(), collection.to_string()] {
+            let again = request::of_collection(db, key, &named).await.unwrap().unwrap();
+            assert_eq!(again.id, erasure.id);
+        }
+        assert_eq!(request::of_collection(db, key, "d").await.unwrap(), None);
+        assert!(request::face(db, key, other.unwrap().id, faces[0]).await.unwrap().is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receipt_names_nobody() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (image, faces) = scene.picture("0123abcd", &[Some(*ann)]).await;
+        clusters::move_on(&db.write, *collection).await.unwrap();
+        let face = request::face(db, key, *collection, faces[0]).await.unwrap().unwrap();
+        assert_eq!((face.faces, face.images), (1, 1), "the picture was sent, and showed nobody else");
+        assert_eq!(request::image(db, key, *collection, image).await.unwrap(), None, "that was another erasure");
+        let person = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        let began = now(&db.read).await.unwrap();
+        for erasure in [&face, &person] {
+            finish(db, erasure.id).await.unwrap();
+            let receipt = scene.receipt(erasure).await;
+            assert!(receipt.target.is_none() && receipt.finished_at.unwrap() >= began);
+        }
+        assert_eq!(open(db, 10).await.unwrap(), []);
+        assert_eq!(list(db, &Grant::everything(), None, 10).await.unwrap().len(), 2);
+        let text = if is_postgres(&db.read) { "hash || erasure_id::text" } else { "hash || hex(erasure_id)" };
+        for secret in ["ann-7".to_owned(), "0123abcd".to_owned(), ann.to_string(), faces[0].to_string()] {
+            let sql = format!("SELECT count(*) AS n FROM erased_subjects WHERE {text} LIKE $1");
+            assert_eq!(count(&db.read, &sql, [format!("%{secret}%").into()]).await.unwrap(), 0, "{secret}");
+        }
+        assert!(forget_journal(db).await.unwrap());
+        // Another key knows nobody.
+        let other = crate::testing::secret_key(2);
+        assert_eq!(request::person(db, &other, (*collection, *ann), false).await.unwrap(), None);
+    })
+    .await;
+}
