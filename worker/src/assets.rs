@@ -51,7 +51,7 @@ pub enum AssetError {
     /// It is nowhere.
     #[error(
         "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{downloads}. Put the file below \
-         FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where there is a network"
+         FACE_ID_ASSETS_DIR/models, or run `face-id models pull` with {pipeline}, or with its entry's file, where there is a network"
     )]
     Missing {
         /// The pipeline that needs it.
@@ -138,7 +138,10 @@ impl Assets {
                 }
             }
             if file.urls.is_empty() {
-                downloads.push_str("; the catalogue has no address for it (models/README.md says where it comes from)");
+                downloads.push_str(
+                    "; there is no address to fetch it from (models/README.md says where it comes from; addresses of models \
+                     that were added over HTTP are not called)",
+                );
             }
         } else {
             downloads.push_str("; downloads are switched off (models.allow_download)");

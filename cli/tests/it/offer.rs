@@ -54,9 +54,12 @@ async fn what_cannot_run_here_is_left_out_and_told(site: Site) {
 
 #[tokio::test]
 async fn a_worker_that_is_told_to_run_it_does_not_start() {
-    let folder = catalogue();
+    let (folder, site) = (catalogue(), Site::services().await);
     let mut worker = command();
-    worker.env("FACE_ID_MODELS__CATALOGUE_DIR", folder.path()).env("FACE_ID_WORKER__PIPELINES", "tiny,elsewhere");
+    worker
+        .envs(site.settings())
+        .env("FACE_ID_MODELS__CATALOGUE_DIR", folder.path())
+        .env("FACE_ID_WORKER__PIPELINES", "tiny,elsewhere");
     let output = worker.arg("worker").output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
