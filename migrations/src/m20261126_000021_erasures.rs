@@ -48,7 +48,7 @@ const UP: [&str; 12] = [
         CHECK ((finished_at IS NULL) = (target IS NOT NULL))
     )",
     "CREATE INDEX erasures_by_subject ON erasures (subject_hash)",
-    "CREATE INDEX erasures_by_collection ON erasures (collection_id, requested_at)",
+    "CREATE INDEX erasures_by_collection ON erasures (collection_id, finished_at)",
     "CREATE INDEX erasures_open ON erasures (id) WHERE finished_at IS NULL",
     // Ids, external ids and pictures' digests, hashed with the secret key.
     "CREATE TABLE erased_subjects (

@@ -108,8 +108,11 @@ impl Eraser {
     async fn no_trace_is_left(&mut self, collection: CollectionId, erased: &[Erasure]) -> anyhow::Result<bool> {
         let db = self.ctx.db.clone();
         let traces = Traces::of(&db, collection, erased).await?;
-        if traces.wait_for_jobs(&db).await? {
-            return Ok(false);
+        while traces.wait_for_jobs(&db).await? {
+            tokio::time::sleep(BUSY_POLL).await;
+            if !self.may_go_on().await {
+                return Ok(false);
+            }
         }
         let mut running = Vec::new();
         let mut after = None;

@@ -29,7 +29,7 @@ pub enum Stored<'a> {
 pub struct Fence<'a> {
     key: &'a SecretKey,
     collection: CollectionId,
-    /// When the latest one was requested.
+    /// When the latest one was done; the end of time while one is under way.
     latest: Option<i64>,
 }
 
@@ -39,10 +39,13 @@ impl<'a> Fence<'a> {
         Ok(Self { key, collection, latest: latest(txn, collection).await? })
     }
 
-    /// Whether nothing was erased since the job was accepted.
-    pub fn is_open(&self, job: &Job) -> bool {
-        // A job of a batch was accepted with the batch, which may be long ago.
-        self.latest.is_none_or(|latest| job.batch_id.is_none() && latest < job.created_at)
+    /// When the job was accepted, if an erasure was under way since.
+    async fn since(&self, txn: &impl ConnectionTrait, job: &Job) -> Result<Option<i64>, DbErr> {
+        let Some(latest) = self.latest else { return Ok(None) };
+        if job.batch_id.is_none() && latest < job.created_at {
+            return Ok(None);
+        }
+        Ok(Some(accepted_at(txn, job).await?).filter(|since| *since <= latest))
     }
 
     /// Whether one of the things was erased since the job was accepted.
@@ -52,50 +55,43 @@ impl<'a> Fence<'a> {
         job: &Job,
         stored: &[Stored<'_>],
     ) -> Result<bool, DbErr> {
-        if self.is_open(job) {
-            return Ok(false);
-        }
+        let Some(since) = self.since(txn, job).await? else { return Ok(false) };
         let name = |stored: &Stored<'_>| match stored {
             Stored::OfPerson(PersonRef::Id { id }) => (Term::Id, id.to_string()),
             Stored::OfPerson(PersonRef::External { external_id, .. }) => (Term::ExternalId, external_id.clone()),
             Stored::OfPicture(sha256) => (Term::Sha256, (*sha256).to_owned()),
         };
         let names: Vec<_> = stored.iter().map(name).collect();
-        Ok(!self.erased(txn, job, &names).await?.is_empty())
+        Ok(self.erased(txn, &names).await?.iter().any(|found| found.requested_at >= since))
     }
 
-    /// Takes out of an answer who was erased since the job was accepted; `None` where nothing of it may stay.
+    /// Takes out of an answer who was erased since the job was accepted, or is being erased: the job may have seen them before
+    /// the last of their rows was gone. `None` where nothing of it may stay.
     pub async fn redacted(
         &self,
         txn: &impl ConnectionTrait,
         job: &Job,
         mut answer: Json,
     ) -> Result<Option<Json>, DbErr> {
-        if self.is_open(job) {
-            return Ok(Some(answer));
-        }
+        let Some(since) = self.since(txn, job).await? else { return Ok(Some(answer)) };
         let named: HashSet<Uuid> = uuids_of(&answer).into_iter().collect();
         let named: Vec<Uuid> = named.into_iter().collect();
         let names: Vec<_> = named.iter().map(|id| (Term::Id, id.to_string())).collect();
-        let erased = self.erased(txn, job, &names).await?;
-        let erased: HashSet<Uuid> = erased.into_iter().map(|at| named[at]).collect();
+        let erased = self.erased(txn, &names).await?.into_iter().filter(|found| found.done_at >= since);
+        let erased: HashSet<Uuid> = erased.map(|found| named[found.at]).collect();
         Ok(match redact(&mut answer, &|id| erased.contains(&id)) {
             Redacted::Untouched | Redacted::Changed => Some(answer),
             Redacted::Nothing => None,
         })
     }
 
-    /// Which of the names were erased since the job was accepted, by their places.
-    async fn erased(
-        &self,
-        txn: &impl ConnectionTrait,
-        job: &Job,
-        names: &[(Term, String)],
-    ) -> Result<Vec<usize>, DbErr> {
+    /// Which of the names were erased, and when.
+    async fn erased(&self, txn: &impl ConnectionTrait, names: &[(Term, String)]) -> Result<Vec<Found>, DbErr> {
         #[derive(FromQueryResult)]
         struct Row {
             hash: String,
-            erased_at: i64,
+            requested_at: i64,
+            done_at: i64,
         }
         if names.is_empty() {
             return Ok(Vec::new());
@@ -103,28 +99,41 @@ impl<'a> Fence<'a> {
         let hashes: Vec<String> =
             names.iter().map(|(term, text)| hash(self.key, Some(self.collection), *term, text)).collect();
         let sql = format!(
-            "SELECT hash, max(erased_at) AS erased_at FROM erased_subjects WHERE hash IN ({}) GROUP BY hash",
+            "SELECT s.hash, max(s.erased_at) AS requested_at, max(COALESCE(e.finished_at, {NEVER})) AS done_at
+             FROM erased_subjects s JOIN erasures e ON e.id = s.erasure_id WHERE s.hash IN ({}) GROUP BY s.hash",
             placeholders(1, hashes.len())
         );
         let values = hashes.iter().map(|hash| Value::from(hash.as_str()));
         let rows = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let since = accepted_at(txn, job).await?;
-        let found: HashSet<&str> =
-            rows.iter().filter(|row| row.erased_at >= since).map(|row| row.hash.as_str()).collect();
-        Ok((0..names.len()).filter(|at| found.contains(hashes[*at].as_str())).collect())
+        let found = |row: Row| {
+            let at = hashes.iter().position(|hash| *hash == row.hash)?;
+            Some(Found { at, requested_at: row.requested_at, done_at: row.done_at })
+        };
+        Ok(rows.into_iter().filter_map(found).collect())
     }
 }
+
+/// A name that was erased.
+struct Found {
+    /// Its place among those that were asked about.
+    at: usize,
+    requested_at: i64,
+    done_at: i64,
+}
+
+/// When an erasure is done that is under way.
+const NEVER: i64 = i64::MAX;
 
 async fn latest(conn: &impl ConnectionTrait, collection: CollectionId) -> Result<Option<i64>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         latest: Option<i64>,
     }
-    let sql = "SELECT max(requested_at) AS latest FROM erasures WHERE collection_id = $1";
-    let row = Row::find_by_statement(statement(conn, sql, [collection.into()])).one(conn).await?;
+    let sql = format!(
+        "SELECT CASE WHEN EXISTS (SELECT 1 FROM erasures WHERE collection_id = $1 AND finished_at IS NULL) THEN {NEVER}
+            ELSE (SELECT max(finished_at) FROM erasures WHERE collection_id = $1) END AS latest"
+    );
+    let row = Row::find_by_statement(statement(conn, &sql, [collection.into()])).one(conn).await?;
     Ok(row.and_then(|row| row.latest))
 }
 

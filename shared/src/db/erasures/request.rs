@@ -64,6 +64,10 @@ async fn begin_person(
     }
     add_subjects(&txn, key, &erasure, &names).await?;
     add_terms(&txn, erasure.id, names).await?;
+    // Whoever comes by that external id from now on is another.
+    let sql = "UPDATE persons SET external_id = NULL, name = NULL, description = NULL WHERE id = $1";
+    execute(&txn, sql, [id.into()]).await?;
+    execute(&txn, "UPDATE person_merges SET external_id = NULL WHERE into_id = $1", [id.into()]).await?;
     txn.commit().await?;
     Ok(Some(erasure))
 }

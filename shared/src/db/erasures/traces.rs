@@ -11,7 +11,7 @@ use super::redact::{Redacted, redact, uuids};
 use super::{Erasure, Removed, Term, add_counts, erased_problem};
 use crate::db::jobs::transition::{Move, transition};
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{Db, count, execute, is_postgres, placeholders, statement, uploads};
+use crate::db::{Db, count, execute, is_postgres, now, placeholders, statement, uploads};
 use crate::ids::{CollectionId, ErasureId, FaceId, JobId, PersonId, WebhookEventId};
 use crate::job::{ImageRef, JobArgs, JobState, PersonRef, RematchProgress, RematchScope, VerifyTarget};
 
@@ -26,10 +26,11 @@ pub(in crate::db) const NO_ARGS: &str = "{}";
 #[derive(Clone, Debug)]
 pub struct Traces {
     collection: CollectionId,
-    requested_at: i64,
+    /// When their rows were gone: what begins afterwards cannot see them.
+    gone_at: i64,
     ids: HashMap<Uuid, ErasureId>,
-    /// External ids, digests and places, by kind.
-    texts: HashMap<(&'static str, String), ErasureId>,
+    /// External ids, digests and places, by kind, with when they were to be erased: whatever comes later is another.
+    texts: HashMap<(&'static str, String), (ErasureId, i64)>,
 }
 
 /// What a slice of jobs came to.
@@ -47,21 +48,27 @@ pub struct Slice {
 struct Row {
     id: JobId,
     state: JobState,
+    /// When it, or its batch, was accepted.
+    accepted_at: i64,
     args: String,
     result: Option<String>,
     problem: Option<String>,
 }
 
+const READ: &str =
+    "SELECT j.id, j.state, COALESCE(b.created_at, j.created_at) AS accepted_at, p.args, p.result, p.problem
+    FROM jobs j JOIN job_payloads p ON p.job_id = j.id LEFT JOIN batches b ON b.id = j.batch_id";
+
 impl Traces {
-    /// Reads what erasures of one collection look for.
+    /// Reads what erasures of one collection look for, of which no row is left.
     pub async fn of(db: &Db, collection: CollectionId, erasures: &[Erasure]) -> Result<Self, DbErr> {
         #[derive(FromQueryResult)]
         struct Row {
             kind: String,
             term: String,
         }
-        let requested_at = erasures.iter().map(|erasure| erasure.requested_at).max().unwrap_or_default();
-        let mut traces = Self { collection, requested_at, ids: HashMap::new(), texts: HashMap::new() };
+        let gone_at = now(&db.read).await?;
+        let mut traces = Self { collection, gone_at, ids: HashMap::new(), texts: HashMap::new() };
         for erasure in erasures {
             traces.ids.extend(erasure.target.map(|id| (id, erasure.id)));
             let sql = "SELECT kind, term FROM erasure_terms WHERE erasure_id = $1
@@ -70,10 +77,14 @@ impl Traces {
             for Row { kind, term } in terms {
                 let text = [Term::ExternalId, Term::Sha256, Term::Uri].into_iter().find(|t| t.as_str() == kind);
                 match (text, term.parse()) {
-                    (Some(text), _) => traces.texts.insert((text.as_str(), term), erasure.id),
-                    (None, Ok(id)) => traces.ids.insert(id, erasure.id),
-                    (None, Err(_)) => None,
-                };
+                    (Some(text), _) => {
+                        traces.texts.insert((text.as_str(), term), (erasure.id, erasure.requested_at));
+                    }
+                    (None, Ok(id)) => {
+                        traces.ids.insert(id, erasure.id);
+                    }
+                    (None, Err(_)) => {}
+                }
             }
         }
         Ok(traces)
@@ -83,15 +94,12 @@ impl Traces {
     pub async fn wait_for_jobs(&self, db: &Db) -> Result<bool, DbErr> {
         let sql = "SELECT count(*) AS n FROM jobs WHERE collection_id = $1 AND state = 'running' AND started_at <= $2
             AND kind NOT IN ('rematch', 'reembed')";
-        Ok(count(&db.read, sql, [self.collection.into(), self.requested_at.into()]).await? > 0)
+        Ok(count(&db.read, sql, [self.collection.into(), self.gone_at.into()]).await? > 0)
     }
 
     /// Looks through the next jobs of the collection after `after`.
     pub async fn jobs(&self, db: &Db, after: Option<JobId>) -> Result<Slice, DbErr> {
-        let sql = format!(
-            "SELECT j.id, j.state, p.args, p.result, p.problem FROM jobs j JOIN job_payloads p ON p.job_id = j.id
-             WHERE j.collection_id = $1 AND j.id > $2 ORDER BY j.id LIMIT {JOBS}"
-        );
+        let sql = format!("{READ} WHERE j.collection_id = $1 AND j.id > $2 ORDER BY j.id LIMIT {JOBS}");
         let values = [self.collection.into(), after.unwrap_or(JobId(Uuid::nil())).into()];
         let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
         let last = rows.last().map(|row| row.id).filter(|_| rows.len() as u64 == JOBS);
@@ -112,7 +120,10 @@ impl Traces {
 
     /// Which erasure the arguments of a job name, other than as one of many things.
     fn by_args(&self, row: &Row) -> Option<ErasureId> {
-        let text = |term: Term, text: &str| self.texts.get(&(term.as_str(), text.to_owned())).copied();
+        let text = |term: Term, text: &str| {
+            let (erasure, requested_at) = self.texts.get(&(term.as_str(), text.to_owned()))?;
+            (row.accepted_at <= *requested_at).then_some(*erasure)
+        };
         let id = |id: Uuid| self.ids.get(&id).copied();
         let of_image = |image: &ImageRef| match image {
             ImageRef::Upload(upload) => id(upload.upload_id.0).or_else(|| text(Term::Sha256, &upload.sha256)),
@@ -141,10 +152,7 @@ impl Traces {
         // Locked, so that none begins or ends meanwhile.
         let sql = format!("SELECT id FROM jobs WHERE id IN ({list}) ORDER BY id {{for update}}");
         txn.query_all_raw(statement(&txn, &sql, named())).await?;
-        let sql = format!(
-            "SELECT j.id, j.state, p.args, p.result, p.problem FROM jobs j JOIN job_payloads p ON p.job_id = j.id
-             WHERE j.id IN ({list}) ORDER BY j.id"
-        );
+        let sql = format!("{READ} WHERE j.id IN ({list}) ORDER BY j.id");
         let mut counts: BTreeMap<ErasureId, u64> = BTreeMap::new();
         for row in Row::find_by_statement(statement(&txn, &sql, named())).all(&txn).await? {
             if let Some(erasure) = self.clean(&txn, &row, &mut slice).await? {
