@@ -253,6 +253,9 @@ async fn uploads_of(
     collection: CollectionId,
     digests: &[(Term, String)],
 ) -> Result<Vec<Upload>, DbErr> {
+    if digests.is_empty() {
+        return Ok(Vec::new());
+    }
     let list = crate::db::placeholders(2, digests.len());
     let sql = format!(
         "SELECT id, object_key FROM uploads WHERE collection_id = $1 AND sha256 IN ({list}) ORDER BY id {{for update}}"

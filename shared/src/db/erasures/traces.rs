@@ -178,7 +178,7 @@ impl Traces {
             JobState::Running if by_args.is_some() || self.names(&row.args) => {
                 slice.running.push(row.id);
                 if by_args.is_some() {
-                    let sql = "UPDATE jobs SET cancel_requested = TRUE, version = version + 1
+                    let sql = "UPDATE jobs SET cancel_requested = TRUE, tag = NULL, version = version + 1
                         WHERE id = $1 AND NOT cancel_requested";
                     execute(txn, sql, [row.id.into()]).await?;
                 }
@@ -186,9 +186,10 @@ impl Traces {
             }
             JobState::Running => Ok(None),
             JobState::Queued if by_args.is_some() => {
+                // First, so that the event of its end has no tag.
+                empty(txn, row.id).await?;
                 uploads::drop_inline_of_jobs(txn, &transition(txn, &[row.id], Move::CancelQueued).await?).await?;
                 slice.cancelled.push(row.id);
-                empty(txn, row.id).await?;
                 Ok(by_args)
             }
             _ if by_args.is_some() => {
@@ -268,25 +269,26 @@ impl Traces {
         }
     }
 
-    /// Deletes those of the next events of the collection after `after` that tell of a face or person that is erased, told or
-    /// not; the last that was looked at, `None` after the last of all.
+    /// Deletes those of the next events of the collection after `after` that tell of a face or person that is erased, or have
+    /// their external id as a tag, told or not; the last that was looked at, `None` after the last of all.
     pub async fn events(&self, db: &Db, after: Option<WebhookEventId>) -> Result<Option<WebhookEventId>, DbErr> {
         #[derive(FromQueryResult)]
         struct Event {
             id: WebhookEventId,
             body: String,
+            created_at: i64,
         }
         let sql = format!(
-            "SELECT id, body FROM webhook_events WHERE id > $2 AND collection_id = $1
-                AND type IN ('face.matched', 'face.unknown') ORDER BY id LIMIT {EVENTS}"
+            "SELECT id, body, created_at FROM webhook_events WHERE id > $2 AND collection_id = $1 ORDER BY id LIMIT {EVENTS}"
         );
         let values = [self.collection.into(), after.unwrap_or(WebhookEventId(Uuid::nil())).into()];
         let events = Event::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
         let last = events.last().map(|event| event.id).filter(|_| events.len() as u64 == EVENTS);
         let mut of: BTreeMap<ErasureId, Vec<WebhookEventId>> = BTreeMap::new();
         for event in &events {
-            if let Some(erasure) = uuids(&event.body).find_map(|id| self.ids.get(&id)) {
-                of.entry(*erasure).or_default().push(event.id);
+            let by_id = uuids(&event.body).find_map(|id| self.ids.get(&id).copied());
+            if let Some(erasure) = by_id.or_else(|| self.by_tag(&event.body, event.created_at)) {
+                of.entry(erasure).or_default().push(event.id);
             }
         }
         for (erasure, told) in of {
@@ -297,6 +299,14 @@ impl Traces {
             txn.commit().await?;
         }
         Ok(last)
+    }
+
+    /// Which erasure the tag in an event's body names. Events of later have none of a job that was discarded.
+    fn by_tag(&self, body: &str, created_at: i64) -> Option<ErasureId> {
+        let body: Json = serde_json::from_str(body).ok()?;
+        let tag = body["data"]["tag"].as_str()?;
+        let (erasure, requested_at) = self.texts.get(&(Term::ExternalId.as_str(), tag.to_owned()))?;
+        (created_at <= *requested_at).then_some(*erasure)
     }
 
     /// Takes the ids out of what else waits: requests for rematches, and entries of the clusters' queue, which still say

@@ -126,6 +126,9 @@ pub async fn finish_all(
     claim: ClaimId,
     ended: &[(JobId, &Outcome)],
 ) -> Result<Vec<JobId>, DbErr> {
+    // First, so that the events of their ends have no tags; the attempts hold their jobs.
+    let discarded = ended.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Discarded)).map(|(job, _)| *job);
+    forget_args(txn, claim, discarded).await?;
     let mut alike: BTreeMap<(JobState, Option<&str>), Vec<JobId>> = BTreeMap::new();
     for (job, outcome) in ended {
         let code = outcome.problem().map(|p| p.code.as_str());
@@ -145,8 +148,6 @@ pub async fn finish_all(
         rows.table(txn)
     );
     execute(txn, &sql, [rows.value()]).await?;
-    let discarded = ended.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Discarded)).map(|(job, _)| *job);
-    forget_args(txn, &discarded.filter(|job| finished.contains(job)).collect::<Vec<_>>()).await?;
     uploads::drop_inline_of_jobs(txn, &finished).await?;
     close_if_empty(txn, claim).await?;
     Ok(finished)
@@ -165,11 +166,18 @@ fn answer(job: JobId, outcome: &Outcome) -> Result<serde_json::Value, DbErr> {
     Ok(serde_json::json!({ "job_id": rows::id(job.0), "result": result, "problem": problem }))
 }
 
-/// Forgets what discarded jobs were to do.
-async fn forget_args(txn: &impl ConnectionTrait, jobs: &[JobId]) -> Result<(), DbErr> {
+/// Forgets what discarded jobs of a claim were to do.
+async fn forget_args(
+    txn: &impl ConnectionTrait,
+    claim: ClaimId,
+    jobs: impl Iterator<Item = JobId>,
+) -> Result<(), DbErr> {
     for job in jobs {
-        execute(txn, "UPDATE job_payloads SET args = $2 WHERE job_id = $1", [(*job).into(), NO_ARGS.into()]).await?;
-        execute(txn, "UPDATE jobs SET tag = NULL WHERE id = $1", [(*job).into()]).await?;
+        let sql = "UPDATE jobs SET tag = NULL WHERE id = $1 AND claim_id = $2";
+        if execute(txn, sql, [job.into(), claim.into()]).await? > 0 {
+            let sql = "UPDATE job_payloads SET args = $2 WHERE job_id = $1";
+            execute(txn, sql, [job.into(), NO_ARGS.into()]).await?;
+        }
     }
     Ok(())
 }
