@@ -129,12 +129,14 @@ pub fn less_sure(detector: &Detector) -> Detector {
     Detector { store_score: detector.store_score * KNOWN_FACE_SHARE, ..detector.clone() }
 }
 
-/// What was found, best first, with those of the `unsure` detections that lie where a face is known and none was found.
+/// What was found, best first, with those of the `unsure` detections that lie where a face is known of which nothing was found.
 pub fn with_known(mut found: Vec<Detection>, unsure: Vec<Detection>, known: &[BoundingBox]) -> Vec<Detection> {
-    let is_known =
-        |face: &Detection| known.iter().any(|k| k.iou(&face.bounding_box) > shared::db::faces::SAME_FACE_IOU);
-    for face in unsure.into_iter().filter(is_known) {
-        if !found.iter().any(|f| f.bounding_box.iou(&face.bounding_box) > nms::SAME_FACE_IOU) {
+    let is_same = |one: &BoundingBox, other: &BoundingBox| one.iou(other) > shared::db::faces::SAME_FACE_IOU;
+    for face in unsure {
+        let is_missed =
+            |k: &BoundingBox| is_same(k, &face.bounding_box) && !found.iter().any(|f| is_same(k, &f.bounding_box));
+        let is_apart = !found.iter().any(|f| f.bounding_box.iou(&face.bounding_box) > nms::SAME_FACE_IOU);
+        if is_apart && known.iter().any(is_missed) {
             found.push(face);
         }
     }
@@ -326,6 +328,27 @@ mod tests {
             let faces = merge(&detector(DetectorFamily::Yunet), &answers).unwrap();
             assert_eq!(faces.iter().map(|face| face.score).collect::<Vec<_>>(), [wanted]);
         }
+    }
+
+    #[test]
+    fn a_known_face_needs_less_to_be_found() {
+        let face = |x: f32, score: f32| Detection {
+            bounding_box: BoundingBox { x, y: 0.0, width: 100.0, height: 100.0 },
+            landmarks: crate::vision::Landmarks([[x, 0.0]; 5]),
+            score,
+        };
+        let known = [0.0, 300.0, 600.0].map(|x| face(x, 0.9).bounding_box);
+        let (found, unsure) = (vec![face(10.0, 0.9)], vec![face(0.0, 0.3), face(310.0, 0.3), face(900.0, 0.3)]);
+        let all = with_known(found.clone(), unsure, &known);
+        assert_eq!(
+            all.iter().map(|f| f.bounding_box.x).collect::<Vec<_>>(),
+            [10.0, 310.0],
+            "of known places, one each"
+        );
+        // Both lie at the face that is known at 0 and far enough from each other.
+        let beside = with_known(vec![face(-30.0, 0.9)], vec![face(30.0, 0.3)], &known);
+        assert_eq!(beside.len(), 1, "that face was found already");
+        assert_eq!(with_known(found, vec![face(310.0, 0.3)], &[]).len(), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! All faces of a collection as they are at a moment.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -8,6 +9,9 @@ use shared::db::faces::{SAME_FACE_IOU, iou};
 use shared::job::FaceBox;
 
 use crate::client::Client;
+
+/// Longest wait for the next part of an export.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A face on an image, and where.
 struct Row {
@@ -51,9 +55,13 @@ impl Census {
         self.0.values().filter(|row| row.person.is_some()).count()
     }
 
-    /// How many of these faces are there later.
+    /// How many of these faces are later what they were: on the same image, at the same place.
     pub(super) fn kept(&self, later: &Self) -> usize {
-        self.0.keys().filter(|id| later.0.contains_key(*id)).count()
+        let is_kept = |(id, row): &(&String, &Row)| {
+            let same = |now: &Row| now.image == row.image && iou(&now.face_box, &row.face_box) > SAME_FACE_IOU;
+            later.0.get(*id).is_some_and(same)
+        };
+        self.0.iter().filter(is_kept).count()
     }
 
     /// How many of those that are somebody's are the same one's later.
@@ -62,6 +70,18 @@ impl Census {
             row.person.is_some() && later.0.get(*id).is_some_and(|now| now.person == row.person)
         };
         self.0.iter().filter(is_kept).count()
+    }
+
+    /// The part of the faces that an export shows with the pipeline's vector.
+    pub(super) async fn embedded(&self, client: &Client, collection: &str, pipeline: &str) -> anyhow::Result<f64> {
+        let path = format!("/v1/collections/{collection}/export");
+        let export = client.get_stream(&path, PATIENCE).await?.text().await?;
+        let mut with = 0;
+        for line in export.lines() {
+            let line: Value = serde_json::from_str(line).context("read the export")?;
+            with += usize::from(line["vectors"][pipeline].is_string());
+        }
+        Ok(with as f64 / self.faces() as f64)
     }
 
     /// Pairs of faces of one image that lie so that they are one face.

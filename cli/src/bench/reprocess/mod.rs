@@ -139,6 +139,8 @@ impl Trial<'_> {
         self.site.client.delete("/v1/collections/bench-anew").await?;
         say(&format!("indexing with {first}"));
         self.indexed(COLLECTION, &first).await?;
+        let (counted, pictures) = (self.counted().await?, self.site.library.pictures.len() as u64);
+        anyhow::ensure!(counted.iter().all(|n| *n >= pictures), "{counted:?} are too few for {pictures} pictures");
         let probes = Arc::new(Probes::enroll(&self.site, COLLECTION, self.sources, args.people).await?);
         let before = Census::of(&self.site.client, COLLECTION).await?;
         let mut figures = Figures {
@@ -190,11 +192,13 @@ impl Trial<'_> {
         let faces_an_image = figures.faces as f64 / self.site.library.pictures.len() as f64;
         for _ in 0..2 {
             say(&format!("a run to {to} with nothing beside it"));
-            let counted = self.counted().await?;
+            let (counted, crops) = (self.counted().await?, self.site.counted("face_id_crops_read_total", "").await?);
             let filled = self.filled(to).await?;
             let now = self.counted().await?;
             figures.source_reads += now[0] - counted[0];
             figures.detector_calls += now[1] - counted[1];
+            let crops = self.site.counted("face_id_crops_read_total", "").await? - crops;
+            anyhow::ensure!(crops >= figures.faces as u64, "{crops} crops were read of {} faces", figures.faces);
             took = took.min(filled.took);
             pace = filled.pace.max(pace);
             self.told(&filled.run, "cancel").await?;
@@ -263,12 +267,15 @@ impl Trial<'_> {
         }
         anyhow::ensure!(figures.kills > 0, "the run was complete before the server was killed; take more pictures");
         let ready = self.until(&run, "ready").await?;
-        figures.coverage_after_kills = ready["coverage"].as_f64().unwrap_or_default();
+        let coverage = ready["coverage"].as_f64().unwrap_or_default();
         self.told(&run, "activate").await?;
         self.told(&run, "prune?after_s=0").await?;
         self.until(&run, "pruned").await?;
         let after = Census::of(&self.site.client, COLLECTION).await?;
         figures.doubled += after.doubled();
+        // An export shows the vectors themselves.
+        let embedded = after.embedded(&self.site.client, COLLECTION, to).await?;
+        figures.coverage_after_kills = coverage.min(embedded);
         let named = before.names_kept(&after);
         anyhow::ensure!(named == before.named(), "{} names were lost with the kills", before.named() - named);
         Ok(())

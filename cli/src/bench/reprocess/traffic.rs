@@ -18,14 +18,20 @@ const AT_ONCE: usize = 3;
 /// Scores of one comparison differ by less between two runs of a model, and by more between two models.
 const SAME_SCORE: f64 = 1e-4;
 
-/// Persons by score, best first, of each face of an answer.
-type Matches = Vec<(String, f64)>;
+/// What an answer says of a face.
+#[derive(Clone, Debug)]
+struct Face {
+    decision: Value,
+    threshold: f64,
+    /// Persons by score, best first.
+    matches: Vec<(String, f64)>,
+}
 
 /// What was answered, and by which pipeline.
 #[derive(Clone, Debug)]
 struct Answer {
     pipeline: String,
-    matches: Matches,
+    faces: Vec<Face>,
 }
 
 /// Pictures of enrolled people.
@@ -36,7 +42,7 @@ pub(super) struct Probes {
 
 /// What each pipeline answers to them when all is quiet.
 #[derive(Default)]
-pub(super) struct Expected(HashMap<String, Vec<Matches>>);
+pub(super) struct Expected(HashMap<String, Vec<Vec<Face>>>);
 
 /// What became of the requests.
 #[derive(Default)]
@@ -109,7 +115,7 @@ impl Expected {
         for body in &probes.bodies {
             let answer = ask(client, &probes.path, body).await?;
             pipeline = answer.pipeline;
-            all.push(answer.matches);
+            all.push(answer.faces);
         }
         self.0.insert(pipeline, all);
         Ok(())
@@ -128,7 +134,7 @@ impl Expected {
     }
 
     fn is(&self, probe: usize, answer: &Answer) -> bool {
-        self.0.get(&answer.pipeline).is_some_and(|all| is_same(&all[probe], &answer.matches))
+        self.0.get(&answer.pipeline).is_some_and(|all| is_same(&all[probe], &answer.faces))
     }
 }
 
@@ -154,12 +160,62 @@ async fn ask(client: &Client, path: &str, body: &Value) -> anyhow::Result<Answer
     let job = client.get_when_ended(&format!("/v1/jobs/{id}"), 30).await?;
     anyhow::ensure!(job["state"] == "succeeded", "an identify job has not succeeded: {job}");
     let faces = job["result"]["faces"].as_array().context("an identify job has no faces")?;
-    let matches = faces.iter().flat_map(|face| face["matches"].as_array().into_iter().flatten());
-    let matches = matches.filter_map(|m| Some((m["person_id"].as_str()?.to_owned(), m["score"].as_f64()?))).collect();
-    Ok(Answer { pipeline: job["pipeline"].as_str().unwrap_or_default().to_owned(), matches })
+    let face = |face: &Value| {
+        let matches = face["matches"].as_array().into_iter().flatten();
+        let matches = matches.filter_map(|m| Some((m["person_id"].as_str()?.to_owned(), m["score"].as_f64()?)));
+        Face {
+            decision: face["decision"].clone(),
+            threshold: face["threshold"].as_f64().unwrap_or_default(),
+            matches: matches.collect(),
+        }
+    };
+    let pipeline = job["pipeline"].as_str().unwrap_or_default().to_owned();
+    Ok(Answer { pipeline, faces: faces.iter().map(face).collect() })
 }
 
-fn is_same(one: &Matches, other: &Matches) -> bool {
-    // Persons whose scores are equal may stand in another order.
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| (one.1 - other.1).abs() < SAME_SCORE)
+fn is_same(one: &[Face], other: &[Face]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.is(other))
+}
+
+impl Face {
+    fn is(&self, other: &Self) -> bool {
+        let near = |one: f64, other: f64| (one - other).abs() < SAME_SCORE;
+        // Persons whose scores are equal may stand in another order, and the last one may be another of them.
+        let is_tied = |n: usize| {
+            let (before, after) = (n.checked_sub(1).and_then(|n| self.matches.get(n)), self.matches.get(n + 1));
+            after.is_none() || [before, after].into_iter().flatten().any(|m| near(m.1, self.matches[n].1))
+        };
+        let mut pairs = self.matches.iter().zip(&other.matches).enumerate();
+        self.decision == other.decision
+            && near(self.threshold, other.threshold)
+            && self.matches.len() == other.matches.len()
+            && pairs.all(|(n, (one, other))| near(one.1, other.1) && (one.0 == other.0 || is_tied(n)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_two_pipelines_is_seen() {
+        let face = |decision: &str, threshold, matches: &[(&str, f64)]| Face {
+            decision: json!(decision),
+            threshold,
+            matches: matches.iter().map(|(person, score)| ((*person).to_owned(), *score)).collect(),
+        };
+        let one = face("match", 0.4, &[("ann", 0.8), ("bob", 0.3), ("cy", 0.3), ("dan", 0.1)]);
+        let tied = face("match", 0.4, &[("ann", 0.8), ("cy", 0.3), ("bob", 0.3), ("eve", 0.1)]);
+        assert!(one.is(&tied));
+        for other in [
+            face("match", 0.5, &[("ann", 0.8), ("bob", 0.3), ("cy", 0.3), ("dan", 0.1)]),
+            face("unknown", 0.4, &[("ann", 0.8), ("bob", 0.3), ("cy", 0.3), ("dan", 0.1)]),
+            face("match", 0.4, &[("bob", 0.8), ("ann", 0.3), ("cy", 0.3), ("dan", 0.1)]),
+            face("match", 0.4, &[("ann", 0.7), ("bob", 0.3), ("cy", 0.3), ("dan", 0.1)]),
+            face("match", 0.4, &[("ann", 0.8)]),
+        ] {
+            assert!(!one.is(&other), "{other:?}");
+        }
+        assert!(!is_same(std::slice::from_ref(&one), &[]));
+    }
 }
