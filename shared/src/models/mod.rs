@@ -13,6 +13,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait, DbErr};
 
 use crate::catalogue::{Catalogue, CatalogueError, Entry, Origin, Pipeline};
+use crate::db::calibrations;
 use crate::db::models::{self, Digest, Model, Use};
 use crate::db::{Db, is_deadlock, is_lock_timeout, is_postgres};
 use crate::face_index::pgvector::{create_within, drop_within, has_within};
@@ -167,6 +168,7 @@ async fn remove_once(db: &Db, name: &str) -> Result<Removed, DbErr> {
         return Ok(kept);
     }
     models::delete(&txn, name).await?;
+    calibrations::delete_of_pipeline(&txn, name).await?;
     if is_postgres(&txn) {
         drop_within(&txn, name).await?;
     }
@@ -300,6 +302,7 @@ async fn register_one(txn: &impl ConnectionTrait, entry: &Entry) -> Result<Resul
         if let Some(used) = models::in_use(txn, &entry.pipeline.name).await? {
             return Ok(Err(used));
         }
+        calibrations::delete_of_pipeline(txn, &entry.pipeline.name).await?;
         if is_postgres(txn) {
             // Its vectors may have another length.
             drop_within(txn, &entry.pipeline.name).await?;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::access::Grant;
+use crate::db::calibrations::{CalibrationPoint, Measured};
 use crate::db::collections::{self, CollectionSettings};
 use crate::face_index::pgvector::has_partition;
 
@@ -125,6 +126,38 @@ async fn an_entry_of_a_newer_program_keeps_nobody_from_the_others() {
         models.refresh().await.unwrap();
         assert_eq!(models.now().pipelines().count(), own().len() - 1);
         assert!(models.unreadable()["yunet-sface"].contains("sharpness"), "{:?}", models.unreadable());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_measured_of_a_model_goes_with_it() {
+    on_both(async |db| {
+        register(&db, &own()).await.unwrap();
+        let measured = async |pipeline: &str| {
+            let point = |far: f64, cosine: f32| CalibrationPoint { far, cosine, lower: far, upper: far };
+            let measured = Measured {
+                pipeline: pipeline.to_owned(),
+                measured_on: "a test".to_owned(),
+                points: vec![point(1e-1, 0.1), point(1e-2, 0.2)],
+                measured_far: 1e-2,
+                people: 2,
+                faces: 2,
+                comparisons: 1,
+                confidence: 0.9,
+            };
+            calibrations::store(&db, None, &measured).await.unwrap().unwrap().id
+        };
+        let is_kept = async |id| calibrations::find(&db.read, &Grant::everything(), id).await.unwrap().is_some();
+        add(&db, &named("own"), None).await.unwrap();
+        let (of_own, of_another) = (measured("own").await, measured(NAME).await);
+        assert_eq!(remove(&db, "own").await.unwrap(), Removed::Done);
+        assert!(!is_kept(of_own).await);
+        assert!(is_kept(of_another).await);
+        register(&db, &[changed(Origin::Folder, "0.2509", "0.2510")]).await.unwrap();
+        assert!(is_kept(of_another).await, "its scores are the same");
+        register(&db, &[changed(Origin::Folder, "dimension = 128", "dimension = 64")]).await.unwrap();
+        assert!(!is_kept(of_another).await);
     })
     .await;
 }

@@ -179,6 +179,12 @@ pub async fn delete(db: &Db, grant: &Grant, id: CalibrationId) -> Result<bool, D
     Ok(deleted > 0)
 }
 
+/// Deletes what was measured of a pipeline that nothing uses any more: its scores say nothing of the next one of that name.
+pub(crate) async fn delete_of_pipeline(txn: &impl ConnectionTrait, pipeline: &str) -> Result<(), DbErr> {
+    execute(txn, "DELETE FROM calibrations WHERE pipeline = $1", [pipeline.into()]).await?;
+    Ok(())
+}
+
 /// The faces of every collection that the calibration concerns are matched again.
 async fn request_rematches(txn: &impl ConnectionTrait, calibration: &Model) -> Result<(), DbErr> {
     let (concerned, values) = concerned(calibration);
