@@ -171,3 +171,18 @@ fn what_makes_no_sense_is_named() {
         assert_eq!(with(change), Err(pointer.to_owned()));
     }
 }
+
+#[tokio::test]
+async fn general_ones_stay_while_a_collection_is_erased() {
+    on_both(async |db, one, other| {
+        let all = Grant::everything();
+        let (general, own) = (stored(&db, None, "general").await, stored(&db, Some(one), "own").await);
+        let others = stored(&db, Some(other), "another's").await;
+        execute(&db.write, "UPDATE collections SET erased_at = 1 WHERE id = $1", [one.into()]).await.unwrap();
+        let found = list(&db, &all, &CalibrationFilter::default(), None, 10).await.unwrap();
+        assert_eq!(found.iter().map(|row| row.id).collect::<Vec<_>>(), [others, general]);
+        assert!(find(&db.read, &all, general).await.unwrap().is_some());
+        assert!(find(&db.read, &all, own).await.unwrap().is_none());
+    })
+    .await;
+}
