@@ -267,7 +267,8 @@ pub async fn delete(
 ) -> ApiResult<StatusCode> {
     let name = known_as(&name)?;
     if name == state.config.models.default_pipeline {
-        let detail = format!("the model {name} stays: collections that name no model go by it (models.default_pipeline)");
+        let detail =
+            format!("the model {name} stays: collections that name no model go by it (models.default_pipeline)");
         return Err(ApiError::conflict("model_in_use", detail));
     }
     let why = match models::remove(&state.db, name).await.map_err(busy)? {

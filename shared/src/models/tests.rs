@@ -61,6 +61,14 @@ async fn what_vectors_mean_stays_while_something_uses_it() {
         register(&db, &shorter).await.unwrap();
         assert_eq!(models::find(&db.read, NAME).await.unwrap().unwrap().origin(), Origin::Folder);
         register(&db, &own()).await.unwrap();
+        assert_eq!(
+            models::find(&db.read, NAME).await.unwrap().unwrap().origin(),
+            Origin::Folder,
+            "the operator's stays"
+        );
+        assert_eq!(remove(&db, NAME).await.unwrap(), Removed::Done);
+        register(&db, &own()).await.unwrap();
+        assert_eq!(models::find(&db.read, NAME).await.unwrap().unwrap().origin(), Origin::BuiltIn);
 
         let collection = use_by_a_collection(&db, NAME).await;
         let refused = register(&db, &shorter).await.unwrap_err();
@@ -73,6 +81,8 @@ async fn what_vectors_mean_stays_while_something_uses_it() {
         models.refresh().await.unwrap();
         let after = models.now();
         assert_ne!(before.pipeline(NAME).unwrap().calibration, after.pipeline(NAME).unwrap().calibration);
+        register(&db, &own()).await.unwrap();
+        assert_eq!(models::find(&db.read, NAME).await.unwrap().unwrap().entry, described[0].text);
         assert!(Arc::ptr_eq(before.find("yunet-sface").unwrap(), after.find("yunet-sface").unwrap()), "unchanged");
         collections::delete(&db, collection).await.unwrap();
         register(&db, &shorter).await.unwrap();
