@@ -164,7 +164,8 @@ pub async fn create(
     };
     measured.check().map_err(|(pointer, why)| ApiError::invalid(pointer, why))?;
     let stored = calibrations::store(&state.db, collection, &measured).await?;
-    let row = stored.ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection was deleted meanwhile"))?;
+    let row = stored
+        .ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection or the model was deleted meanwhile"))?;
     tracing::info!(calibration.id = %row.id, pipeline = row.pipeline, "calibration stored");
     begin_clusters(&state, &pipeline, &row).await?;
     let location = [(header::LOCATION, format!("/v1/calibrations/{}", row.id))];

@@ -237,6 +237,7 @@ pub async fn create(
             let detail = "the collection went over to another pipeline at this moment; look at it again";
             return Err(ApiError::conflict("collection_changed", detail));
         }
+        Begun::NoModel => return Err(ApiError::conflict("gone_meanwhile", "the model was deleted meanwhile")),
     };
     tracing::info!(run.id = %run.id, collection.id = %collection.id, pipeline = run.pipeline, "reprocess run begun");
     let path = format!("/v1/reprocess-runs/{}", run.id);

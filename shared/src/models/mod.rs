@@ -158,6 +158,7 @@ pub async fn remove(db: &Db, name: &str) -> Result<Removed, DbErr> {
 async fn remove_once(db: &Db, name: &str) -> Result<Removed, DbErr> {
     let txn = db.begin().await?;
     models::lock(&txn).await?;
+    models::hold_alone(&txn, name).await?;
     let kept = match models::find(&txn, name).await? {
         None => Some(Removed::NotFound),
         Some(row) if row.origin() == Origin::BuiltIn => Some(Removed::BuiltIn),
@@ -319,6 +320,7 @@ async fn register_one(txn: &impl ConnectionTrait, entry: &Entry) -> Result<Resul
     let is_other =
         row.as_ref().is_some_and(|row| !parsed(row).is_ok_and(|old| old.makes_the_same_vectors(&entry.pipeline)));
     if is_other {
+        models::hold_alone(txn, name).await?;
         if let Some(used) = models::in_use(txn, name).await? {
             return Ok(Err(used));
         }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::access::Grant;
 use crate::db::calibrations::{CalibrationPoint, Measured};
-use crate::db::collections::{self, CollectionSettings};
+use crate::db::collections::{self, CollectionSettings, Created};
 use crate::face_index::pgvector::has_partition;
 
 const NAME: &str = "yunet-mobilefacenet";
@@ -119,6 +119,8 @@ async fn a_model_is_added_and_removed() {
         if is_postgres(&db.read) {
             assert!(!has_partition(&db, "own").await.unwrap());
         }
+        let made = collections::create_of_registered(&db, "c", "own", &CollectionSettings::default()).await.unwrap();
+        assert_eq!(made, Created::NoModel);
         // Who says it now made nothing of what is there.
         use_by_a_collection(&db, "own").await;
         assert_eq!(add(&db, &named("own"), None).await.unwrap(), Added::Used(Use::Collection));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::calibration::{ActiveModel, Column, Entity, Model};
-use super::{Db, collections, execute, now, scoped, statement};
+use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
 use crate::catalogue::{self, Calibration};
 use crate::ids::{CalibrationId, CollectionId};
@@ -141,9 +141,12 @@ impl Model {
 }
 
 /// Stores what was measured and checked, for one collection or for all that go by the pipeline. Whoever decides by it from
-/// now on is matched again. `None`: the collection is gone.
+/// now on is matched again. `None`: the collection or the model is gone.
 pub async fn store(db: &Db, collection: Option<CollectionId>, measured: &Measured) -> Result<Option<Model>, DbErr> {
     let txn = db.begin().await?;
+    if !models::hold(&txn, &measured.pipeline).await? {
+        return Ok(None);
+    }
     if let Some(collection) = collection
         && collections::hold_pipeline(&txn, collection).await?.is_none()
     {

@@ -25,6 +25,9 @@ fn measured(measured_on: &str) -> Measured {
 async fn on_both(test: impl AsyncFn(Db, CollectionId, CollectionId)) {
     let folder = tempfile::tempdir().unwrap();
     for db in crate::testing::databases(folder.path()).await {
+        for pipeline in [PIPELINE, "another"] {
+            models::put_name(&db, pipeline).await;
+        }
         let settings = CollectionSettings::default();
         let made = async |name| collections::create(&db, name, PIPELINE, &settings).await.unwrap().unwrap().id;
         let (one, other) = (made("one").await, made("other").await);
@@ -88,6 +91,8 @@ async fn a_calibration_goes_with_its_collection() {
         assert_eq!(used(&db, PIPELINE, other).await.as_deref(), Some("general"));
         assert!(find(&db.read, &Grant::everything(), general).await.unwrap().is_some());
         assert_eq!(store(&db, Some(one), &measured("late")).await.unwrap(), None, "nobody decides by it");
+        let removed = Measured { pipeline: "removed".to_owned(), ..measured("late") };
+        assert_eq!(store(&db, None, &removed).await.unwrap(), None, "nor by a model that is not there");
     })
     .await;
 }

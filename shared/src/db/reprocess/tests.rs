@@ -36,6 +36,7 @@ async fn on_both(test: impl AsyncFn(Scene)) {
     let folder = tempfile::tempdir().unwrap();
     for db in crate::testing::databases(folder.path()).await {
         for (pipeline, dimension) in PIPELINES {
+            models::put_name(&db, pipeline).await;
             if crate::db::is_postgres(&db.read) {
                 create_partition(&db, pipeline, dimension).await.unwrap();
             }
