@@ -129,7 +129,7 @@ pub(super) fn files(pipeline: &Pipeline) -> Vec<ModelFileView> {
         size_bytes: file.size_bytes,
         urls: file.urls.clone(),
         licence: file.licence.clone(),
-        allowed_use: match file.allowed_use {
+        allowed_use: match file.allowed_use() {
             AllowedUse::Permissive => AllowedUseView::Permissive,
             AllowedUse::NonCommercial => AllowedUseView::NonCommercial,
         },
