@@ -208,6 +208,34 @@ fn concerned(calibration: &Model) -> (String, Vec<Value>) {
     (format!("{by_pipeline} AND NOT EXISTS ({own})"), vec![pipeline])
 }
 
+/// A collection that has no calibration but this one, and no threshold set by hand: without it, nobody could be matched there.
+/// Where the catalogue has one for the pipeline, that does not matter.
+pub async fn needed_by(conn: &impl ConnectionTrait, calibration: &Model) -> Result<Option<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        name: String,
+        settings: String,
+    }
+    let (concerned, mut values) = concerned(calibration);
+    values.push(calibration.id.into());
+    let other = format!(
+        "SELECT 1 FROM calibrations a WHERE a.pipeline = c.pipeline AND a.id <> ${}
+            AND (a.collection_id = c.id OR a.collection_id IS NULL)",
+        values.len()
+    );
+    let sql = format!(
+        "SELECT c.name, c.settings {concerned} AND c.erased_at IS NULL AND NOT EXISTS ({other}) ORDER BY c.name"
+    );
+    for row in Row::find_by_statement(statement(conn, &sql, values)).all(conn).await? {
+        let settings: collections::CollectionSettings =
+            serde_json::from_str(&row.settings).map_err(|error| DbErr::Json(error.to_string()))?;
+        if settings.match_cosine.is_none() {
+            return Ok(Some(row.name));
+        }
+    }
+    Ok(None)
+}
+
 /// The collections that a calibration concerns.
 pub async fn concerns(conn: &impl ConnectionTrait, calibration: &Model) -> Result<Vec<CollectionId>, DbErr> {
     #[derive(FromQueryResult)]

@@ -191,3 +191,21 @@ async fn general_ones_stay_while_a_collection_is_erased() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_last_one_is_needed_where_no_threshold_is_set() {
+    on_both(async |db, one, other| {
+        let found = async |id| find(&db.read, &Grant::everything(), id).await.unwrap().unwrap();
+        let needed = async |id| needed_by(&db.read, &found(id).await).await.unwrap();
+        let general = stored(&db, None, "general").await;
+        let own = stored(&db, Some(one), "own").await;
+        assert_eq!(needed(own).await, None, "the general one is left");
+        assert_eq!(needed(general).await.as_deref(), Some("other"));
+        let by_hand = CollectionSettings { match_cosine: Some(0.4), ..CollectionSettings::default() };
+        assert!(collections::update_settings(&db, other, &by_hand, |_| true).await.unwrap());
+        assert_eq!(needed(general).await, None);
+        assert!(delete(&db, &Grant::everything(), general).await.unwrap());
+        assert_eq!(needed(own).await.as_deref(), Some("one"));
+    })
+    .await;
+}
