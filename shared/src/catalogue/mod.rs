@@ -21,6 +21,9 @@ pub use requires::{CpuFeature, any_of};
 /// stored under another policy are not taken for this one's.
 const INPUT_POLICY: u32 = 2;
 
+/// Longest name of a file in bytes, as file systems have it (`NAME_MAX` of Linux).
+const LONGEST_FILE_NAME: usize = 255;
+
 /// The entries that come with face-id.
 const BUILT_IN: [(&str, &str); 4] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
@@ -297,6 +300,11 @@ impl Pipeline {
             }
             if Path::new(&file.name).file_name().is_none_or(|n| n != file.name.as_str()) {
                 return Err(format!("{:?} must be a file name without folders", file.name));
+            }
+            if file.name.len() > LONGEST_FILE_NAME || file.name.chars().any(char::is_control) {
+                return Err(format!(
+                    "a file name must have at most {LONGEST_FILE_NAME} bytes and no control characters"
+                ));
             }
         }
         if !(160..=4096).contains(&self.detector.input_side) {
