@@ -308,10 +308,12 @@ fn token(row: &Model) -> [u8; LONGEST_NAME] {
 }
 
 /// What each worker says that is alive, without what only administrators may read.
-async fn alive_for(state: &AppState, grant: &Grant) -> ApiResult<Vec<Served>> {
+pub(super) async fn alive_for(state: &AppState, grant: &Grant) -> ApiResult<Vec<Served>> {
     let mut alive = workers::alive(&state.db).await?;
     if !grant.has(Scope::Admin) {
-        alive.iter_mut().for_each(|served| served.left_out.clear());
+        for served in &mut alive {
+            served.left_out.clear();
+        }
     }
     Ok(alive)
 }
