@@ -139,13 +139,9 @@ async fn assemble(
     let queue = Arc::new(EmbeddedQueue::new(usize::try_from(config.queue.capacity)?));
     let finished = FinishedJobs::new();
     let options = EngineOptions::configured(&config.worker);
-    let offer = Offer::of_all(&models.now(), &Assets::configured(&config), &options).await;
-    let engines = Arc::new(Engines::new(
-        Arc::clone(&models),
-        Assets::configured(&config),
-        options,
-        config.worker.models_memory(),
-    ));
+    let assets = Assets::configured(&config);
+    let offer = Offer::of_all(&models.now(), &assets, &options).await;
+    let engines = Arc::new(Engines::new(Arc::clone(&models), assets, options, config.worker.models_memory()));
     let pipeline = config.models.default_pipeline.clone();
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
     let context = WorkerContext {

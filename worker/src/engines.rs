@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use shared::catalogue::Pipeline;
+use shared::catalogue::{ModelFile, Pipeline};
 use shared::health::Check;
 use shared::models::{Models, ModelsError};
 use shared::telemetry::metrics;
@@ -100,7 +100,8 @@ impl Engines {
     /// What a pipeline's sessions take: each has weights of its own.
     fn bytes_of(&self, pipeline: &Pipeline) -> u64 {
         let sessions = u64::try_from(self.options.sessions).unwrap_or(u64::MAX);
-        pipeline.files().iter().map(|file| (file.size_bytes + BESIDE_WEIGHTS).saturating_mul(sessions)).sum()
+        let of = |file: &ModelFile| file.size_bytes.saturating_add(BESIDE_WEIGHTS).saturating_mul(sessions);
+        pipeline.files().into_iter().map(of).fold(0, u64::saturating_add)
     }
 
     /// The pipelines that are loaded, or being so.
@@ -140,7 +141,7 @@ impl Engines {
 
 impl Loaded {
     fn bytes(&self) -> u64 {
-        self.slots.values().map(|slot| slot.bytes).sum()
+        self.slots.values().map(|slot| slot.bytes).fold(0, u64::saturating_add)
     }
 
     /// Forgets what could not be loaded, unless somebody tries again.

@@ -164,7 +164,8 @@ pub async fn create(
     };
     measured.check().map_err(|(pointer, why)| ApiError::invalid(pointer, why))?;
     let stored = calibrations::store(&state.db, collection, &measured).await?;
-    let row = stored.ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection was deleted meanwhile"))?;
+    let row = stored
+        .ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection or the model was deleted meanwhile"))?;
     tracing::info!(calibration.id = %row.id, pipeline = row.pipeline, "calibration stored");
     begin_clusters(&state, &pipeline, &row).await?;
     let location = [(header::LOCATION, format!("/v1/calibrations/{}", row.id))];
@@ -219,7 +220,25 @@ pub async fn get(
     Ok(axum::Json(view(row)?))
 }
 
-/// Deletes a calibration: the one that was stored before it counts again, at last the catalogue's. Faces that nobody was named
+/// Refuses to delete what somebody has to decide by.
+async fn check_needed(state: &AppState, row: &calibration::Model) -> ApiResult<()> {
+    let now = state.models.now();
+    if now.find(&row.pipeline).is_some_and(|pipeline| pipeline.calibration.is_some()) {
+        return Ok(());
+    }
+    if let Some(collection) = calibrations::needed_by(&state.db.read, row).await? {
+        let detail = format!(
+            "the collection {collection} has no other calibration, and {} none in the catalogue: store another one, or set \
+             match_cosine of the collection, first",
+            row.pipeline
+        );
+        return Err(ApiError::conflict("no_calibration", detail));
+    }
+    Ok(())
+}
+
+/// Deletes a calibration: the one that was stored before it counts again, at last the catalogue's. Refused (409) where a
+/// collection would have none then, and has no `match_cosine`. Faces that nobody was named
 /// for, or only by a match, are looked up again.
 #[utoipa::path(delete, path = "/v1/calibrations/{calibration}", tag = "calibrations", security(("api_key" = ["admin"])),
     params(("calibration" = CalibrationId, Path)), responses((status = 204)))]
@@ -228,6 +247,8 @@ pub async fn delete(
     caller: Caller<Admin>,
     Path(id): Path<CalibrationId>,
 ) -> ApiResult<StatusCode> {
+    let row = calibrations::find(&state.db.read, &caller, id).await?.ok_or_else(|| not_found(id))?;
+    check_needed(&state, &row).await?;
     if !calibrations::delete(&state.db, &caller, id).await? {
         return Err(not_found(id));
     }

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use shared::access::Reach;
 use shared::db::clusters::queue;
-use shared::db::collections::{self, CollectionSettings};
+use shared::db::collections::{self, CollectionSettings, Created};
 use shared::db::entity::collection;
 use shared::db::erasures::request;
 use shared::ids::CollectionId;
@@ -118,7 +118,11 @@ pub(crate) async fn make(
     settings: &CollectionSettings,
 ) -> ApiResult<Option<collection::Model>> {
     check_pipeline(state, pipeline).await?;
-    Ok(collections::create(&state.db, name, pipeline, settings).await?)
+    match collections::create_of_registered(&state.db, name, pipeline, settings).await? {
+        Created::New(made) => Ok(Some(*made)),
+        Created::Taken => Ok(None),
+        Created::NoModel => Err(ApiError::invalid("#/pipeline", format!("the model {pipeline} was deleted meanwhile"))),
+    }
 }
 
 /// Lists collections.

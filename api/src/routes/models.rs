@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sea_orm::DbErr;
 use serde::Serialize;
+use shared::access::{Grant, Scope};
 use shared::catalogue::{AllowedUse, Entry, ModelFile, Origin, Pipeline};
 use shared::db::is_lock_timeout;
 use shared::db::models::{self as rows, Model};
@@ -47,7 +48,7 @@ pub struct ModelView {
     calibration: Option<ModelCalibration>,
     /// Workers that take its jobs now.
     workers: usize,
-    /// What keeps other workers from it.
+    /// What keeps other workers from it; for keys with the scope `admin`, since paths of the workers' machines are in it.
     problems: Vec<String>,
     registered_at: String,
     /// When its entry changed last.
@@ -129,7 +130,7 @@ pub(super) fn files(pipeline: &Pipeline) -> Vec<ModelFileView> {
         size_bytes: file.size_bytes,
         urls: file.urls.clone(),
         licence: file.licence.clone(),
-        allowed_use: match file.allowed_use {
+        allowed_use: match file.allowed_use() {
             AllowedUse::Permissive => AllowedUseView::Permissive,
             AllowedUse::NonCommercial => AllowedUseView::NonCommercial,
         },
@@ -222,7 +223,7 @@ pub async fn create(
     state.models.refresh().await?;
     tracing::info!(model = name, is_new = status == StatusCode::CREATED, "a model was added");
     let location = [(header::LOCATION, format!("/v1/models/{name}"))];
-    let view = entry_view(&state, *row).await?;
+    let view = entry_view(&state, &grant, *row).await?;
     Ok((status, location, axum::Json(view)).into_response())
 }
 
@@ -231,13 +232,13 @@ pub async fn create(
     (status = 200, body = Page<ModelView>)))]
 pub async fn list(
     State(state): State<AppState>,
-    _: Caller<Read>,
+    caller: Caller<Read>,
     Query(page): Query<PageQuery>,
 ) -> ApiResult<axum::Json<Page<ModelView>>> {
     let page = page.of(&state.secret_key, "models", &())?;
     let after =
         page.token::<LONGEST_NAME>()?.map(|token| String::from_utf8_lossy(&token).trim_end_matches('\0').to_owned());
-    let alive = workers::alive(&state.db).await?;
+    let alive = alive_for(&state, &caller).await?;
     let found = rows::list(&state.db.read, after.as_deref(), page.rows()).await?;
     let Page { items, next_cursor } = page.page_after(found, token, |row| row);
     // One that a newer program registered is not shown by an older one.
@@ -250,11 +251,11 @@ pub async fn list(
     params(("model" = String, Path, description = "Its name")), responses((status = 200, body = ModelEntryView)))]
 pub async fn get(
     State(state): State<AppState>,
-    _: Caller<Read>,
+    caller: Caller<Read>,
     Path(name): Path<String>,
 ) -> ApiResult<axum::Json<ModelEntryView>> {
     let row = rows::find(&state.db.read, known_as(&name)?).await?.ok_or_else(|| not_found(&name))?;
-    Ok(axum::Json(entry_view(&state, row).await?))
+    Ok(axum::Json(entry_view(&state, &caller, row).await?))
 }
 
 /// Forgets a model that nothing uses: no collection goes by it, and no vector that it made is stored.
@@ -266,6 +267,11 @@ pub async fn delete(
     Path(name): Path<String>,
 ) -> ApiResult<StatusCode> {
     let name = known_as(&name)?;
+    if name == state.config.models.default_pipeline {
+        let detail =
+            format!("the model {name} stays: collections that name no model go by it (models.default_pipeline)");
+        return Err(ApiError::conflict("model_in_use", detail));
+    }
     let why = match models::remove(&state.db, name).await.map_err(busy)? {
         Removed::Done => {
             state.models.refresh().await?;
@@ -301,12 +307,23 @@ fn token(row: &Model) -> [u8; LONGEST_NAME] {
     token
 }
 
-async fn entry_view(state: &AppState, row: Model) -> ApiResult<ModelEntryView> {
+/// What each worker says that is alive, without what only administrators may read.
+pub(super) async fn alive_for(state: &AppState, grant: &Grant) -> ApiResult<Vec<Served>> {
+    let mut alive = workers::alive(&state.db).await?;
+    if !grant.has(Scope::Admin) {
+        for served in &mut alive {
+            served.left_out.clear();
+        }
+    }
+    Ok(alive)
+}
+
+async fn entry_view(state: &AppState, grant: &Grant, row: Model) -> ApiResult<ModelEntryView> {
     let pipeline = models::parsed(&row).map_err(|error| {
         let detail = format!("a newer version of this program registered the model {}: {error}", row.name);
         ApiError::not_found("model_not_found", detail)
     })?;
-    let model = view(state, &row, &pipeline, &workers::alive(&state.db).await?);
+    let model = view(state, &row, &pipeline, &alive_for(state, grant).await?);
     Ok(ModelEntryView { model, entry: row.entry })
 }
 

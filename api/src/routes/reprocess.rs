@@ -23,7 +23,7 @@ use shared::models::ModelsError;
 use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
-use super::models::{ModelFileView, check_licence, check_pipeline, files, licence_accepted, named};
+use super::models::{ModelFileView, alive_for, check_licence, check_pipeline, files, licence_accepted, named};
 use super::submit::check_text;
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
@@ -118,7 +118,8 @@ pub struct ReprocessRunView {
     detects: bool,
     /// Workers that take the new pipeline's jobs now.
     workers: usize,
-    /// Why nothing goes on, where it should: no worker runs the new pipeline.
+    /// Why nothing goes on, where it should: no worker runs the new pipeline; what keeps each from it, for keys with the scope
+    /// `admin`.
     problem: Option<String>,
     state: RunState,
     /// No further image is begun until the run is resumed.
@@ -237,6 +238,7 @@ pub async fn create(
             let detail = "the collection went over to another pipeline at this moment; look at it again";
             return Err(ApiError::conflict("collection_changed", detail));
         }
+        Begun::NoModel => return Err(ApiError::conflict("gone_meanwhile", "the model was deleted meanwhile")),
     };
     tracing::info!(run.id = %run.id, collection.id = %collection.id, pipeline = run.pipeline, "reprocess run begun");
     let path = format!("/v1/reprocess-runs/{}", run.id);
@@ -320,7 +322,7 @@ pub async fn list(
     let page = PageQuery::new(query.limit, query.cursor).of(&state.secret_key, "reprocess runs", &collection)?;
     let rows = reprocess::list(&state.db, &caller, collection, page.after()?.map(ReprocessRunId), page.rows()).await?;
     let Page { items, next_cursor } = page.page(rows, |run| run.id.0, |run| run);
-    let alive = workers::alive(&state.db).await?;
+    let alive = alive_for(&state, &caller).await?;
     let mut views = Vec::with_capacity(items.len());
     for run in items {
         views.push(view_beside(&state, run, &alive).await?);
@@ -337,7 +339,8 @@ pub async fn get(
     caller: Caller<Read>,
     Path(id): Path<ReprocessRunId>,
 ) -> ApiResult<impl IntoResponse> {
-    let run = view(&state, find(&state, &caller, id).await?).await?;
+    let alive = alive_for(&state, &caller).await?;
+    let run = view_beside(&state, find(&state, &caller, id).await?, &alive).await?;
     let content = serde_json::to_value(&run).map_err(|error| ApiError::internal(&error))?;
     Ok(([Version::of_content(&content).header()], axum::Json(run)))
 }

@@ -24,12 +24,12 @@ pub(super) async fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Resu
         for (n, file) in pipeline.files().into_iter().enumerate() {
             let found = assets.find(file)?.map_or_else(|| "missing".to_owned(), |p| p.display().to_string());
             let [name, runs] = if n == 0 { [pipeline.name.as_str(), runs] } else { [""; 2] };
-            let allowed = match file.allowed_use {
-                AllowedUse::Permissive => file.allowed_use.to_string(),
+            let allowed = match file.allowed_use() {
+                AllowedUse::Permissive => file.allowed_use().to_string(),
                 AllowedUse::NonCommercial if assets.check_licence(pipeline).is_ok() => {
-                    format!("{}, accepted", file.allowed_use)
+                    format!("{}, accepted", file.allowed_use())
                 }
-                AllowedUse::NonCommercial => format!("{}, not accepted", file.allowed_use),
+                AllowedUse::NonCommercial => format!("{}, not accepted", file.allowed_use()),
             };
             table.add_row([name, runs, &file.name, &allowed, &found]);
         }

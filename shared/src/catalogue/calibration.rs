@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::db::calibrations::MOST_POINTS;
+
 /// `[calibration]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,14 +45,19 @@ pub struct Rate {
 
 impl Calibration {
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.far.len() < 2 || self.far.len() != self.cosine.len() {
-            return Err("calibration needs at least two rates, and a cosine for each".to_owned());
+        if !(2..=MOST_POINTS).contains(&self.far.len()) || self.far.len() != self.cosine.len() {
+            return Err(format!("calibration needs 2 to {MOST_POINTS} rates, and a cosine for each"));
         }
         if !self.far.iter().all(|f| *f > 0.0 && *f < 1.0) || !self.far.is_sorted_by(|a, b| a > b) {
             return Err("calibration.far must lie between 0 and 1 and fall".to_owned());
         }
-        if !self.cosine.is_sorted_by(|a, b| a < b) {
-            return Err("calibration.cosine must rise".to_owned());
+        let are_cosines = self.cosine.iter().all(|cosine| (-1.0..=1.0).contains(cosine));
+        if !are_cosines || !self.cosine.is_sorted_by(|a, b| a < b) {
+            return Err("calibration.cosine must lie between -1 and 1 and rise".to_owned());
+        }
+        let measured = self.far[self.far.len() - 1]..=self.far[0];
+        if self.measured_far.is_some_and(|far| !measured.contains(&far)) {
+            return Err("calibration.measured_far must lie between the lowest and the highest far".to_owned());
         }
         Ok(())
     }
@@ -157,5 +164,22 @@ mod tests {
         assert!(unordered.check().is_err());
         assert!(Calibration { far: vec![0.1], cosine: vec![0.1], ..calibration() }.check().is_err());
         assert!(calibration().check().is_ok());
+    }
+
+    #[test]
+    fn the_rules_are_those_of_calibrations_that_are_stored() {
+        let good = calibration();
+        good.check().unwrap();
+        let last = good.cosine.len() - 1;
+        let with = |change: &dyn Fn(&mut Calibration)| {
+            let mut changed = good.clone();
+            change(&mut changed);
+            changed.check().unwrap_err()
+        };
+        assert!(with(&|c| c.cosine[last] = f32::INFINITY).contains("cosine"));
+        assert!(with(&|c| c.cosine[0] = -1.5).contains("cosine"));
+        assert!(with(&|c| c.measured_far = Some(0.9)).contains("measured_far"));
+        assert!(with(&|c| c.measured_far = Some(f64::NAN)).contains("measured_far"));
+        assert!(with(&|c| c.far = vec![0.5; MOST_POINTS + 1]).contains("rates"));
     }
 }

@@ -181,5 +181,10 @@ mod tests {
         let long = good.replace("small, fast", &"x".repeat(LONGEST_TEXT + 1));
         assert!(refused(long).contains("description"));
         assert!(refused(good.replace("small, fast", "\\u0000")).contains("NUL"));
+        for name in ["x".repeat(256), "a\\nb".to_owned()] {
+            let text = good.replace("mobilefacenet_foamliu_128.onnx", &name);
+            assert_ne!(text, good);
+            assert!(refused(text).contains("file name"), "{name}");
+        }
     }
 }

@@ -5,10 +5,10 @@ mod entry;
 mod fingerprint;
 mod requires;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 
@@ -21,6 +21,9 @@ pub use requires::{CpuFeature, any_of};
 /// stored under another policy are not taken for this one's.
 const INPUT_POLICY: u32 = 2;
 
+/// Longest name of a file in bytes, as file systems have it (`NAME_MAX` of Linux).
+const LONGEST_FILE_NAME: usize = 255;
+
 /// The entries that come with face-id.
 const BUILT_IN: [(&str, &str); 4] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
@@ -28,6 +31,13 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
     ("scrfd-mobilefacenet.toml", include_str!("../../../models/scrfd-mobilefacenet.toml")),
 ];
+
+/// SHA-256 of the weights that a built-in entry knows to be restricted.
+static RESTRICTED: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+    let pipelines = BUILT_IN.iter().map(|(file, text)| Pipeline::parse(file, text).expect("a test reads them all"));
+    let files = pipelines.flat_map(|pipeline| pipeline.files().map(ModelFile::clone));
+    files.filter(|file| file.allowed_use != AllowedUse::Permissive).map(|file| file.sha256).collect()
+});
 
 /// All known pipelines by name.
 #[derive(Clone, Debug, Default)]
@@ -291,6 +301,11 @@ impl Pipeline {
             if Path::new(&file.name).file_name().is_none_or(|n| n != file.name.as_str()) {
                 return Err(format!("{:?} must be a file name without folders", file.name));
             }
+            if file.name.len() > LONGEST_FILE_NAME || file.name.chars().any(char::is_control) {
+                return Err(format!(
+                    "a file name must have at most {LONGEST_FILE_NAME} bytes and no control characters"
+                ));
+            }
         }
         if !(160..=4096).contains(&self.detector.input_side) {
             return Err("detector.input_side must lie between 160 and 4096 pixels".to_owned());
@@ -334,7 +349,14 @@ impl Pipeline {
 
     /// The files whose licence restricts their use.
     pub fn restricted_files(&self) -> Vec<&ModelFile> {
-        self.files().into_iter().filter(|f| f.allowed_use != AllowedUse::Permissive).collect()
+        self.files().into_iter().filter(|file| file.allowed_use() != AllowedUse::Permissive).collect()
+    }
+}
+
+impl ModelFile {
+    /// What its licence allows: not more than a built-in entry says of the same weights, whatever this one says.
+    pub fn allowed_use(&self) -> AllowedUse {
+        if RESTRICTED.contains(&self.sha256) { AllowedUse::NonCommercial } else { self.allowed_use }
     }
 }
 
@@ -366,6 +388,10 @@ mod tests {
         assert_eq!(catalogue.pipelines().count(), BUILT_IN.len());
         assert!(catalogue.pipeline("yunet-mobilefacenet").unwrap().restricted_files().is_empty());
         assert_eq!(catalogue.pipeline("scrfd-mobilefacenet").unwrap().restricted_files().len(), 1);
+        let text = BUILT_IN.iter().find(|(file, _)| *file == "scrfd-mobilefacenet.toml").unwrap().1;
+        let restated = text.replace("use = \"non-commercial\"", "use = \"permissive\"");
+        assert_ne!(restated, text);
+        assert_eq!(Pipeline::parse("restated.toml", &restated).unwrap().restricted_files().len(), 1);
     }
 
     #[test]

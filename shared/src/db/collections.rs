@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
-use super::{Db, count, execute, faces, is_postgres, now, rematches, scoped, statement, through_deadlocks};
+use super::{Db, count, execute, faces, is_postgres, models, now, rematches, scoped, statement, through_deadlocks};
 use crate::access::Grant;
 use crate::ids::CollectionId;
 
@@ -95,9 +95,45 @@ pub struct CollectionCounts {
     pub clusters: i64,
 }
 
-/// Makes a collection; `None` when its name is taken.
+/// What became of a collection that was to be made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// It is there.
+    New(Box<Model>),
+    /// Its name is taken.
+    Taken,
+    /// Its model is not registered.
+    NoModel,
+}
+
+/// Makes a collection of a registered model, which stays registered from then on.
+pub async fn create_of_registered(
+    db: &Db,
+    name: &str,
+    pipeline: &str,
+    settings: &CollectionSettings,
+) -> Result<Created, DbErr> {
+    let txn = db.begin().await?;
+    if !models::hold(&txn, pipeline).await? {
+        return Ok(Created::NoModel);
+    }
+    let Some(made) = insert(&txn, name, pipeline, settings).await? else { return Ok(Created::Taken) };
+    txn.commit().await?;
+    Ok(Created::New(Box::new(made)))
+}
+
+/// Makes a collection, of whatever pipeline; `None` when its name is taken.
 pub async fn create(
     db: &Db,
+    name: &str,
+    pipeline: &str,
+    settings: &CollectionSettings,
+) -> Result<Option<Model>, DbErr> {
+    insert(&db.write, name, pipeline, settings).await
+}
+
+async fn insert(
+    conn: &impl ConnectionTrait,
     name: &str,
     pipeline: &str,
     settings: &CollectionSettings,
@@ -107,12 +143,12 @@ pub async fn create(
         name: Set(name.to_owned()),
         pipeline: Set(pipeline.to_owned()),
         settings: Set(to_json(settings)?),
-        created_at: Set(now(&db.write).await?),
+        created_at: Set(now(conn).await?),
         hidden_revision: Set(None),
         shown_revision: Set(None),
         erased_at: Set(None),
     };
-    match row.insert(&db.write).await {
+    match row.insert(conn).await {
         Ok(model) => Ok(Some(model)),
         Err(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))) => Ok(None),
         Err(error) => Err(error),

@@ -49,6 +49,21 @@ pub(crate) async fn lock(txn: &impl ConnectionTrait) -> Result<(), DbErr> {
     Ok(())
 }
 
+/// Keeps the model from being removed or replaced until the transaction ends, which is about to use it. False: there is none.
+pub(crate) async fn hold(txn: &impl ConnectionTrait, name: &str) -> Result<bool, DbErr> {
+    locked(txn, name, if is_postgres(txn) { "FOR SHARE" } else { "" }).await
+}
+
+/// Waits for those that [`hold`] the model, so that what uses it is seen afterwards, and keeps others from it.
+pub(crate) async fn hold_alone(txn: &impl ConnectionTrait, name: &str) -> Result<(), DbErr> {
+    locked(txn, name, "{for update}").await.map(drop)
+}
+
+async fn locked(txn: &impl ConnectionTrait, name: &str, lock: &str) -> Result<bool, DbErr> {
+    let sql = format!("SELECT count(*) AS n FROM (SELECT name FROM models WHERE name = $1 {lock}) AS locked");
+    Ok(count(txn, &sql, [name.into()]).await? > 0)
+}
+
 /// The names and digests of all entries, by name.
 pub async fn digests(conn: &impl ConnectionTrait) -> Result<Vec<Digest>, DbErr> {
     let sql = "SELECT name, digest FROM models ORDER BY name";
@@ -134,4 +149,11 @@ pub(crate) async fn in_use(conn: &impl ConnectionTrait, pipeline: &str) -> Resul
         }
     }
     Ok(None)
+}
+
+/// Registers a name, with an entry that nobody reads.
+#[cfg(test)]
+pub(crate) async fn put_name(db: &super::Db, name: &str) {
+    let sql = "INSERT INTO models (name, entry, digest, origin, registered_at, changed_at) VALUES ($1, '', '', 'added', 1, 1)";
+    execute(&db.write, sql, [name.into()]).await.expect("put a name");
 }

@@ -23,10 +23,11 @@ pub(crate) fn sql(grant: &Grant, column: &str, first: usize) -> (String, Vec<Val
 pub(crate) fn filter(grant: &Grant, column: impl ColumnTrait) -> Condition {
     let erased = collection::Entity::find().select_only().column(collection::Column::Id);
     let erased = erased.filter(collection::Column::ErasedAt.is_not_null()).into_query();
-    let there = Condition::all().add(column.not_in_subquery(erased));
+    let there = column.not_in_subquery(erased);
     match grant.reach() {
-        Reach::All => there,
+        // What is of no collection is in none that is being erased, and NULL is never "not in" what has rows.
+        Reach::All => Condition::any().add(column.is_null()).add(there),
         // Without one, the condition is false.
-        Reach::Only(collections) => there.add(column.is_in(collections.iter().copied())),
+        Reach::Only(collections) => Condition::all().add(there).add(column.is_in(collections.iter().copied())),
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait, DbErr};
 
 use crate::catalogue::{Catalogue, CatalogueError, Entry, Origin, Pipeline};
+use crate::db::calibrations;
 use crate::db::models::{self, Digest, Model, Use};
 use crate::db::{Db, is_deadlock, is_lock_timeout, is_postgres};
 use crate::face_index::pgvector::{create_within, drop_within, has_within};
@@ -157,6 +158,7 @@ pub async fn remove(db: &Db, name: &str) -> Result<Removed, DbErr> {
 async fn remove_once(db: &Db, name: &str) -> Result<Removed, DbErr> {
     let txn = db.begin().await?;
     models::lock(&txn).await?;
+    models::hold_alone(&txn, name).await?;
     let kept = match models::find(&txn, name).await? {
         None => Some(Removed::NotFound),
         Some(row) if row.origin() == Origin::BuiltIn => Some(Removed::BuiltIn),
@@ -167,6 +169,7 @@ async fn remove_once(db: &Db, name: &str) -> Result<Removed, DbErr> {
         return Ok(kept);
     }
     models::delete(&txn, name).await?;
+    calibrations::delete_of_pipeline(&txn, name).await?;
     if is_postgres(&txn) {
         drop_within(&txn, name).await?;
     }
@@ -282,7 +285,8 @@ async fn are_registered(conn: &impl ConnectionTrait, own: &[Entry]) -> Result<bo
         models::all(conn).await?.into_iter().map(|row| (row.name.clone(), row)).collect();
     for entry in own {
         let name = &entry.pipeline.name;
-        let is_known = rows.get(name).is_some_and(|row| row.digest == entry.digest() && row.origin() == entry.origin);
+        let is_same = |row: &Model| row.digest == entry.digest() && row.origin() == entry.origin;
+        let is_known = rows.get(name).is_some_and(|row| is_same(row) || is_overridden(row, entry));
         if !is_known || (is_postgres(conn) && !has_within(conn, name).await?) {
             return Ok(false);
         }
@@ -290,25 +294,46 @@ async fn are_registered(conn: &impl ConnectionTrait, own: &[Entry]) -> Result<bo
     Ok(true)
 }
 
+/// What the operator put in the place of a built-in entry stays, whichever process starts last and has no such folder.
+fn is_overridden(row: &Model, entry: &Entry) -> bool {
+    row.origin() == Origin::Folder && entry.origin == Origin::BuiltIn
+}
+
 /// Registers an entry in the place of one of its name, unless that makes other vectors and is used.
 async fn register_one(txn: &impl ConnectionTrait, entry: &Entry) -> Result<Result<(), Use>, DbErr> {
-    let row = models::find(txn, &entry.pipeline.name).await?;
+    let name = &entry.pipeline.name;
+    let row = models::find(txn, name).await?;
+    if let Some(row) = row.as_ref().filter(|row| is_overridden(row, entry)) {
+        // One that cannot be read got its place from the program that registered it.
+        if let Ok(pipeline) = parsed(row) {
+            make_place(txn, &pipeline).await?;
+        }
+        return Ok(Ok(()));
+    }
+    if row.is_none()
+        && let Some(used) = models::in_use(txn, name).await?
+    {
+        let used = used.as_str();
+        tracing::warn!(model = name, origin = %entry.origin, used, "a model is registered for the first time and in use: its entry is taken for the one that made what is stored");
+    }
     // One that cannot be read is taken for another.
     let is_other =
         row.as_ref().is_some_and(|row| !parsed(row).is_ok_and(|old| old.makes_the_same_vectors(&entry.pipeline)));
     if is_other {
-        if let Some(used) = models::in_use(txn, &entry.pipeline.name).await? {
+        models::hold_alone(txn, name).await?;
+        if let Some(used) = models::in_use(txn, name).await? {
             return Ok(Err(used));
         }
+        calibrations::delete_of_pipeline(txn, name).await?;
         if is_postgres(txn) {
             // Its vectors may have another length.
-            drop_within(txn, &entry.pipeline.name).await?;
+            drop_within(txn, name).await?;
         }
     }
     make_place(txn, &entry.pipeline).await?;
     if row.is_none_or(|row| row.digest != entry.digest() || row.origin() != entry.origin) {
         models::put(txn, entry, None).await?;
-        tracing::info!(model = entry.pipeline.name, origin = %entry.origin, "a model is registered");
+        tracing::info!(model = name, origin = %entry.origin, "a model is registered");
     }
     Ok(Ok(()))
 }

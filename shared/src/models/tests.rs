@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::access::Grant;
-use crate::db::collections::{self, CollectionSettings};
+use crate::db::calibrations::{CalibrationPoint, Measured};
+use crate::db::collections::{self, CollectionSettings, Created};
 use crate::face_index::pgvector::has_partition;
 
 const NAME: &str = "yunet-mobilefacenet";
@@ -60,6 +61,14 @@ async fn what_vectors_mean_stays_while_something_uses_it() {
         register(&db, &shorter).await.unwrap();
         assert_eq!(models::find(&db.read, NAME).await.unwrap().unwrap().origin(), Origin::Folder);
         register(&db, &own()).await.unwrap();
+        assert_eq!(
+            models::find(&db.read, NAME).await.unwrap().unwrap().origin(),
+            Origin::Folder,
+            "the operator's stays"
+        );
+        assert_eq!(remove(&db, NAME).await.unwrap(), Removed::Done);
+        register(&db, &own()).await.unwrap();
+        assert_eq!(models::find(&db.read, NAME).await.unwrap().unwrap().origin(), Origin::BuiltIn);
 
         let collection = use_by_a_collection(&db, NAME).await;
         let refused = register(&db, &shorter).await.unwrap_err();
@@ -72,6 +81,8 @@ async fn what_vectors_mean_stays_while_something_uses_it() {
         models.refresh().await.unwrap();
         let after = models.now();
         assert_ne!(before.pipeline(NAME).unwrap().calibration, after.pipeline(NAME).unwrap().calibration);
+        register(&db, &own()).await.unwrap();
+        assert_eq!(models::find(&db.read, NAME).await.unwrap().unwrap().entry, described[0].text);
         assert!(Arc::ptr_eq(before.find("yunet-sface").unwrap(), after.find("yunet-sface").unwrap()), "unchanged");
         collections::delete(&db, collection).await.unwrap();
         register(&db, &shorter).await.unwrap();
@@ -108,6 +119,8 @@ async fn a_model_is_added_and_removed() {
         if is_postgres(&db.read) {
             assert!(!has_partition(&db, "own").await.unwrap());
         }
+        let made = collections::create_of_registered(&db, "c", "own", &CollectionSettings::default()).await.unwrap();
+        assert_eq!(made, Created::NoModel);
         // Who says it now made nothing of what is there.
         use_by_a_collection(&db, "own").await;
         assert_eq!(add(&db, &named("own"), None).await.unwrap(), Added::Used(Use::Collection));
@@ -125,6 +138,38 @@ async fn an_entry_of_a_newer_program_keeps_nobody_from_the_others() {
         models.refresh().await.unwrap();
         assert_eq!(models.now().pipelines().count(), own().len() - 1);
         assert!(models.unreadable()["yunet-sface"].contains("sharpness"), "{:?}", models.unreadable());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_measured_of_a_model_goes_with_it() {
+    on_both(async |db| {
+        register(&db, &own()).await.unwrap();
+        let measured = async |pipeline: &str| {
+            let point = |far: f64, cosine: f32| CalibrationPoint { far, cosine, lower: far, upper: far };
+            let measured = Measured {
+                pipeline: pipeline.to_owned(),
+                measured_on: "a test".to_owned(),
+                points: vec![point(1e-1, 0.1), point(1e-2, 0.2)],
+                measured_far: 1e-2,
+                people: 2,
+                faces: 2,
+                comparisons: 1,
+                confidence: 0.9,
+            };
+            calibrations::store(&db, None, &measured).await.unwrap().unwrap().id
+        };
+        let is_kept = async |id| calibrations::find(&db.read, &Grant::everything(), id).await.unwrap().is_some();
+        add(&db, &named("own"), None).await.unwrap();
+        let (of_own, of_another) = (measured("own").await, measured(NAME).await);
+        assert_eq!(remove(&db, "own").await.unwrap(), Removed::Done);
+        assert!(!is_kept(of_own).await);
+        assert!(is_kept(of_another).await);
+        register(&db, &[changed(Origin::Folder, "0.2509", "0.2510")]).await.unwrap();
+        assert!(is_kept(of_another).await, "its scores are the same");
+        register(&db, &[changed(Origin::Folder, "dimension = 128", "dimension = 64")]).await.unwrap();
+        assert!(!is_kept(of_another).await);
     })
     .await;
 }

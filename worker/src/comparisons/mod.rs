@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use shared::access::Grant;
 use shared::comparison::ComparisonReport;
 use shared::db::collections::{self, CollectionSettings};
-use shared::db::reprocess::comparison::{Disagreement, Labelled, due, keep, labelled, vectors};
+use shared::db::reprocess::comparison::{Disagreement, Labelled, due, keep, labelled, postpone, vectors};
 use shared::db::reprocess::{Run, other_match_cosine};
 use shared::embedding::Embedding;
 use shared::ids::FaceId;
@@ -59,12 +59,27 @@ pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
     leadership.resign().await;
 }
 
-/// Makes the comparison that has waited longest, if one does. One that is broken off is made anew.
+/// Makes the comparison that has waited longest, if one does. One that is broken off is made anew; one that fails, after the
+/// others.
 async fn step(ctx: &WorkerContext, leadership: &mut Leadership, stop: &CancellationToken) -> anyhow::Result<()> {
     let Some((run, began)) = due(&ctx.db).await? else { return Ok(()) };
+    let made = make(ctx, leadership, stop, &run, began).await;
+    if made.is_err() {
+        postpone(&ctx.db, run.id).await?;
+    }
+    made.with_context(|| format!("run {}", run.id))
+}
+
+async fn make(
+    ctx: &WorkerContext,
+    leadership: &mut Leadership,
+    stop: &CancellationToken,
+    run: &Run,
+    began: i64,
+) -> anyhow::Result<()> {
     let mut all = Vec::new();
     loop {
-        let page = labelled(&ctx.db, &run, all.last().map(|last: &Labelled| last.face_id), PAGE).await?;
+        let page = labelled(&ctx.db, run, all.last().map(|last: &Labelled| last.face_id), PAGE).await?;
         let is_last = (page.len() as u64) < PAGE;
         all.extend(page);
         if is_last {
@@ -76,8 +91,8 @@ async fn step(ctx: &WorkerContext, leadership: &mut Leadership, stop: &Cancellat
     }
     let labelled_faces = all.len();
     let chosen = sample(all, run.id.0.as_u128(), MOST);
-    let faces = read(ctx, &run, chosen).await?;
-    let thresholds = Both::of(ctx, &run, labelled_faces).await?;
+    let faces = read(ctx, run, chosen).await?;
+    let thresholds = Both::of(ctx, run, labelled_faces).await?;
     let names = (run.from_pipeline.clone(), run.pipeline.clone());
     let made = within_thread(leadership, stop, move |stopped| {
         compare(&faces, labelled_faces, [&names.0, &names.1], &thresholds.each(), stopped)

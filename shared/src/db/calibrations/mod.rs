@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::entity::calibration::{ActiveModel, Column, Entity, Model};
-use super::{Db, collections, execute, now, scoped, statement};
+use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
 use crate::catalogue::{self, Calibration};
 use crate::ids::{CalibrationId, CollectionId};
@@ -141,9 +141,12 @@ impl Model {
 }
 
 /// Stores what was measured and checked, for one collection or for all that go by the pipeline. Whoever decides by it from
-/// now on is matched again. `None`: the collection is gone.
+/// now on is matched again. `None`: the collection or the model is gone.
 pub async fn store(db: &Db, collection: Option<CollectionId>, measured: &Measured) -> Result<Option<Model>, DbErr> {
     let txn = db.begin().await?;
+    if !models::hold(&txn, &measured.pipeline).await? {
+        return Ok(None);
+    }
     if let Some(collection) = collection
         && collections::hold_pipeline(&txn, collection).await?.is_none()
     {
@@ -179,6 +182,12 @@ pub async fn delete(db: &Db, grant: &Grant, id: CalibrationId) -> Result<bool, D
     Ok(deleted > 0)
 }
 
+/// Deletes what was measured of a pipeline that nothing uses any more: its scores say nothing of the next one of that name.
+pub(crate) async fn delete_of_pipeline(txn: &impl ConnectionTrait, pipeline: &str) -> Result<(), DbErr> {
+    execute(txn, "DELETE FROM calibrations WHERE pipeline = $1", [pipeline.into()]).await?;
+    Ok(())
+}
+
 /// The faces of every collection that the calibration concerns are matched again.
 async fn request_rematches(txn: &impl ConnectionTrait, calibration: &Model) -> Result<(), DbErr> {
     let (concerned, values) = concerned(calibration);
@@ -197,6 +206,34 @@ fn concerned(calibration: &Model) -> (String, Vec<Value>) {
     }
     let own = "SELECT 1 FROM calibrations o WHERE o.collection_id = c.id AND o.pipeline = c.pipeline";
     (format!("{by_pipeline} AND NOT EXISTS ({own})"), vec![pipeline])
+}
+
+/// A collection that has no calibration but this one, and no threshold set by hand: without it, nobody could be matched there.
+/// Where the catalogue has one for the pipeline, that does not matter.
+pub async fn needed_by(conn: &impl ConnectionTrait, calibration: &Model) -> Result<Option<String>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        name: String,
+        settings: String,
+    }
+    let (concerned, mut values) = concerned(calibration);
+    values.push(calibration.id.into());
+    let other = format!(
+        "SELECT 1 FROM calibrations a WHERE a.pipeline = c.pipeline AND a.id <> ${}
+            AND (a.collection_id = c.id OR a.collection_id IS NULL)",
+        values.len()
+    );
+    let sql = format!(
+        "SELECT c.name, c.settings {concerned} AND c.erased_at IS NULL AND NOT EXISTS ({other}) ORDER BY c.name"
+    );
+    for row in Row::find_by_statement(statement(conn, &sql, values)).all(conn).await? {
+        let settings: collections::CollectionSettings =
+            serde_json::from_str(&row.settings).map_err(|error| DbErr::Json(error.to_string()))?;
+        if settings.match_cosine.is_none() {
+            return Ok(Some(row.name));
+        }
+    }
+    Ok(None)
 }
 
 /// The collections that a calibration concerns.

@@ -25,6 +25,9 @@ fn measured(measured_on: &str) -> Measured {
 async fn on_both(test: impl AsyncFn(Db, CollectionId, CollectionId)) {
     let folder = tempfile::tempdir().unwrap();
     for db in crate::testing::databases(folder.path()).await {
+        for pipeline in [PIPELINE, "another"] {
+            models::put_name(&db, pipeline).await;
+        }
         let settings = CollectionSettings::default();
         let made = async |name| collections::create(&db, name, PIPELINE, &settings).await.unwrap().unwrap().id;
         let (one, other) = (made("one").await, made("other").await);
@@ -88,6 +91,8 @@ async fn a_calibration_goes_with_its_collection() {
         assert_eq!(used(&db, PIPELINE, other).await.as_deref(), Some("general"));
         assert!(find(&db.read, &Grant::everything(), general).await.unwrap().is_some());
         assert_eq!(store(&db, Some(one), &measured("late")).await.unwrap(), None, "nobody decides by it");
+        let removed = Measured { pipeline: "removed".to_owned(), ..measured("late") };
+        assert_eq!(store(&db, None, &removed).await.unwrap(), None, "nor by a model that is not there");
     })
     .await;
 }
@@ -170,4 +175,37 @@ fn what_makes_no_sense_is_named() {
     for (change, pointer) in cases {
         assert_eq!(with(change), Err(pointer.to_owned()));
     }
+}
+
+#[tokio::test]
+async fn general_ones_stay_while_a_collection_is_erased() {
+    on_both(async |db, one, other| {
+        let all = Grant::everything();
+        let (general, own) = (stored(&db, None, "general").await, stored(&db, Some(one), "own").await);
+        let others = stored(&db, Some(other), "another's").await;
+        execute(&db.write, "UPDATE collections SET erased_at = 1 WHERE id = $1", [one.into()]).await.unwrap();
+        let found = list(&db, &all, &CalibrationFilter::default(), None, 10).await.unwrap();
+        assert_eq!(found.iter().map(|row| row.id).collect::<Vec<_>>(), [others, general]);
+        assert!(find(&db.read, &all, general).await.unwrap().is_some());
+        assert!(find(&db.read, &all, own).await.unwrap().is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_one_is_needed_where_no_threshold_is_set() {
+    on_both(async |db, one, other| {
+        let found = async |id| find(&db.read, &Grant::everything(), id).await.unwrap().unwrap();
+        let needed = async |id| needed_by(&db.read, &found(id).await).await.unwrap();
+        let general = stored(&db, None, "general").await;
+        let own = stored(&db, Some(one), "own").await;
+        assert_eq!(needed(own).await, None, "the general one is left");
+        assert_eq!(needed(general).await.as_deref(), Some("other"));
+        let by_hand = CollectionSettings { match_cosine: Some(0.4), ..CollectionSettings::default() };
+        assert!(collections::update_settings(&db, other, &by_hand, |_| true).await.unwrap());
+        assert_eq!(needed(general).await, None);
+        assert!(delete(&db, &Grant::everything(), general).await.unwrap());
+        assert_eq!(needed(own).await.as_deref(), Some("one"));
+    })
+    .await;
 }

@@ -73,6 +73,7 @@ pub async fn due(db: &Db) -> Result<Option<(Run, i64)>, DbErr> {
         run_id: ReprocessRunId,
     }
     let sql = "SELECT c.run_id FROM reprocess_comparisons c JOIN reprocess_runs r ON r.id = c.run_id
+        JOIN collections k ON k.id = r.collection_id AND k.erased_at IS NULL
         WHERE r.state IN ('ready', 'active') AND (c.made_at IS NULL OR c.made_at < c.wanted_at)
         ORDER BY c.wanted_at LIMIT 1";
     let Some(row) = Row::find_by_statement(statement(&db.write, sql, [])).one(&db.write).await? else {
@@ -80,6 +81,13 @@ pub async fn due(db: &Db) -> Result<Option<(Run, i64)>, DbErr> {
     };
     let at = now(&db.write).await?;
     Ok(find(&db.write, &Grant::everything(), row.run_id).await?.map(|run| (run, at)))
+}
+
+/// Puts a comparison that failed behind all others that wait, as if it were wanted only now.
+pub async fn postpone(db: &Db, run: ReprocessRunId) -> Result<(), DbErr> {
+    let sql = "UPDATE reprocess_comparisons SET wanted_at = {now} WHERE run_id = $1";
+    execute(&db.write, sql, [run.into()]).await?;
+    Ok(())
 }
 
 /// Up to `limit` faces after `after`, by id, that form templates and have vectors of both pipelines.

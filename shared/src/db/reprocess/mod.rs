@@ -26,7 +26,7 @@ use sea_orm::{QueryOrder, QuerySelect};
 
 use super::entity::collection;
 use super::entity::reprocess_run::{ActiveModel, Column, Entity};
-use super::{Db, collections, execute, now, scoped, statement};
+use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
 use crate::ids::{CollectionId, ReprocessRunId};
 
@@ -70,6 +70,8 @@ pub enum Begun {
     Open(ReprocessRunId),
     /// The collection goes by another pipeline than the caller took it for, or is gone.
     Changed,
+    /// The model that it was to go over to is not registered.
+    NoModel,
 }
 
 /// Locks the collection against everything that refers to it: jobs that are recorded, and requests that make some, are
@@ -91,6 +93,10 @@ pub async fn begin(db: &Db, grant: &Grant, new: NewRun<'_>) -> Result<Begun, DbE
     if let Some(open) = open(&txn, new.collection).await? {
         txn.rollback().await?;
         return Ok(Begun::Open(open.id));
+    }
+    if !models::hold(&txn, new.to.pipeline).await? {
+        txn.rollback().await?;
+        return Ok(Begun::NoModel);
     }
     let created_at = now(&txn).await?;
     let run = ActiveModel {

@@ -2,7 +2,7 @@
 
 use sea_orm::EntityTrait;
 
-use super::comparison::{Disagreement, Labelled, Nearest, due, keep, kept, labelled, vectors, want};
+use super::comparison::{Disagreement, Labelled, Nearest, due, keep, kept, labelled, postpone, vectors, want};
 use super::pending::{complete, give_up_ended, list_page, make_jobs, note, open_jobs};
 use super::plan::{Progress, plan, progress};
 use super::record::{Addition, differences, give_up, known, record};
@@ -36,6 +36,7 @@ async fn on_both(test: impl AsyncFn(Scene)) {
     let folder = tempfile::tempdir().unwrap();
     for db in crate::testing::databases(folder.path()).await {
         for (pipeline, dimension) in PIPELINES {
+            models::put_name(&db, pipeline).await;
             if crate::db::is_postgres(&db.read) {
                 create_partition(&db, pipeline, dimension).await.unwrap();
             }
@@ -288,6 +289,11 @@ async fn a_run_that_is_ready_is_compared_by_known_faces() {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         assert!(want(&scene.db, run.id).await.unwrap());
         assert!(due(&scene.db).await.unwrap().is_some());
+        postpone(&scene.db, run.id).await.unwrap();
+        assert!(due(&scene.db).await.unwrap().is_some(), "it is tried again");
+        let sql = "UPDATE collections SET erased_at = 1 WHERE id = $1";
+        execute(&scene.db.write, sql, [scene.collection.into()]).await.unwrap();
+        assert!(due(&scene.db).await.unwrap().is_none());
     })
     .await;
 }
