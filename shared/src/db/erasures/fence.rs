@@ -11,7 +11,7 @@ use super::redact::{Redacted, redact, uuids_of};
 use super::{Term, hash};
 use crate::db::entity::job::Model as Job;
 use crate::db::{count, placeholders, statement};
-use crate::ids::CollectionId;
+use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 use crate::secret_key::SecretKey;
 
@@ -63,6 +63,22 @@ impl<'a> Fence<'a> {
         };
         let names: Vec<_> = stored.iter().map(name).collect();
         Ok(self.erased(txn, &names).await?.iter().any(|found| found.requested_at >= since))
+    }
+
+    /// Which of the persons were erased since the job was accepted.
+    pub async fn gone(
+        &self,
+        txn: &impl ConnectionTrait,
+        job: &Job,
+        persons: &[PersonId],
+    ) -> Result<HashSet<PersonId>, DbErr> {
+        if persons.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let Some(since) = self.since(txn, job).await? else { return Ok(HashSet::new()) };
+        let names: Vec<_> = persons.iter().map(|person| (Term::Id, person.to_string())).collect();
+        let erased = self.erased(txn, &names).await?.into_iter().filter(|found| found.requested_at >= since);
+        Ok(erased.map(|found| persons[found.at]).collect())
     }
 
     /// Takes out of an answer who was erased since the job was accepted, or is being erased: the job may have seen them before

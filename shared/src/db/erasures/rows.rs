@@ -81,12 +81,21 @@ pub(super) async fn lock_person(txn: &impl ConnectionTrait, id: PersonId) -> Res
     Ok(count(txn, sql, [id.into()]).await? > 0)
 }
 
-/// What names persons beside their faces and cannot be left to a reference: what may be undone of clusters.
-const NAMING: [(&str, &str); 3] = [
+/// What names persons beside their faces: clusters, and what was done to them, which may be undone.
+const NAMING: [(&str, &str); 4] = [
+    ("clusters", "person_id"),
     ("cluster_changes", "person_id"),
     ("cluster_change_faces", "from_person"),
     ("cluster_change_faces", "cluster_person"),
 ];
+
+/// Has no cluster, and nothing that may be undone of one, name the person: no change of either takes a face away or adds one.
+pub(super) async fn unname(txn: &impl ConnectionTrait, id: PersonId) -> Result<(), DbErr> {
+    for (table, column) in NAMING {
+        execute(txn, &format!("UPDATE {table} SET {column} = NULL WHERE {column} = $1"), [id.into()]).await?;
+    }
+    Ok(())
+}
 
 /// Deletes a locked person that has no face any more.
 async fn remove_person(
@@ -95,9 +104,7 @@ async fn remove_person(
     collection: CollectionId,
     id: PersonId,
 ) -> Result<(), DbErr> {
-    for (table, column) in NAMING {
-        execute(txn, &format!("UPDATE {table} SET {column} = NULL WHERE {column} = $1"), [id.into()]).await?;
-    }
+    unname(txn, id).await?;
     let sql = "DELETE FROM rematch_requests WHERE collection_id = $1 AND person_id = $2";
     execute(txn, sql, [collection.into(), id.into()]).await?;
     let persons = execute(txn, "DELETE FROM persons WHERE id = $1", [id.into()]).await?;

@@ -6,11 +6,14 @@ use super::*;
 use crate::db::collections::{self, CollectionSettings};
 use crate::db::entity::job::Model as Job;
 use crate::db::faces::{self, AssignedBy, NewCrop, NewFace, Origin};
+use crate::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
 use crate::db::jobs::read;
 use crate::db::jobs::settle::{self, Outcome};
 use crate::db::jobs::submit::{NewJob, Submitted, submit};
+use crate::db::merges::{self, Merged};
+use crate::db::rematches::{self, Rematch, Rematched};
 use crate::db::uploads::NewUpload;
 use crate::db::{clusters, count, now, persons};
 use crate::embedding::Embedding;
@@ -181,6 +184,45 @@ async fn a_person_goes_with_all_that_every_model_made() {
         let erasure = request::person(db, key, (*collection, *bob), true).await.unwrap().unwrap();
         assert_eq!((erasure.persons, erasure.faces, erasure.images), (1, 1, 1));
         assert_eq!((scene.n("images").await, scene.n("faces").await, scene.n("persons").await), (0, 0, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, bob } = &scene;
+        let (_, faces) = scene.picture("aa", &[Some(*ann), Some(*ann), Some(*bob)]).await;
+        let sql = "UPDATE faces SET assigned_by = 'auto' WHERE id = $1";
+        execute(&db.write, sql, [faces[1].into()]).await.unwrap();
+        let before = scene.enroll("bb", &named("carl")).await;
+        let erasure = request::begin_person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+
+        assert_eq!(persons::find(&db.read, *collection, *ann).await.unwrap(), None);
+        assert_eq!(persons::find_many(&db.read, *collection, &[*ann, *bob]).await.unwrap().len(), 1);
+        assert_eq!(persons::list(db, *collection, None, 10).await.unwrap().len(), 1);
+        assert!(persons::hold(&db.write, *collection, &[*ann].into()).await.unwrap().is_empty());
+        for (from, into) in [(*ann, *bob), (*bob, *ann)] {
+            assert_eq!(merges::merge(db, *collection, from, into).await.unwrap(), Merged::NoPerson(*ann));
+        }
+        for person in [PersonChange::Unassign, PersonChange::Assign(*bob)] {
+            let change = FaceChange { person, ..FaceChange::default() };
+            let changed = faces_by_hand::change(db, *collection, faces[0], change).await.unwrap();
+            assert_eq!(changed, Changed::NoFace);
+        }
+        for to in [None, Some(*bob)] {
+            let rematch = Rematch { face: faces[1], from: Some(*ann), to };
+            let txn = db.begin().await.unwrap();
+            let written = rematches::apply(&txn, *collection, &[rematch]).await.unwrap();
+            txn.commit().await.unwrap();
+            assert_eq!(written, Rematched::default());
+        }
+        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
+        assert_eq!(fence.gone(&db.read, &before, &[*bob, *ann]).await.unwrap(), [*ann].into());
+
+        let done = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!((done.id, done.persons, done.faces), (erasure.id, 1, 2));
+        assert_eq!(scene.n("faces").await, 1);
     })
     .await;
 }
