@@ -228,6 +228,31 @@ async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
 }
 
 #[tokio::test]
+async fn a_picture_of_a_library_is_remembered_though_it_was_sent_too() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (image, _) = scene.picture("aa", &[Some(*ann)]).await;
+        let listed = [(Some("file:///a.jpg"), Some("1"), Some(image))];
+        images::remember_sources(&db.write, *collection, listed).await.unwrap();
+        scene.enroll("aa", &named("carl")).await;
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!((erasure.faces, erasure.images), (1, 0));
+        let left = images::find(&db.read, *collection, image).await.unwrap().unwrap();
+        assert_eq!((left.object_key, left.uri.as_deref()), (None, Some("file:///a.jpg")));
+        assert!(images::is_analysed(&db.read, image, "d").await.unwrap());
+        assert_eq!(places::are_open(&db.write, image, &[at(0.0)]).await.unwrap(), [false]);
+        assert_eq!(scene.n("image_sources").await, 1);
+        assert_eq!(scene.n("uploads").await, 0);
+        assert_eq!(
+            objects(db, erasure.id, 10).await.unwrap().len(),
+            3,
+            "a crop, a picture, an upload of the same bytes"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_was_accepted_before_cannot_bring_it_back() {
     on_both(async |scene| {
         let Scene { db, key, collection, ann, .. } = &scene;
