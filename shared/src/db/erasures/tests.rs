@@ -417,7 +417,7 @@ async fn a_receipt_names_nobody() {
             let receipt = scene.receipt(erasure).await;
             assert!(receipt.target.is_none() && receipt.finished_at.unwrap() >= began);
         }
-        assert_eq!(open(db, 10).await.unwrap(), []);
+        assert_eq!(open(db, None, 10).await.unwrap(), []);
         assert_eq!(list(db, &Grant::everything(), None, 10).await.unwrap().len(), 2);
         let text = if is_postgres(&db.read) { "hash || erasure_id::text" } else { "hash || hex(erasure_id)" };
         for secret in ["ann-7".to_owned(), "0123abcd".to_owned(), ann.to_string(), faces[0].to_string()] {
