@@ -23,10 +23,12 @@ impl MigrationTrait for Migration {
     }
 }
 
-const UP: [&str; 12] = [
+const UP: [&str; 13] = [
     // An erased collection is there until all that it holds is gone, and nobody finds it.
     "ALTER TABLE collections ADD COLUMN erased_at bigint",
     "CREATE INDEX collections_erased ON collections (id) WHERE erased_at IS NOT NULL",
+    // So is an erased person, until all faces are gone.
+    "ALTER TABLE persons ADD COLUMN erased_at bigint",
     // The target is known as long as there is something left to do; what stays of it is a hash with the secret key.
     "CREATE TABLE erasures (
         id uuid NOT NULL PRIMARY KEY,
@@ -78,12 +80,15 @@ const UP: [&str; 12] = [
     "CREATE INDEX uploads_by_sha256 ON uploads (collection_id, sha256)",
 ];
 
-const DOWN: [&str; 8] = [
+const DOWN: [&str; 11] = [
     "DROP INDEX uploads_by_sha256",
     "DROP TABLE erased_places",
     "DROP TABLE erasure_terms",
     "DROP TABLE erased_subjects",
     "DROP TABLE erasures",
+    "DELETE FROM faces WHERE person_id IN (SELECT id FROM persons WHERE erased_at IS NOT NULL)",
+    "DELETE FROM persons WHERE erased_at IS NOT NULL",
+    "ALTER TABLE persons DROP COLUMN erased_at",
     "DELETE FROM collections WHERE erased_at IS NOT NULL",
     "DROP INDEX collections_erased",
     "ALTER TABLE collections DROP COLUMN erased_at",

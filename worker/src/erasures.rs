@@ -3,13 +3,13 @@
 //! would need a worker of the collection's pipeline. Every step may be repeated, and each begins where a crash left it.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::{DatabaseBackend, DbErr};
 use shared::db::erasures::traces::{Slice, Traces, events_of_collection};
 use shared::db::erasures::{self, ErasedObject, Erasure, rows};
 use shared::failpoints::failpoint;
-use shared::ids::CollectionId;
+use shared::ids::{CollectionId, ErasureId, JobId};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
@@ -22,6 +22,8 @@ const BUSY_POLL: Duration = Duration::from_millis(100);
 const ROUND: u64 = 256;
 /// Slices of one erasure before the next one has its turn.
 const SLICES: usize = 20;
+/// The longest pause before the database is asked again to forget what somebody still reads.
+const JOURNAL_PAUSE: Duration = Duration::from_secs(60);
 /// Objects of one page.
 const PAGE: usize = 500;
 
@@ -29,7 +31,8 @@ const PAGE: usize = 500;
 pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
     let leadership = Leadership::new(ctx.db.clone(), "erasures");
-    let mut eraser = Eraser { ctx, leadership, stop: stop.clone() };
+    let mut eraser =
+        Eraser { ctx, leadership, stop: stop.clone(), after: None, stages: BTreeMap::new(), passes: BTreeMap::new() };
     loop {
         let mut pause = poll;
         if eraser.leadership.held().await {
@@ -38,6 +41,9 @@ pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "look for erasures"),
             }
+        } else {
+            // Somebody else takes them further.
+            (eraser.stages, eraser.passes) = (BTreeMap::new(), BTreeMap::new());
         }
         tokio::select! {
             () = stop.cancelled() => break,
@@ -59,6 +65,32 @@ struct Eraser {
     ctx: WorkerContext,
     leadership: Leadership,
     stop: CancellationToken,
+    /// Behind which one the next round begins.
+    after: Option<ErasureId>,
+    /// How far each is of which no row is left, as far as this process knows.
+    stages: BTreeMap<ErasureId, Stage>,
+    /// Of each collection that is looked through, what waits for its jobs.
+    passes: BTreeMap<CollectionId, Pass>,
+}
+
+/// What is known of an erasure of which no row is left.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    NoRows,
+    NoTraces,
+    /// Only the database's own files still know it.
+    Journal {
+        again_at: Instant,
+        pause: Duration,
+    },
+}
+
+/// A look through jobs and events for some erasures of a collection.
+struct Pass {
+    traces: Traces,
+    erasures: Vec<Erasure>,
+    /// Once all jobs were looked at: those that are to be looked at again.
+    running: Option<Vec<JobId>>,
 }
 
 impl Eraser {
@@ -67,27 +99,59 @@ impl Eraser {
         !self.stop.is_cancelled() && self.leadership.held().await
     }
 
-    /// Takes each erasure a little further; true while there are any. One that fails keeps no other from it.
+    /// Takes some erasures a little further, each round the next ones; true while there are any that need not wait. One that
+    /// fails or waits keeps no other from it.
     async fn round(&mut self) -> Result<bool, DbErr> {
-        let open = erasures::open(&self.ctx.db, ROUND).await?;
-        let is_busy = !open.is_empty();
-        let mut without_rows: BTreeMap<Option<CollectionId>, Vec<Erasure>> = BTreeMap::new();
+        let open = erasures::open(&self.ctx.db, self.after, ROUND).await?;
+        self.after = open.last().map(|last| last.id).filter(|_| open.len() as u64 == ROUND);
+        let mut is_busy = self.after.is_some();
+        let mut to_trace: BTreeMap<CollectionId, Vec<Erasure>> = BTreeMap::new();
         for erasure in open {
-            if succeeded(self.rows_are_gone(&erasure).await) {
-                without_rows.entry(erasure.collection_id).or_default().push(erasure);
+            let waits = matches!(self.stages.get(&erasure.id), Some(Stage::Journal { .. }));
+            is_busy |= !waits;
+            if !self.stages.contains_key(&erasure.id) {
+                if !succeeded(self.rows_are_gone(&erasure).await) {
+                    continue;
+                }
+                self.stages.insert(erasure.id, Stage::NoRows);
+            }
+            match (self.stages.get(&erasure.id).copied(), erasure.collection_id) {
+                (Some(Stage::NoRows), Some(collection)) => to_trace.entry(collection).or_default().push(erasure),
+                _ => _ = succeeded(self.end(&erasure).await),
             }
         }
-        for (collection, some) in without_rows {
-            if let Some(collection) = collection
-                && !succeeded(self.no_trace_is_left(collection, &some).await)
-            {
-                continue;
-            }
-            for erasure in &some {
-                succeeded(self.end(erasure).await.map(|()| true));
-            }
+        for (collection, some) in to_trace {
+            self.trace(collection, some).await;
         }
         Ok(is_busy)
+    }
+
+    /// Goes on with the pass over a collection's jobs and events, or begins one for these erasures; whatever comes while one
+    /// waits for jobs is for the next.
+    async fn trace(&mut self, collection: CollectionId, some: Vec<Erasure>) {
+        let pass = match self.passes.remove(&collection) {
+            Some(pass) => Ok(pass),
+            None => Traces::of(&self.ctx.db, collection, &some).await.map(|traces| Pass {
+                traces,
+                erasures: some,
+                running: None,
+            }),
+        };
+        let mut pass = match pass {
+            Ok(pass) => pass,
+            Err(error) => return tracing::warn!(%error, "an erasure goes on later"),
+        };
+        match self.no_trace_is_left(&mut pass).await {
+            Ok(true) => {
+                for erasure in &pass.erasures {
+                    self.stages.insert(erasure.id, Stage::NoTraces);
+                    succeeded(self.end(erasure).await);
+                }
+            }
+            Ok(false) => _ = self.passes.insert(collection, pass),
+            // From its beginning.
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "an erasure goes on later"),
+        }
     }
 
     /// Deletes some of what is left of the rows; true when nothing is.
@@ -104,39 +168,39 @@ impl Eraser {
         Ok(false)
     }
 
-    /// Looks through jobs and events for what some erasures of a collection have erased; true when nothing names it any more.
-    async fn no_trace_is_left(&mut self, collection: CollectionId, erased: &[Erasure]) -> anyhow::Result<bool> {
+    /// Looks through jobs and events for what some erasures of a collection have erased; true when nothing names it any more,
+    /// false while jobs run that may.
+    async fn no_trace_is_left(&mut self, pass: &mut Pass) -> anyhow::Result<bool> {
         let db = self.ctx.db.clone();
-        let traces = Traces::of(&db, collection, erased).await?;
-        while traces.wait_for_jobs(&db).await? {
-            tokio::time::sleep(BUSY_POLL).await;
-            if !self.may_go_on().await {
-                return Ok(false);
+        let traces = &pass.traces;
+        let running = match pass.running.take() {
+            Some(running) => {
+                let slice = traces.jobs_again(&db, &running).await?;
+                self.announce(&slice);
+                slice.running
             }
-        }
-        let mut running = Vec::new();
-        let mut after = None;
-        loop {
-            if !self.may_go_on().await {
-                return Ok(false);
+            None if traces.wait_for_jobs(&db).await? => return Ok(false),
+            None => {
+                let mut running = Vec::new();
+                let mut after = None;
+                loop {
+                    if !self.may_go_on().await {
+                        return Ok(false);
+                    }
+                    let slice = traces.jobs(&db, after).await?;
+                    self.announce(&slice);
+                    running.extend(slice.running);
+                    after = slice.last;
+                    failpoint("erasing_jobs");
+                    if after.is_none() {
+                        break running;
+                    }
+                }
             }
-            let slice = traces.jobs(&db, after).await?;
-            self.announce(&slice);
-            running.extend(slice.running);
-            after = slice.last;
-            failpoint("erasing_jobs");
-            if after.is_none() {
-                break;
-            }
-        }
-        while !running.is_empty() {
-            tokio::time::sleep(BUSY_POLL).await;
-            if !self.may_go_on().await {
-                return Ok(false);
-            }
-            let slice = traces.jobs_again(&db, &running).await?;
-            self.announce(&slice);
-            running = slice.running;
+        };
+        if !running.is_empty() {
+            pass.running = Some(running);
+            return Ok(false);
         }
         let mut after = None;
         loop {
@@ -158,8 +222,29 @@ impl Eraser {
         }
     }
 
-    /// Deletes the objects, and ends the erasure once the database's own files have forgotten it too.
-    async fn end(&mut self, erasure: &Erasure) -> anyhow::Result<()> {
+    /// Deletes the objects, and ends the erasure once the database's own files have forgotten it too; true when it is done.
+    async fn end(&mut self, erasure: &Erasure) -> anyhow::Result<bool> {
+        let pause = match self.stages.get(&erasure.id).copied() {
+            Some(Stage::Journal { again_at, .. }) if Instant::now() < again_at => return Ok(false),
+            Some(Stage::Journal { pause, .. }) => (pause * 2).min(JOURNAL_PAUSE),
+            _ if self.nothing_is_left(erasure).await? => BUSY_POLL,
+            _ => return Ok(false),
+        };
+        let db = self.ctx.db.clone();
+        if !erasures::forget_journal(&db).await? {
+            self.stages.insert(erasure.id, Stage::Journal { again_at: Instant::now() + pause, pause });
+            return Ok(false);
+        }
+        erasures::finish(&db, erasure.id).await?;
+        self.stages.remove(&erasure.id);
+        // What the receipt itself knew until now.
+        erasures::forget_journal(&db).await?;
+        tracing::info!(erasure.id = %erasure.id, "erased");
+        Ok(true)
+    }
+
+    /// Deletes the objects, and what the index in memory knows; false when somebody else has to go on.
+    async fn nothing_is_left(&mut self, erasure: &Erasure) -> anyhow::Result<bool> {
         let db = self.ctx.db.clone();
         if erasure.collection_id.is_none() {
             let mut after = None;
@@ -169,7 +254,7 @@ impl Eraser {
                     break;
                 }
                 if !self.may_go_on().await {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }
@@ -180,7 +265,7 @@ impl Eraser {
             }
             for object in &objects {
                 if !self.delete(erasure, object).await? {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }
@@ -191,14 +276,7 @@ impl Eraser {
             self.ctx.face_index.maintain().await?;
         }
         failpoint("erasing_end");
-        if !erasures::forget_journal(&db).await? {
-            return Ok(());
-        }
-        erasures::finish(&db, erasure.id).await?;
-        // What the receipt itself knew until now.
-        erasures::forget_journal(&db).await?;
-        tracing::info!(erasure.id = %erasure.id, "erased");
-        Ok(())
+        Ok(true)
     }
 
     /// Deletes an object, or all that have a prefix; false when somebody else has to go on.

@@ -227,7 +227,7 @@ pub async fn counts(db: &Db, id: CollectionId) -> Result<CollectionCounts, DbErr
         "faces f WHERE TRUE".to_owned()
     };
     Ok(CollectionCounts {
-        persons: of("persons WHERE TRUE").await?,
+        persons: of("persons WHERE erased_at IS NULL").await?,
         faces: of(&shown).await?,
         images: of("images WHERE TRUE").await?,
         unknown_faces: of(&format!("{shown} AND f.person_id IS NULL AND NOT f.hidden")).await?,

@@ -248,7 +248,7 @@ pub async fn remember_found(
 }
 
 /// What stands for the bytes at a place that no listing named: none that does ever says so.
-const UNLISTED: &str = "(not listed)";
+pub(super) const UNLISTED: &str = "(not listed)";
 /// How the place of a picture begins that a client sent, and that lay somewhere else before; no listing names such a place.
 pub(super) const SENT: &str = "sent:";
 

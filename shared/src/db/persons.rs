@@ -10,9 +10,14 @@ use super::{Db, clusters, count, execute, faces, is_postgres, placeholders, rema
 use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 
+/// The persons of a collection, those that are being erased left out.
+pub(super) fn of_collection(collection: CollectionId) -> Select<Entity> {
+    Entity::find().filter(Column::CollectionId.eq(collection)).filter(Column::ErasedAt.is_null())
+}
+
 /// The person of that id in that collection.
 pub async fn find(conn: &impl ConnectionTrait, collection: CollectionId, id: PersonId) -> Result<Option<Model>, DbErr> {
-    Entity::find_by_id(id).filter(Column::CollectionId.eq(collection)).one(conn).await
+    of_collection(collection).filter(Column::Id.eq(id)).one(conn).await
 }
 
 /// The persons of those ids in that collection, in no order.
@@ -24,11 +29,7 @@ pub async fn find_many(
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    Entity::find()
-        .filter(Column::CollectionId.eq(collection))
-        .filter(Column::Id.is_in(ids.iter().copied()))
-        .all(conn)
-        .await
+    of_collection(collection).filter(Column::Id.is_in(ids.iter().copied())).all(conn).await
 }
 
 /// Those of the persons that are there, kept from being deleted until the transaction ends.
@@ -46,7 +47,7 @@ pub async fn hold(
     }
     let lock = if is_postgres(txn) { "FOR KEY SHARE" } else { "" };
     let sql = format!(
-        "SELECT id FROM persons WHERE collection_id = $1 AND id IN ({}) ORDER BY id {lock}",
+        "SELECT id FROM persons WHERE collection_id = $1 AND erased_at IS NULL AND id IN ({}) ORDER BY id {lock}",
         placeholders(2, ids.len())
     );
     let values = std::iter::once(collection.into()).chain(ids.iter().map(|id| Value::from(*id)));
@@ -60,16 +61,12 @@ pub async fn find_by_external_id(
     collection: CollectionId,
     external_id: &str,
 ) -> Result<Option<Model>, DbErr> {
-    Entity::find()
-        .filter(Column::CollectionId.eq(collection))
-        .filter(Column::ExternalId.eq(external_id))
-        .one(conn)
-        .await
+    of_collection(collection).filter(Column::ExternalId.eq(external_id)).one(conn).await
 }
 
 /// Up to `limit` persons whose id comes after `after`, in the order of their ids.
 pub async fn list(db: &Db, collection: CollectionId, after: Option<PersonId>, limit: u64) -> Result<Vec<Model>, DbErr> {
-    let mut query = Entity::find().filter(Column::CollectionId.eq(collection)).order_by_asc(Column::Id).limit(limit);
+    let mut query = of_collection(collection).order_by_asc(Column::Id).limit(limit);
     if let Some(after) = after {
         query = query.filter(Column::Id.gt(after));
     }
@@ -113,7 +110,7 @@ pub async fn find_or_create(
         VALUES ($1, $2, $3, $4, $5, {now})
         ON CONFLICT (collection_id, external_id) DO UPDATE SET name = COALESCE(excluded.name, persons.name),
             description = COALESCE(excluded.description, persons.description)
-        RETURNING id, collection_id, external_id, name, description, created_at";
+        RETURNING id, collection_id, external_id, name, description, created_at, erased_at";
     let (external_id, name, description) = (external_id.as_str(), name.clone(), description.clone());
     let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into(), description.into()];
     Model::find_by_statement(statement(txn, sql, values)).one(txn).await
@@ -129,7 +126,7 @@ pub async fn create(
 ) -> Result<Option<Model>, DbErr> {
     let sql = "INSERT INTO persons (id, collection_id, external_id, name, description, created_at)
         VALUES ($1, $2, $3, $4, $5, {now})
-        ON CONFLICT DO NOTHING RETURNING id, collection_id, external_id, name, description, created_at";
+        ON CONFLICT DO NOTHING RETURNING id, collection_id, external_id, name, description, created_at, erased_at";
     let values = [PersonId::new().into(), collection.into(), external_id.into(), name.into(), description.into()];
     Model::find_by_statement(statement(&db.write, sql, values)).one(&db.write).await
 }

@@ -78,6 +78,11 @@ impl Enrollment {
             Origin { collection, image: image.id, detector_revision: &self.detector_revision, pipeline: &job.pipeline };
         // The owner is looked at before the person is made: a refusal must leave nothing behind.
         let owner = faces::find_at(txn, image.id, &self.face.face_box).await?.and_then(|f| f.person_id.map(|p| (f, p)));
+        if let Some((_, owner)) = &owner
+            && persons::find(txn, collection, *owner).await?.is_none()
+        {
+            return Ok(Err(Refused::Erased));
+        }
         if let Some((face, owner)) = &owner
             && !persons::is(txn, *owner, &self.person).await?
             && face.assigned_by != Some(AssignedBy::Auto)

@@ -1,6 +1,6 @@
 //! Index: every good face of a picture is stored, each with the persons it looks like.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Instant;
 
 use sea_orm::{DatabaseTransaction, DbErr};
@@ -134,7 +134,10 @@ pub(super) async fn record_all(
     }
     let wanted: Vec<_> = wanted.into_iter().flatten().collect();
     let mut images = images::find_or_create_all(txn, collection, &wanted).await?;
-    // Now that the images are held: an erasure that was not waited for is seen.
+    let wanted: BTreeSet<PersonId> = indexed.iter().flat_map(|(_, i)| i.answers.iter().flat_map(matches)).collect();
+    let persons = persons::hold(txn, collection, &wanted).await?;
+    let missing: Vec<PersonId> = wanted.difference(&persons).copied().collect();
+    // Now that images and persons are held: an erasure that was not waited for is seen.
     let fence = Fence::read(txn, key, collection).await?;
     for (job, indexing) in indexed {
         if fence.holds_back(txn, job, &[Stored::OfPicture(&indexing.image.sha256)]).await? {
@@ -142,16 +145,15 @@ pub(super) async fn record_all(
         }
     }
 
-    let persons: BTreeSet<PersonId> = indexed.iter().flat_map(|(_, i)| i.answers.iter().flat_map(matches)).collect();
-    let persons = persons::hold(txn, collection, &persons).await?;
     let (mut first, mut later) = (Vec::new(), Vec::new());
     let mut recorded = vec![Recorded::answer(Value::Null); indexed.len()];
     let (mut analysed, mut seen) = (Vec::new(), Vec::new());
-    for (at, (_, indexing)) in indexed.iter().enumerate() {
+    for (at, (job, indexing)) in indexed.iter().enumerate() {
         let (image, is_new) = &mut images[place_of[indexing.image.sha256.as_str()]];
         seen.push((&indexing.image, image.id));
-        if !std::mem::take(is_new) {
-            later.push(at);
+        let gone = fence.gone(txn, job, &missing).await?;
+        if !std::mem::take(is_new) || indexing.shows(&gone) {
+            later.push((at, gone));
             continue;
         }
         let new = indexing.first_faces(image.id, &persons);
@@ -164,9 +166,10 @@ pub(super) async fn record_all(
     images::record_analyses(txn, revision, &analysed).await?;
     let origin = Origin { collection, image: images[0].0.id, detector_revision: revision, pipeline: &job.pipeline };
     faces::insert_first(txn, origin, &first).await?;
-    for at in later {
+    for (at, gone) in later {
         let (job, indexing) = indexed[at];
-        recorded[at] = indexing.add(txn, job, images[place_of[indexing.image.sha256.as_str()]].0.id, &persons).await?;
+        let image = images[place_of[indexing.image.sha256.as_str()]].0.id;
+        recorded[at] = indexing.add(txn, job, image, (&persons, &gone)).await?;
     }
     images::remember_found(txn, collection, &seen).await?;
     let ids: Vec<ImageId> = seen.iter().map(|(_, image)| *image).collect();
@@ -193,16 +196,21 @@ impl Indexing {
         faces.map(|(face, answer)| FirstFace { id: FaceId::new(), image, face, auto: auto(answer) }).collect()
     }
 
+    /// Whether a face looks most like one of these persons.
+    fn shows(&self, persons: &HashSet<PersonId>) -> bool {
+        self.answers.iter().any(|answer| is_of(answer, persons))
+    }
+
     /// Adds the faces to an image that is there. Those that another job stored are found at their places.
     async fn add(
         &self,
         txn: &DatabaseTransaction,
         job: &Job,
         image: ImageId,
-        persons: &BTreeSet<PersonId>,
+        (persons, gone): (&BTreeSet<PersonId>, &HashSet<PersonId>),
     ) -> Result<Recorded, DbErr> {
         let revision = self.detector_revision.as_str();
-        let (new, answers) = self.open(txn, image).await?;
+        let (new, answers) = self.open(txn, image, gone).await?;
         let known = images::record_analyses(txn, revision, &[(image, new.len())]).await?;
         let origin =
             Origin { collection: job.collection_id, image, detector_revision: revision, pipeline: &job.pipeline };
@@ -223,8 +231,15 @@ impl Indexing {
     }
 
     /// The faces that may be stored on an image that is there, with what the answer says of them: not those of a place where
-    /// one was erased, whose crops go.
-    async fn open(&self, txn: &DatabaseTransaction, image: ImageId) -> Result<(Vec<NewFace>, Vec<Value>), DbErr> {
+    /// one was erased, and not those of a person that was erased meanwhile. Their crops go.
+    async fn open(
+        &self,
+        txn: &DatabaseTransaction,
+        image: ImageId,
+        gone: &HashSet<PersonId>,
+    ) -> Result<(Vec<NewFace>, Vec<Value>), DbErr> {
+        let shown = self.faces.iter().zip(&self.answers).filter(|(_, answer)| is_of(answer, gone));
+        places::close(txn, image, &shown.map(|(face, _)| face.face_box).collect::<Vec<_>>()).await?;
         let boxes: Vec<FaceBox> = self.faces.iter().map(|face| face.face_box).collect();
         let are_open = places::are_open(txn, image, &boxes).await?;
         let mut open = (Vec::new(), Vec::new());
@@ -250,6 +265,11 @@ impl Indexing {
             "calibration": self.calibration,
         })
     }
+}
+
+/// Whether the face looks most like one of these persons.
+fn is_of(answer: &Value, persons: &HashSet<PersonId>) -> bool {
+    matches(answer).next().is_some_and(|person| persons.contains(&person))
 }
 
 /// The persons that a face was found to match, best first.

@@ -16,6 +16,8 @@ pub struct Model {
     pub name: Option<String>,
     pub description: Option<String>,
     pub created_at: i64,
+    /// When its erasure was requested: from then on nobody finds it, and its faces are left alone until they are gone.
+    pub erased_at: Option<i64>,
 }
 
 /// Joins are written as named queries.

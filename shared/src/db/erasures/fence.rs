@@ -5,13 +5,14 @@ use std::collections::HashSet;
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::redact::{Redacted, redact, uuids_of};
 use super::{Term, hash};
 use crate::db::entity::job::Model as Job;
-use crate::db::{count, placeholders, statement};
-use crate::ids::CollectionId;
+use crate::db::rows::{Column, Rows};
+use crate::db::{count, statement};
+use crate::ids::{CollectionId, PersonId};
 use crate::job::PersonRef;
 use crate::secret_key::SecretKey;
 
@@ -65,6 +66,22 @@ impl<'a> Fence<'a> {
         Ok(self.erased(txn, &names).await?.iter().any(|found| found.requested_at >= since))
     }
 
+    /// Which of the persons were erased since the job was accepted.
+    pub async fn gone(
+        &self,
+        txn: &impl ConnectionTrait,
+        job: &Job,
+        persons: &[PersonId],
+    ) -> Result<HashSet<PersonId>, DbErr> {
+        if persons.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let Some(since) = self.since(txn, job).await? else { return Ok(HashSet::new()) };
+        let names: Vec<_> = persons.iter().map(|person| (Term::Id, person.to_string())).collect();
+        let erased = self.erased(txn, &names).await?.into_iter().filter(|found| found.requested_at >= since);
+        Ok(erased.map(|found| persons[found.at]).collect())
+    }
+
     /// Takes out of an answer who was erased since the job was accepted, or is being erased: the job may have seen them before
     /// the last of their rows was gone. `None` where nothing of it may stay.
     pub async fn redacted(
@@ -98,13 +115,14 @@ impl<'a> Fence<'a> {
         }
         let hashes: Vec<String> =
             names.iter().map(|(term, text)| hash(self.key, Some(self.collection), *term, text)).collect();
+        let row = |hash: &String| json!({ "hash": hash });
+        let asked = Rows::new(&[("hash", Column::Text)], hashes.iter().map(row).collect());
         let sql = format!(
             "SELECT s.hash, max(s.erased_at) AS requested_at, max(COALESCE(e.finished_at, {NEVER})) AS done_at
-             FROM erased_subjects s JOIN erasures e ON e.id = s.erasure_id WHERE s.hash IN ({}) GROUP BY s.hash",
-            placeholders(1, hashes.len())
+             FROM erased_subjects s JOIN erasures e ON e.id = s.erasure_id WHERE s.hash IN (SELECT r.hash FROM {}) GROUP BY s.hash",
+            asked.table(txn)
         );
-        let values = hashes.iter().map(|hash| Value::from(hash.as_str()));
-        let rows = Row::find_by_statement(statement(txn, &sql, values)).all(txn).await?;
+        let rows = Row::find_by_statement(statement(txn, &sql, [asked.value()])).all(txn).await?;
         let found = |row: Row| {
             let at = hashes.iter().position(|hash| *hash == row.hash)?;
             Some(Found { at, requested_at: row.requested_at, done_at: row.done_at })

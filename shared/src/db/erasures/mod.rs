@@ -17,6 +17,8 @@ pub mod traces;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -156,10 +158,12 @@ pub async fn list(db: &Db, grant: &Grant, before: Option<ErasureId>, limit: u64)
     Erasure::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
 }
 
-/// Up to `limit` erasures that are not done, oldest first.
-pub async fn open(db: &Db, limit: u64) -> Result<Vec<Erasure>, DbErr> {
-    let sql = format!("SELECT {COLUMNS} FROM erasures WHERE finished_at IS NULL ORDER BY id LIMIT {limit}");
-    Erasure::find_by_statement(statement(&db.read, &sql, [])).all(&db.read).await
+/// Up to `limit` erasures that are not done and come after `after`, oldest first.
+pub async fn open(db: &Db, after: Option<ErasureId>, limit: u64) -> Result<Vec<Erasure>, DbErr> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM erasures WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT {limit}");
+    let after = after.unwrap_or(ErasureId(Uuid::nil()));
+    Erasure::find_by_statement(statement(&db.read, &sql, [after.into()])).all(&db.read).await
 }
 
 /// The latest erasure of that subject.
@@ -296,6 +300,9 @@ pub async fn objects_deleted(
     txn.commit().await
 }
 
+/// How long a reader is waited for.
+const JOURNAL_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// Has the database's own files forget what was deleted: on `SQLite` the journal, whose pages hold it until they are written
 /// over. False while somebody reads what was before. `PostgreSQL` clears its pages by itself (autovacuum).
 pub async fn forget_journal(db: &Db) -> Result<bool, DbErr> {
@@ -303,9 +310,10 @@ pub async fn forget_journal(db: &Db) -> Result<bool, DbErr> {
         return Ok(true);
     }
     let failed = |error: sqlx::Error| DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error.into()));
-    // One connection, and nobody waits for a reader meanwhile.
+    // One connection, for which all other writers wait.
     let mut connection = db.write.get_sqlite_connection_pool().acquire().await.map_err(failed)?;
-    sqlx::query("PRAGMA busy_timeout = 0").execute(&mut *connection).await.map_err(failed)?;
+    let short = format!("PRAGMA busy_timeout = {}", JOURNAL_TIMEOUT.as_millis());
+    sqlx::query(sqlx::AssertSqlSafe(short)).execute(&mut *connection).await.map_err(failed)?;
     let checkpoint: Result<(i64, i64, i64), _> =
         sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *connection).await;
     let restore = format!("PRAGMA busy_timeout = {}", super::SQLITE_BUSY_TIMEOUT.as_millis());

@@ -42,6 +42,16 @@ pub async fn are_open(txn: &impl ConnectionTrait, image: ImageId, found: &[FaceB
     Ok(found.iter().map(|face| is_known(face) || !erased.iter().any(|place| place.covers(face))).collect())
 }
 
+/// Notes that who lies at these places of a locked image was erased before any face was stored there.
+pub async fn close(txn: &impl ConnectionTrait, image: ImageId, faces: &[FaceBox]) -> Result<(), DbErr> {
+    for FaceBox { x, y, width, height } in faces {
+        let sql = "INSERT INTO erased_places (image_id, x, y, width, height, erased_at)
+            VALUES ($1, $2, $3, $4, $5, {now})";
+        execute(txn, sql, [image.into(), (*x).into(), (*y).into(), (*width).into(), (*height).into()]).await?;
+    }
+    Ok(())
+}
+
 /// Whether a job that was accepted at `since` may store a face at this place of a locked image: somebody may say whose the
 /// face is after it was erased, and from then on detectors find it again.
 pub async fn may_enroll(txn: &impl ConnectionTrait, image: ImageId, face: &FaceBox, since: i64) -> Result<bool, DbErr> {

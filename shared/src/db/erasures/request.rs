@@ -34,7 +34,7 @@ pub async fn person(
     super::find(&db.write, &Grant::everything(), erasure.id).await
 }
 
-async fn begin_person(
+pub(super) async fn begin_person(
     db: &Db,
     key: &SecretKey,
     (collection, id): (CollectionId, PersonId),
@@ -46,6 +46,7 @@ async fn begin_person(
         external_id: Option<String>,
     }
     let txn = db.begin().await?;
+    clusters::move_on(&txn, collection).await?;
     rows::lock_person(&txn, id).await?;
     let known = latest(&txn, &subject_hash(key, collection, id.0)).await?;
     let Some(person) = persons::find(&txn, collection, id).await? else { return Ok(known) };
@@ -64,10 +65,12 @@ async fn begin_person(
     }
     add_subjects(&txn, key, &erasure, &names).await?;
     add_terms(&txn, erasure.id, names).await?;
-    // Whoever comes by that external id from now on is another.
-    let sql = "UPDATE persons SET external_id = NULL, name = NULL, description = NULL WHERE id = $1";
+    // Nobody finds it any more, and whoever comes by that external id from now on is another. Its faces stay its own until
+    // they are gone: nothing is left to find them by once they are somebody else's.
+    let sql = "UPDATE persons SET erased_at = {now}, external_id = NULL, name = NULL, description = NULL WHERE id = $1";
     execute(&txn, sql, [id.into()]).await?;
     execute(&txn, "UPDATE person_merges SET external_id = NULL WHERE into_id = $1", [id.into()]).await?;
+    rows::unname(&txn, id).await?;
     txn.commit().await?;
     Ok(Some(erasure))
 }

@@ -9,6 +9,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::{Erasure, ErasureSubject, ID, Removed, Term, add_counts, add_subjects, add_terms, ids};
+use crate::db::images::UNLISTED;
 use crate::db::{Db, clusters, collections, count, execute, images, rematches, statement, through_deadlocks};
 use crate::ids::{CollectionId, FaceId, ImageId, PersonId};
 use crate::secret_key::SecretKey;
@@ -81,12 +82,21 @@ pub(super) async fn lock_person(txn: &impl ConnectionTrait, id: PersonId) -> Res
     Ok(count(txn, sql, [id.into()]).await? > 0)
 }
 
-/// What names persons beside their faces and cannot be left to a reference: what may be undone of clusters.
-const NAMING: [(&str, &str); 3] = [
+/// What names persons beside their faces: clusters, and what was done to them, which may be undone.
+const NAMING: [(&str, &str); 4] = [
+    ("clusters", "person_id"),
     ("cluster_changes", "person_id"),
     ("cluster_change_faces", "from_person"),
     ("cluster_change_faces", "cluster_person"),
 ];
+
+/// Has no cluster, and nothing that may be undone of one, name the person: no change of either takes a face away or adds one.
+pub(super) async fn unname(txn: &impl ConnectionTrait, id: PersonId) -> Result<(), DbErr> {
+    for (table, column) in NAMING {
+        execute(txn, &format!("UPDATE {table} SET {column} = NULL WHERE {column} = $1"), [id.into()]).await?;
+    }
+    Ok(())
+}
 
 /// Deletes a locked person that has no face any more.
 async fn remove_person(
@@ -95,9 +105,7 @@ async fn remove_person(
     collection: CollectionId,
     id: PersonId,
 ) -> Result<(), DbErr> {
-    for (table, column) in NAMING {
-        execute(txn, &format!("UPDATE {table} SET {column} = NULL WHERE {column} = $1"), [id.into()]).await?;
-    }
+    unname(txn, id).await?;
     let sql = "DELETE FROM rematch_requests WHERE collection_id = $1 AND person_id = $2";
     execute(txn, sql, [collection.into(), id.into()]).await?;
     let persons = execute(txn, "DELETE FROM persons WHERE id = $1", [id.into()]).await?;
@@ -163,8 +171,14 @@ pub(super) async fn remove_faces(
     add_counts(txn, erasure.id, removed).await
 }
 
+/// Which images `i` have a place that a listing named.
+fn is_listed() -> String {
+    format!("EXISTS (SELECT 1 FROM image_sources s WHERE s.image_id = i.id AND s.fingerprint <> '{UNLISTED}')")
+}
+
 /// Deletes those of the locked images that show nobody any more: of those that were sent, and of others of which only single
-/// faces were stored. A library's own picture that was analysed is remembered, so that it is not indexed anew.
+/// faces were stored. A library's own picture that was analysed is remembered, so that it is not indexed anew; what was sent
+/// of it goes.
 pub(super) async fn remove_left_alone(
     txn: &impl ConnectionTrait,
     key: &SecretKey,
@@ -175,20 +189,54 @@ pub(super) async fn remove_left_alone(
     #[derive(FromQueryResult)]
     struct Row {
         id: ImageId,
+        stays: bool,
     }
     if images.is_empty() {
         return Ok(());
     }
     let these = ids(&ID, images.iter().map(|image| image.0));
     let sql = format!(
-        "SELECT i.id FROM images i WHERE i.id IN (SELECT r.id FROM {})
-            AND NOT EXISTS (SELECT 1 FROM faces f WHERE f.image_id = i.id)
-            AND (i.object_key IS NOT NULL OR NOT EXISTS (SELECT 1 FROM image_analyses a WHERE a.image_id = i.id))",
+        "SELECT i.id, EXISTS (SELECT 1 FROM image_analyses a WHERE a.image_id = i.id)
+            AND (i.object_key IS NULL OR {}) AS stays
+         FROM images i WHERE i.id IN (SELECT r.id FROM {}) AND NOT EXISTS (SELECT 1 FROM faces f WHERE f.image_id = i.id)",
+        is_listed(),
         these.table(txn)
     );
     let alone = Row::find_by_statement(statement(txn, &sql, [these.value()])).all(txn).await?;
-    let alone: Vec<ImageId> = alone.into_iter().map(|row| row.id).collect();
-    remove_images(txn, key, erasure, collection, &alone).await
+    let (stay, go): (Vec<Row>, Vec<Row>) = alone.into_iter().partition(|row| row.stays);
+    let id = |row: Row| row.id;
+    remove_sent(txn, erasure, collection, &stay.into_iter().map(id).collect::<Vec<_>>()).await?;
+    remove_images(txn, key, erasure, collection, &go.into_iter().map(id).collect::<Vec<_>>()).await
+}
+
+/// Deletes what was sent of a library's locked pictures: from then on each lies at the place where it was listed.
+async fn remove_sent(
+    txn: &impl ConnectionTrait,
+    erasure: &Erasure,
+    collection: CollectionId,
+    images: &[ImageId],
+) -> Result<(), DbErr> {
+    #[derive(FromQueryResult)]
+    struct Image {
+        sha256: String,
+        object_key: Option<String>,
+    }
+    if images.is_empty() {
+        return Ok(());
+    }
+    let rows = || ids(&ID, images.iter().map(|image| image.0));
+    let these = format!("(SELECT r.id FROM {})", rows().table(txn));
+    let sql = format!("SELECT sha256, object_key FROM images WHERE id IN {these}");
+    let found = Image::find_by_statement(statement(txn, &sql, [rows().value()])).all(txn).await?;
+    let sql = format!(
+        "UPDATE images SET object_key = NULL, uri =
+            (SELECT min(s.uri) FROM image_sources s WHERE s.image_id = images.id AND s.fingerprint <> '{UNLISTED}')
+         WHERE object_key IS NOT NULL AND id IN {these}"
+    );
+    execute(txn, &sql, [rows().value()]).await?;
+    let digests: Vec<_> = found.iter().map(|image| (Term::Sha256, image.sha256.clone())).collect();
+    let objects = found.into_iter().filter_map(|image| image.object_key).collect();
+    remove_objects(txn, erasure, collection, &digests, objects).await
 }
 
 /// Deletes locked images with all faces on them, and every upload of the same bytes.
@@ -224,21 +272,33 @@ pub(super) async fn remove_images(
     let mut terms: Vec<_> = images.iter().map(|image| (Term::Id, image.to_string())).collect();
     terms.extend(found.iter().filter_map(|image| Some((Term::Uri, image.uri.clone()?))));
     terms.extend(places.into_iter().map(|place| (Term::Uri, place.uri)));
-    let mut objects: BTreeSet<String> = found.into_iter().filter_map(|image| image.object_key).collect();
-    let uploads = uploads_of(txn, collection, &digests).await?;
-    terms.extend(uploads.iter().map(|upload| (Term::Id, upload.id.to_string())));
+    let objects = found.into_iter().filter_map(|image| image.object_key).collect();
+    remove_objects(txn, erasure, collection, &digests, objects).await?;
+    add_subjects(txn, key, erasure, &digests).await?;
+    add_terms(txn, erasure.id, terms.into_iter().chain(digests)).await?;
+    let images = execute(txn, &format!("DELETE FROM images WHERE id IN {these}"), [rows().value()]).await?;
+    add_counts(txn, erasure.id, Removed { images, ..Removed::default() }).await
+}
+
+/// Has these objects deleted, and every upload of those bytes with its own.
+async fn remove_objects(
+    txn: &impl ConnectionTrait,
+    erasure: &Erasure,
+    collection: CollectionId,
+    digests: &[(Term, String)],
+    mut objects: BTreeSet<String>,
+) -> Result<(), DbErr> {
+    let uploads = uploads_of(txn, collection, digests).await?;
     objects.extend(uploads.iter().map(|upload| upload.object_key.clone()));
     for object in &objects {
         crate::db::uploads::orphan(txn, object).await?;
     }
-    terms.extend(objects.into_iter().map(|object| (Term::Object, object)));
-    add_subjects(txn, key, erasure, &digests).await?;
-    add_terms(txn, erasure.id, terms.into_iter().chain(digests)).await?;
+    let terms = uploads.iter().map(|upload| (Term::Id, upload.id.to_string()));
+    add_terms(txn, erasure.id, terms.chain(objects.into_iter().map(|object| (Term::Object, object)))).await?;
     let gone = ids(&ID, uploads.iter().map(|upload| upload.id));
     let sql = format!("DELETE FROM uploads WHERE id IN (SELECT r.id FROM {})", gone.table(txn));
     execute(txn, &sql, [gone.value()]).await?;
-    let images = execute(txn, &format!("DELETE FROM images WHERE id IN {these}"), [rows().value()]).await?;
-    add_counts(txn, erasure.id, Removed { images, ..Removed::default() }).await
+    Ok(())
 }
 
 #[derive(FromQueryResult)]

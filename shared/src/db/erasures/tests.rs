@@ -6,11 +6,14 @@ use super::*;
 use crate::db::collections::{self, CollectionSettings};
 use crate::db::entity::job::Model as Job;
 use crate::db::faces::{self, AssignedBy, NewCrop, NewFace, Origin};
+use crate::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
 use crate::db::jobs::read;
 use crate::db::jobs::settle::{self, Outcome};
 use crate::db::jobs::submit::{NewJob, Submitted, submit};
+use crate::db::merges::{self, Merged};
+use crate::db::rematches::{self, Rematch, Rematched};
 use crate::db::uploads::NewUpload;
 use crate::db::{clusters, count, now, persons};
 use crate::embedding::Embedding;
@@ -186,6 +189,70 @@ async fn a_person_goes_with_all_that_every_model_made() {
 }
 
 #[tokio::test]
+async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, bob } = &scene;
+        let (_, faces) = scene.picture("aa", &[Some(*ann), Some(*ann), Some(*bob)]).await;
+        let sql = "UPDATE faces SET assigned_by = 'auto' WHERE id = $1";
+        execute(&db.write, sql, [faces[1].into()]).await.unwrap();
+        let before = scene.enroll("bb", &named("carl")).await;
+        let erasure = request::begin_person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+
+        assert_eq!(persons::find(&db.read, *collection, *ann).await.unwrap(), None);
+        assert_eq!(persons::find_many(&db.read, *collection, &[*ann, *bob]).await.unwrap().len(), 1);
+        assert_eq!(persons::list(db, *collection, None, 10).await.unwrap().len(), 1);
+        assert!(persons::hold(&db.write, *collection, &[*ann].into()).await.unwrap().is_empty());
+        for (from, into) in [(*ann, *bob), (*bob, *ann)] {
+            assert_eq!(merges::merge(db, *collection, from, into).await.unwrap(), Merged::NoPerson(*ann));
+        }
+        for person in [PersonChange::Unassign, PersonChange::Assign(*bob)] {
+            let change = FaceChange { person, ..FaceChange::default() };
+            let changed = faces_by_hand::change(db, *collection, faces[0], change).await.unwrap();
+            assert_eq!(changed, Changed::NoFace);
+        }
+        for to in [None, Some(*bob)] {
+            let rematch = Rematch { face: faces[1], from: Some(*ann), to };
+            let txn = db.begin().await.unwrap();
+            let written = rematches::apply(&txn, *collection, &[rematch]).await.unwrap();
+            txn.commit().await.unwrap();
+            assert_eq!(written, Rematched::default());
+        }
+        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
+        assert_eq!(fence.gone(&db.read, &before, &[*bob, *ann]).await.unwrap(), [*ann].into());
+
+        let done = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!((done.id, done.persons, done.faces), (erasure.id, 1, 2));
+        assert_eq!(scene.n("faces").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_picture_of_a_library_is_remembered_though_it_was_sent_too() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (image, _) = scene.picture("aa", &[Some(*ann)]).await;
+        let listed = [(Some("file:///a.jpg"), Some("1"), Some(image))];
+        images::remember_sources(&db.write, *collection, listed).await.unwrap();
+        scene.enroll("aa", &named("carl")).await;
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!((erasure.faces, erasure.images), (1, 0));
+        let left = images::find(&db.read, *collection, image).await.unwrap().unwrap();
+        assert_eq!((left.object_key, left.uri.as_deref()), (None, Some("file:///a.jpg")));
+        assert!(images::is_analysed(&db.read, image, "d").await.unwrap());
+        assert_eq!(places::are_open(&db.write, image, &[at(0.0)]).await.unwrap(), [false]);
+        assert_eq!(scene.n("image_sources").await, 1);
+        assert_eq!(scene.n("uploads").await, 0);
+        assert_eq!(
+            objects(db, erasure.id, 10).await.unwrap().len(),
+            3,
+            "a crop, a picture, an upload of the same bytes"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_was_accepted_before_cannot_bring_it_back() {
     on_both(async |scene| {
         let Scene { db, key, collection, ann, .. } = &scene;
@@ -350,7 +417,7 @@ async fn a_receipt_names_nobody() {
             let receipt = scene.receipt(erasure).await;
             assert!(receipt.target.is_none() && receipt.finished_at.unwrap() >= began);
         }
-        assert_eq!(open(db, 10).await.unwrap(), []);
+        assert_eq!(open(db, None, 10).await.unwrap(), []);
         assert_eq!(list(db, &Grant::everything(), None, 10).await.unwrap().len(), 2);
         let text = if is_postgres(&db.read) { "hash || erasure_id::text" } else { "hash || hex(erasure_id)" };
         for secret in ["ann-7".to_owned(), "0123abcd".to_owned(), ann.to_string(), faces[0].to_string()] {

@@ -53,13 +53,22 @@ async fn change_once(db: &Db, collection: CollectionId, id: FaceId, change: Face
     let Some(seen) = faces::find(&txn, collection, id).await? else { return Ok(Changed::NoFace) };
     // The image, the person, then the face, as jobs lock them.
     images::lock(&txn, seen.face.image_id).await?;
-    if let PersonChange::Assign(person) = change.person
-        && persons::hold(&txn, collection, &[person].into()).await?.is_empty()
-    {
+    let target = match change.person {
+        PersonChange::Assign(person) => Some(person),
+        PersonChange::Keep | PersonChange::Unassign => None,
+    };
+    let held = persons::hold(&txn, collection, &target.into_iter().chain(seen.face.person_id).collect()).await?;
+    if let Some(person) = target.filter(|person| !held.contains(person)) {
         return Ok(Changed::NoPerson(person));
     }
     lock(&txn, id).await?;
     let Some(before) = faces::find(&txn, collection, id).await? else { return Ok(Changed::NoFace) };
+    // With a person that is being erased its faces go, whoever else they are said to be.
+    if let Some(owner) = before.face.person_id.filter(|owner| !held.contains(owner))
+        && persons::hold(&txn, collection, &[owner].into()).await?.is_empty()
+    {
+        return Ok(Changed::NoFace);
+    }
     let after = before.face.changed(change);
     let sql = "UPDATE faces SET person_id = $1, assigned_by = $2, locked = $3, hidden = $4 WHERE id = $5";
     let assigned_by = after.assigned_by.map(|by| by.to_value());

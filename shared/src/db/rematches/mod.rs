@@ -217,7 +217,8 @@ pub struct Rematched {
     pub unassigned: usize,
 }
 
-/// Writes whom faces match now. One that was changed since it was read, or was said not to be that person, is left.
+/// Writes whom faces match now. One that was changed since it was read, or was said not to be that person, is left; so is
+/// one of a person that is being erased, with whom it goes.
 pub async fn apply(
     txn: &impl ConnectionTrait,
     collection: CollectionId,
@@ -264,6 +265,7 @@ async fn apply_some(txn: &impl ConnectionTrait, rematches: &[&Rematch]) -> Resul
          WHERE faces.id = r.face_id AND faces.person_id IS NOT DISTINCT FROM r.was AND NOT faces.hidden
             AND NOT faces.locked AND (faces.person_id IS NULL OR faces.assigned_by = 'auto')
             AND NOT EXISTS (SELECT 1 FROM face_rejections x WHERE x.face_id = r.face_id AND x.person_id = r.is_now)
+            AND NOT EXISTS (SELECT 1 FROM persons p WHERE p.id = r.was AND p.erased_at IS NOT NULL)
          RETURNING person_id",
         rows().table(txn)
     );

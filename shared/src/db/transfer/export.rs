@@ -10,7 +10,7 @@ use crate::db::embeddings::StoredVector;
 use crate::db::entity::face::AssignedBy;
 use crate::db::entity::image;
 use crate::db::rows::{self, Column, Rows};
-use crate::db::{Db, count, execute, is_postgres, statement};
+use crate::db::{Db, count, execute, is_postgres, persons, statement};
 use crate::ids::{ClusterId, CollectionId, FaceId, ImageId, PersonId};
 use crate::job::FaceBox;
 use crate::transfer::{
@@ -73,7 +73,7 @@ impl Snapshot {
     pub async fn persons(&self, after: Option<PersonId>, limit: u64) -> Result<Vec<PersonLine>, DbErr> {
         use crate::db::entity::person;
         use sea_orm::{QueryOrder as _, QuerySelect as _};
-        let mut query = person::Entity::find().filter(person::Column::CollectionId.eq(self.collection));
+        let mut query = persons::of_collection(self.collection);
         if let Some(after) = after {
             query = query.filter(person::Column::Id.gt(after));
         }
@@ -100,7 +100,7 @@ impl Snapshot {
         }
         let sql = format!(
             "SELECT m.person_id, m.external_id, m.into_id, p.external_id AS into_external_id, m.merged_at
-             FROM person_merges m JOIN persons p ON p.id = m.into_id
+             FROM person_merges m JOIN persons p ON p.id = m.into_id AND p.erased_at IS NULL
              WHERE m.collection_id = $1 AND m.person_id > $2 ORDER BY m.person_id LIMIT {limit}"
         );
         let values = [self.collection.into(), after.unwrap_or(PersonId(Uuid::nil())).into()];
@@ -222,7 +222,7 @@ impl Snapshot {
             LEFT JOIN persons p ON p.id = f.person_id
             LEFT JOIN cluster_faces c ON c.face_id = f.id
             LEFT JOIN clusters k ON k.id = c.cluster_id
-            LEFT JOIN persons kp ON kp.id = k.person_id ORDER BY f.id";
+            LEFT JOIN persons kp ON kp.id = k.person_id WHERE p.erased_at IS NULL ORDER BY f.id";
         let faces = self.of_ids::<FaceRow>(sql, images).await?;
         let ids: Vec<Uuid> = faces.iter().map(|face| face.id.0).collect();
         let mut geometry = self.geometry(&ids).await?;
@@ -299,7 +299,7 @@ impl Snapshot {
             external_id: Option<String>,
         }
         let sql = "SELECT x.face_id, p.id, p.external_id FROM {ids} JOIN face_rejections x ON x.face_id = r.id
-            JOIN persons p ON p.id = x.person_id ORDER BY p.id";
+            JOIN persons p ON p.id = x.person_id AND p.erased_at IS NULL ORDER BY p.id";
         let mut by_face: HashMap<_, Vec<_>> = HashMap::new();
         for row in self.of_ids::<Row>(sql, faces).await? {
             by_face.entry(row.face_id).or_default().push(PersonKey { id: row.id, external_id: row.external_id });

@@ -86,10 +86,10 @@ pub(super) async fn resolve(
         "SELECT r.id AS key, m.into_id AS person FROM {r} CROSS JOIN person_merges m
             WHERE m.collection_id = $2 AND m.external_id = r.external_id",
         "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p
-            WHERE p.collection_id = $2 AND p.id = r.substitute",
-        "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p WHERE p.collection_id = $2 AND p.id = r.id",
+            WHERE p.collection_id = $2 AND p.erased_at IS NULL AND p.id = r.substitute",
+        "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p WHERE p.collection_id = $2 AND p.erased_at IS NULL AND p.id = r.id",
         "SELECT r.id AS key, p.id AS person FROM {r} CROSS JOIN persons p
-            WHERE p.collection_id = $2 AND p.external_id = r.external_id",
+            WHERE p.collection_id = $2 AND p.erased_at IS NULL AND p.external_id = r.external_id",
     ];
     let mut found = HashMap::new();
     for sql in sources {
