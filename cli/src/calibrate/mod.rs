@@ -73,18 +73,19 @@ struct Wanted {
     plots: Option<PathBuf>,
 }
 
-/// Measures, and has the server store it.
+/// Measures, shows it, and has the server store it.
 pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<()> {
     let stores = !args.dry_run && args.check_splits.is_none();
-    let json = args.json.clone();
+    let show = Show { json: args.json.clone() };
     let report = match (&args.images, &args.collection) {
         (Some(folder), _) => {
             let (pipeline, faces, undetected) = pictures(&config, &args, folder).await?;
             let mut report = measure(args.wanted(), pipeline, faces).await?;
             report.undetected = undetected;
+            show.measured(&report)?;
             if stores {
                 let place = args.server.find(config).await?;
-                let stored = store(&place.client()?, &mut report).await;
+                let stored = store(&place.client()?, &mut report, &show).await;
                 let left = place.leave().await;
                 stored?;
                 left?;
@@ -96,10 +97,17 @@ pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<(
             let place = args.server.find(config).await?;
             let client = place.client()?;
             let per_person = args.per_person.map(usize::from);
-            let work = of_collection(&client, &collection, args.model.as_deref(), per_person, wanted, stores);
+            let work = async {
+                let mut report = of_collection(&client, &collection, args.model.as_deref(), per_person, wanted).await?;
+                show.measured(&report)?;
+                if stores {
+                    store(&client, &mut report, &show).await?;
+                }
+                Ok(report)
+            };
             let measured = tokio::select! {
                 measured = work => measured,
-                () = interrupted() => Err(anyhow::anyhow!("interrupted; nothing was stored")),
+                () = interrupted() => Err(anyhow::anyhow!("interrupted")),
             };
             let left = place.leave().await;
             let report = measured?;
@@ -108,12 +116,26 @@ pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<(
         }
         (None, None) => anyhow::bail!("name labelled faces: --images or --collection"),
     };
-    report.print();
-    if let Some(file) = &json {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
-    }
+    report.print_stored();
     splits::judge(&report.splits)
+}
+
+/// Where figures go. They are shown before they are stored: a measurement may take an hour, and the server be gone by then.
+struct Show {
+    json: Option<PathBuf>,
+}
+
+impl Show {
+    fn measured(&self, report: &Report) -> anyhow::Result<()> {
+        report.print();
+        self.write(report)
+    }
+
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        let Some(file) = &self.json else { return Ok(()) };
+        let text = serde_json::to_string_pretty(report)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+    }
 }
 
 impl CalibrateArgs {
@@ -140,7 +162,6 @@ async fn of_collection(
     model: Option<&str>,
     per_person: Option<usize>,
     wanted: Wanted,
-    stores: bool,
 ) -> anyhow::Result<Report> {
     let known = client.get(&format!("/v1/collections/{collection}")).await?;
     let active = known["pipeline"].as_str().context("the server's collection has no pipeline")?;
@@ -152,9 +173,6 @@ async fn of_collection(
     );
     let mut report = measure(wanted, pipeline, faces).await?;
     report.collection = Some(collection.to_owned());
-    if stores {
-        store(client, &mut report).await?;
-    }
     Ok(report)
 }
 
@@ -176,8 +194,8 @@ async fn measure(wanted: Wanted, pipeline: String, faces: Labelled) -> anyhow::R
     tokio::task::spawn_blocking(work).await?
 }
 
-async fn store(client: &Client, report: &mut Report) -> anyhow::Result<()> {
+async fn store(client: &Client, report: &mut Report, show: &Show) -> anyhow::Result<()> {
     let stored = client.post("/v1/calibrations", &report.body()).await.context("store the calibration")?;
     report.stored = Some(stored["id"].clone());
-    Ok(())
+    show.write(report)
 }

@@ -78,6 +78,10 @@ impl Report {
         if !self.splits.is_empty() {
             println!("{}", splits::table(&self.splits));
         }
+    }
+
+    #[expect(clippy::print_stdout, reason = "this is the command's output")]
+    pub(super) fn print_stored(&self) {
         match &self.stored {
             Some(id) => println!("stored as {}", id.as_str().unwrap_or_default()),
             None => println!("not stored"),
