@@ -1,6 +1,7 @@
 //! `face-id calibrate`: which thresholds give which false accept rates, and how sure that is. In reading order:
 //!
 //! - [`labelled`] takes labelled faces from a folder or from a collection
+//! - [`embedded`] makes vectors of pictures, as the service does
 //! - [`comparisons`] compares every two of them
 //! - [`bounds`] finds thresholds, and bounds of the rate at each
 //! - [`splits`] looks whether such bounds hold for other people
@@ -8,6 +9,7 @@
 
 mod bounds;
 mod comparisons;
+mod embedded;
 mod labelled;
 mod plots;
 mod report;
@@ -20,6 +22,7 @@ use shared::config::Config;
 
 use self::bounds::{RATES, points};
 use self::comparisons::{Comparisons, Labelled};
+use self::embedded::LeftOut;
 use self::report::Report;
 use crate::child::interrupted;
 use crate::client::Client;
@@ -79,9 +82,9 @@ pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<(
     let show = Show { json: args.json.clone() };
     let report = match (&args.images, &args.collection) {
         (Some(folder), _) => {
-            let (pipeline, faces, undetected) = pictures(&config, &args, folder).await?;
+            let (pipeline, faces, left_out) = pictures(&config, &args, folder).await?;
             let mut report = measure(args.wanted(), pipeline, faces).await?;
-            report.undetected = undetected;
+            report.left_out = left_out;
             show.measured(&report)?;
             if stores {
                 let place = args.server.find(config).await?;
@@ -150,10 +153,10 @@ impl CalibrateArgs {
     }
 }
 
-async fn pictures(config: &Config, args: &CalibrateArgs, folder: &Path) -> anyhow::Result<(String, Labelled, usize)> {
+async fn pictures(config: &Config, args: &CalibrateArgs, folder: &Path) -> anyhow::Result<(String, Labelled, LeftOut)> {
     let (setup, _) = eval::setup(config, args.model.as_deref(), None).await?;
-    let (faces, undetected) = labelled::of_folder(&setup, folder, args.per_person.map(usize::from)).await?;
-    Ok((setup.engine.pipeline().name.clone(), faces, undetected))
+    let (faces, left_out) = labelled::of_folder(&setup, folder, args.per_person.map(usize::from)).await?;
+    Ok((setup.engine.pipeline().name.clone(), faces, left_out))
 }
 
 async fn of_collection(
