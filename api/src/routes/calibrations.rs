@@ -5,9 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 use shared::access::Reach;
-use shared::catalogue::Pipeline;
 use shared::db::calibrations::{self, CalibrationFilter, CalibrationPoint, Measured};
-use shared::db::clusters::queue;
 use shared::db::entity::calibration;
 use shared::ids::{CalibrationId, CollectionId};
 use utoipa::{IntoParams, ToSchema};
@@ -163,24 +161,12 @@ pub async fn create(
         confidence: new.confidence,
     };
     measured.check().map_err(|(pointer, why)| ApiError::invalid(pointer, why))?;
-    let stored = calibrations::store(&state.db, collection, &measured).await?;
+    let stored = calibrations::store(&state.db, collection, &measured, pipeline.calibration.is_none()).await?;
     let row = stored
         .ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection or the model was deleted meanwhile"))?;
     tracing::info!(calibration.id = %row.id, pipeline = row.pipeline, "calibration stored");
-    begin_clusters(&state, &pipeline, &row).await?;
     let location = [(header::LOCATION, format!("/v1/calibrations/{}", row.id))];
     Ok((StatusCode::CREATED, location, axum::Json(view(row)?)))
-}
-
-/// Without a calibration no faces were put together: those that came until now are looked at.
-async fn begin_clusters(state: &AppState, pipeline: &Pipeline, stored: &calibration::Model) -> ApiResult<()> {
-    if pipeline.calibration.is_some() {
-        return Ok(());
-    }
-    for collection in calibrations::concerns(&state.db.read, stored).await? {
-        queue::enqueue_all(&state.db.write, collection).await?;
-    }
-    Ok(())
 }
 
 /// Lists calibrations, newest first. With a collection: its own only.

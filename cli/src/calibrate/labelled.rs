@@ -11,10 +11,11 @@ use shared::transfer::{FaceLine, Line};
 
 use crate::client::Client;
 use crate::eval::calibration::ALIASES;
-use crate::eval::embed::{Setup, embed};
+use crate::eval::embed::Setup;
 use crate::transfer::file::tell_lines;
 
 use super::comparisons::Labelled;
+use super::embedded::{self, LeftOut};
 
 /// Faces that are compared at most: every two of them are, so that the work grows with the square.
 const MOST_FACES: usize = 15_000;
@@ -81,20 +82,19 @@ impl<T> Sample<T> {
     }
 }
 
-/// The faces of a folder's pictures, with how many pictures showed none. Persons that LFW has under two names are not compared
+/// The faces of a folder's pictures, with which pictures do not count. Persons that LFW has under two names are not compared
 /// with each other.
 pub(super) async fn of_folder(
     setup: &Setup,
     folder: &Path,
     per_person: Option<usize>,
-) -> anyhow::Result<(Labelled, usize)> {
+) -> anyhow::Result<(Labelled, LeftOut)> {
     let people = pictures(folder, per_person.unwrap_or(usize::MAX))?;
     let paths: Vec<PathBuf> = people.iter().flat_map(|(_, paths)| paths.iter().cloned()).collect();
-    let embedded = embed(setup, &paths).await?;
-    let undetected = embedded.embeddings.iter().filter(|found| found.is_none()).count();
-    let mut found = embedded.embeddings.into_iter();
+    let (found, left_out) = embedded::embed(setup, paths).await?;
+    let mut found = found.into_iter();
     let faces = people.into_iter().map(|(name, paths)| (name, found.by_ref().take(paths.len()).flatten().collect()));
-    Ok((Labelled::new(faces, ALIASES.iter().map(|alias| [alias.one, alias.other])), undetected))
+    Ok((Labelled::new(faces, ALIASES.iter().map(|alias| [alias.one, alias.other])), left_out))
 }
 
 /// The pictures of `folder/<person>/`.

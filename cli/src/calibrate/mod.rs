@@ -1,6 +1,7 @@
 //! `face-id calibrate`: which thresholds give which false accept rates, and how sure that is. In reading order:
 //!
 //! - [`labelled`] takes labelled faces from a folder or from a collection
+//! - [`embedded`] makes vectors of pictures, as the service does
 //! - [`comparisons`] compares every two of them
 //! - [`bounds`] finds thresholds, and bounds of the rate at each
 //! - [`splits`] looks whether such bounds hold for other people
@@ -8,6 +9,7 @@
 
 mod bounds;
 mod comparisons;
+mod embedded;
 mod labelled;
 mod plots;
 mod report;
@@ -20,6 +22,7 @@ use shared::config::Config;
 
 use self::bounds::{RATES, points};
 use self::comparisons::{Comparisons, Labelled};
+use self::embedded::LeftOut;
 use self::report::Report;
 use crate::child::interrupted;
 use crate::client::Client;
@@ -73,18 +76,19 @@ struct Wanted {
     plots: Option<PathBuf>,
 }
 
-/// Measures, and has the server store it.
+/// Measures, shows it, and has the server store it.
 pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<()> {
     let stores = !args.dry_run && args.check_splits.is_none();
-    let json = args.json.clone();
+    let show = Show { json: args.json.clone() };
     let report = match (&args.images, &args.collection) {
         (Some(folder), _) => {
-            let (pipeline, faces, undetected) = pictures(&config, &args, folder).await?;
+            let (pipeline, faces, left_out) = pictures(&config, &args, folder).await?;
             let mut report = measure(args.wanted(), pipeline, faces).await?;
-            report.undetected = undetected;
+            report.left_out = left_out;
+            show.measured(&report)?;
             if stores {
                 let place = args.server.find(config).await?;
-                let stored = store(&place.client()?, &mut report).await;
+                let stored = store(&place.client()?, &mut report, &show).await;
                 let left = place.leave().await;
                 stored?;
                 left?;
@@ -96,10 +100,17 @@ pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<(
             let place = args.server.find(config).await?;
             let client = place.client()?;
             let per_person = args.per_person.map(usize::from);
-            let work = of_collection(&client, &collection, args.model.as_deref(), per_person, wanted, stores);
+            let work = async {
+                let mut report = of_collection(&client, &collection, args.model.as_deref(), per_person, wanted).await?;
+                show.measured(&report)?;
+                if stores {
+                    store(&client, &mut report, &show).await?;
+                }
+                Ok(report)
+            };
             let measured = tokio::select! {
                 measured = work => measured,
-                () = interrupted() => Err(anyhow::anyhow!("interrupted; nothing was stored")),
+                () = interrupted() => Err(anyhow::anyhow!("interrupted")),
             };
             let left = place.leave().await;
             let report = measured?;
@@ -108,12 +119,26 @@ pub(crate) async fn run(config: Config, args: CalibrateArgs) -> anyhow::Result<(
         }
         (None, None) => anyhow::bail!("name labelled faces: --images or --collection"),
     };
-    report.print();
-    if let Some(file) = &json {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
-    }
+    report.print_stored();
     splits::judge(&report.splits)
+}
+
+/// Where figures go. They are shown before they are stored: a measurement may take an hour, and the server be gone by then.
+struct Show {
+    json: Option<PathBuf>,
+}
+
+impl Show {
+    fn measured(&self, report: &Report) -> anyhow::Result<()> {
+        report.print();
+        self.write(report)
+    }
+
+    fn write(&self, report: &Report) -> anyhow::Result<()> {
+        let Some(file) = &self.json else { return Ok(()) };
+        let text = serde_json::to_string_pretty(report)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+    }
 }
 
 impl CalibrateArgs {
@@ -128,10 +153,10 @@ impl CalibrateArgs {
     }
 }
 
-async fn pictures(config: &Config, args: &CalibrateArgs, folder: &Path) -> anyhow::Result<(String, Labelled, usize)> {
+async fn pictures(config: &Config, args: &CalibrateArgs, folder: &Path) -> anyhow::Result<(String, Labelled, LeftOut)> {
     let (setup, _) = eval::setup(config, args.model.as_deref(), None).await?;
-    let (faces, undetected) = labelled::of_folder(&setup, folder, args.per_person.map(usize::from)).await?;
-    Ok((setup.engine.pipeline().name.clone(), faces, undetected))
+    let (faces, left_out) = labelled::of_folder(&setup, folder, args.per_person.map(usize::from)).await?;
+    Ok((setup.engine.pipeline().name.clone(), faces, left_out))
 }
 
 async fn of_collection(
@@ -140,7 +165,6 @@ async fn of_collection(
     model: Option<&str>,
     per_person: Option<usize>,
     wanted: Wanted,
-    stores: bool,
 ) -> anyhow::Result<Report> {
     let known = client.get(&format!("/v1/collections/{collection}")).await?;
     let active = known["pipeline"].as_str().context("the server's collection has no pipeline")?;
@@ -152,9 +176,6 @@ async fn of_collection(
     );
     let mut report = measure(wanted, pipeline, faces).await?;
     report.collection = Some(collection.to_owned());
-    if stores {
-        store(client, &mut report).await?;
-    }
     Ok(report)
 }
 
@@ -176,8 +197,8 @@ async fn measure(wanted: Wanted, pipeline: String, faces: Labelled) -> anyhow::R
     tokio::task::spawn_blocking(work).await?
 }
 
-async fn store(client: &Client, report: &mut Report) -> anyhow::Result<()> {
+async fn store(client: &Client, report: &mut Report, show: &Show) -> anyhow::Result<()> {
     let stored = client.post("/v1/calibrations", &report.body()).await.context("store the calibration")?;
     report.stored = Some(stored["id"].clone());
-    Ok(())
+    show.write(report)
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::bounds::{CONFIDENCE, Point};
 use super::comparisons::Comparisons;
+use super::embedded::LeftOut;
 use super::splits::{self, Coverage};
 
 /// All that was measured. Rates are shares of 0..1, thresholds cosines.
@@ -22,8 +23,9 @@ pub(super) struct Report {
     /// Of two people's faces.
     pub(super) comparisons: u64,
     pub(super) confidence: f64,
-    /// Pictures on which no face was found.
-    pub(super) undetected: usize,
+    /// Pictures that do not count.
+    #[serde(flatten)]
+    pub(super) left_out: LeftOut,
     /// What came of splits, where they were asked for.
     pub(super) splits: Vec<Coverage>,
     /// The id that the server gave it; null where it was not stored.
@@ -42,7 +44,7 @@ impl Report {
             faces: compared.faces,
             comparisons: compared.count,
             confidence: CONFIDENCE,
-            undetected: 0,
+            left_out: LeftOut::default(),
             splits: Vec::new(),
             stored: None,
         }
@@ -72,12 +74,22 @@ impl Report {
             "{} comparisons of {} faces of {} people ({})",
             self.comparisons, self.faces, self.people, self.measured_on
         );
-        if self.undetected > 0 {
-            println!("{} pictures show no face", self.undetected);
+        let LeftOut { unreadable, undetected, unusable } = self.left_out;
+        let left_out = [
+            (unreadable, "cannot be read"),
+            (undetected, "show no face"),
+            (unusable, "show a face that is not good enough to be matched"),
+        ];
+        for (pictures, why) in left_out.into_iter().filter(|(pictures, _)| *pictures > 0) {
+            println!("left out: {pictures} pictures that {why}");
         }
         if !self.splits.is_empty() {
             println!("{}", splits::table(&self.splits));
         }
+    }
+
+    #[expect(clippy::print_stdout, reason = "this is the command's output")]
+    pub(super) fn print_stored(&self) {
         match &self.stored {
             Some(id) => println!("stored as {}", id.as_str().unwrap_or_default()),
             None => println!("not stored"),

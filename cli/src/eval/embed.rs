@@ -29,22 +29,22 @@ const BARE_ROUNDS: usize = 4;
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) engine: Engine,
-    pub(super) limits: DecodeLimits,
+    pub(crate) limits: DecodeLimits,
     /// Pictures worked on at a time.
-    pub(super) in_flight: usize,
+    pub(crate) in_flight: usize,
 }
 
 /// The vectors of a list of pictures.
-pub(crate) struct Embedded {
+pub(super) struct Embedded {
     /// One a picture, none where no face was found.
-    pub(crate) embeddings: Vec<Option<Embedding>>,
+    pub(super) embeddings: Vec<Option<Embedding>>,
     /// Pictures that needed the lower score.
     pub(super) second_try: usize,
     pub(super) took: Duration,
 }
 
 /// The vector of the most central face of each picture.
-pub(crate) async fn embed(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Embedded> {
+pub(super) async fn embed(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Embedded> {
     let bar = progress(paths.len() as u64)?;
     let began = Instant::now();
     let found = side_by_side(setup.in_flight, paths.to_vec(), &bar, |path| embed_one(setup.clone(), path)).await?;
@@ -117,13 +117,13 @@ async fn read(setup: &Setup, path: PathBuf) -> anyhow::Result<Arc<Photo>> {
     Ok(Arc::new(tokio::task::spawn_blocking(move || read_now(&path, limits, side)).await??))
 }
 
-fn read_now(path: &Path, limits: DecodeLimits, side: u32) -> anyhow::Result<Photo> {
+pub(crate) fn read_now(path: &Path, limits: DecodeLimits, side: u32) -> anyhow::Result<Photo> {
     let failed = || format!("read the picture {}", path.display());
     decode(std::fs::read(path).with_context(failed)?, &limits, side).with_context(failed)
 }
 
 /// Does the work of each item, `in_flight` at a time; results keep the items' order, the first error ends all.
-pub(super) async fn side_by_side<T, R, W>(
+pub(crate) async fn side_by_side<T, R, W>(
     in_flight: usize,
     items: Vec<T>,
     bar: &ProgressBar,
@@ -152,7 +152,7 @@ where
 }
 
 /// A bar on standard error; none where that is no terminal.
-pub(super) fn progress(pictures: u64) -> anyhow::Result<ProgressBar> {
+pub(crate) fn progress(pictures: u64) -> anyhow::Result<ProgressBar> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {per_sec}, {eta} left")?;
     Ok(ProgressBar::new(pictures).with_style(style))
 }

@@ -218,7 +218,12 @@ async fn bounds_hold_for_held_out_people() {
     let said = [&output.stdout[..], &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned()).concat();
     assert!(output.status.success(), "{said}");
     let report: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
-    assert_eq!((&report["people"], &report["stored"]), (&json!(4281), &Value::Null));
+    assert_eq!(report["stored"], Value::Null);
+    // Who has no picture that the service would match is not among them.
+    let [people, unreadable, undetected, unusable] =
+        ["people", "unreadable", "undetected", "unusable"].map(|count| report[count].as_u64().unwrap());
+    assert_eq!((people + undetected + unusable, unreadable), (4281, 0), "{said}");
+    assert!(people > 4200, "{said}");
     let rates: Vec<&Value> = report["splits"].as_array().unwrap().iter().map(|split| &split["far"]).collect();
     assert_eq!(rates, [1e-2, 1e-3]);
     for split in report["splits"].as_array().unwrap() {

@@ -3,7 +3,7 @@
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
-use super::{count, execute, is_postgres, statement};
+use super::{count, execute, is_postgres, now, statement};
 use crate::catalogue::{Entry, Origin};
 use crate::ids::ApiKeyId;
 
@@ -92,7 +92,7 @@ pub async fn find(conn: &impl ConnectionTrait, name: &str) -> Result<Option<Mode
 /// Writes an entry, in the place of one of its name.
 pub(crate) async fn put(txn: &impl ConnectionTrait, entry: &Entry, key: Option<ApiKeyId>) -> Result<(), DbErr> {
     let sql = "INSERT INTO models (name, entry, digest, origin, api_key_id, registered_at, changed_at)
-        VALUES ($1, $2, $3, $4, $5, {now}, {now})
+        VALUES ($1, $2, $3, $4, $5, $6, $6)
         ON CONFLICT (name) DO UPDATE SET entry = excluded.entry, digest = excluded.digest, origin = excluded.origin,
             api_key_id = excluded.api_key_id, changed_at = excluded.changed_at";
     let values = [
@@ -101,6 +101,7 @@ pub(crate) async fn put(txn: &impl ConnectionTrait, entry: &Entry, key: Option<A
         entry.digest().into(),
         entry.origin.as_str().into(),
         key.into(),
+        now(txn).await?.into(),
     ];
     execute(txn, sql, values).await?;
     Ok(())

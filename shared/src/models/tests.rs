@@ -158,7 +158,7 @@ async fn what_was_measured_of_a_model_goes_with_it() {
                 comparisons: 1,
                 confidence: 0.9,
             };
-            calibrations::store(&db, None, &measured).await.unwrap().unwrap().id
+            calibrations::store(&db, None, &measured, false).await.unwrap().unwrap().id
         };
         let is_kept = async |id| calibrations::find(&db.read, &Grant::everything(), id).await.unwrap().is_some();
         add(&db, &named("own"), None).await.unwrap();

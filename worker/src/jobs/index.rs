@@ -19,7 +19,7 @@ use shared::secret_key::SecretKey;
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
-use super::{Done, JobError, Recorded, Refused, calibration_json, recorded_alone, terms};
+use super::{Done, JobError, Recorded, Refused, calibration_json, recorded_alone, settings, terms};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -57,8 +57,10 @@ pub(super) async fn run(
     {
         return Ok(Done::Known(Box::new(Known { source: fetched.source, image, answer })));
     }
+    let keep = keeps(&settings(ctx, collection, job).await?);
+    let (analysis, source) = analysed(ctx, job, &engine, fetched, keep).await?;
+    // Not before: a picture may wait for its turn for longer than a rematch waits for those that go by old terms.
     let terms = terms(ctx, collection, job, engine.pipeline()).await?;
-    let (analysis, source) = analysed(ctx, job, &engine, fetched, keeps(&terms.settings)).await?;
     let by = (&Gate::identify(engine.pipeline().detector.match_score), &terms);
     let (answers, _) = matched(ctx, job, by, &analysis.faces, terms.settings.max_matches, began).await?;
     Ok(Done::Index(Box::new(Indexing {

@@ -10,6 +10,7 @@ use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::clusters::queue;
 use super::entity::calibration::{ActiveModel, Column, Entity, Model};
 use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
@@ -141,15 +142,23 @@ impl Model {
 }
 
 /// Stores what was measured and checked, for one collection or for all that go by the pipeline. Whoever decides by it from
-/// now on is matched again. `None`: the collection or the model is gone.
-pub async fn store(db: &Db, collection: Option<CollectionId>, measured: &Measured) -> Result<Option<Model>, DbErr> {
+/// now on is matched again, and where `begins_clusters` all faces that came until now are looked at: without a calibration none
+/// were put together. `None`: the collection or the model is gone.
+pub async fn store(
+    db: &Db,
+    collection: Option<CollectionId>,
+    measured: &Measured,
+    begins_clusters: bool,
+) -> Result<Option<Model>, DbErr> {
     let txn = db.begin().await?;
     if !models::hold(&txn, &measured.pipeline).await? {
+        txn.rollback().await?;
         return Ok(None);
     }
     if let Some(collection) = collection
         && collections::hold_pipeline(&txn, collection).await?.is_none()
     {
+        txn.rollback().await?;
         return Ok(None);
     }
     let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
@@ -168,6 +177,11 @@ pub async fn store(db: &Db, collection: Option<CollectionId>, measured: &Measure
     };
     let stored = row.insert(&txn).await?;
     request_rematches(&txn, &stored).await?;
+    if begins_clusters {
+        for collection in concerns(&txn, &stored).await? {
+            queue::enqueue_all(&txn, collection).await?;
+        }
+    }
     txn.commit().await?;
     Ok(Some(stored))
 }
@@ -175,7 +189,10 @@ pub async fn store(db: &Db, collection: Option<CollectionId>, measured: &Measure
 /// Deletes a calibration that the grant holds for; whoever decided by it is matched again. False where it is not there.
 pub async fn delete(db: &Db, grant: &Grant, id: CalibrationId) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
-    let Some(known) = find(&txn, grant, id).await? else { return Ok(false) };
+    let Some(known) = find(&txn, grant, id).await? else {
+        txn.rollback().await?;
+        return Ok(false);
+    };
     let deleted = execute(&txn, "DELETE FROM calibrations WHERE id = $1", [id.into()]).await?;
     request_rematches(&txn, &known).await?;
     txn.commit().await?;
@@ -237,7 +254,7 @@ pub async fn needed_by(conn: &impl ConnectionTrait, calibration: &Model) -> Resu
 }
 
 /// The collections that a calibration concerns.
-pub async fn concerns(conn: &impl ConnectionTrait, calibration: &Model) -> Result<Vec<CollectionId>, DbErr> {
+async fn concerns(conn: &impl ConnectionTrait, calibration: &Model) -> Result<Vec<CollectionId>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         id: CollectionId,

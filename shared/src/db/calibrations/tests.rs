@@ -37,7 +37,7 @@ async fn on_both(test: impl AsyncFn(Db, CollectionId, CollectionId)) {
 
 /// Stores it, and gives its id.
 async fn stored(db: &Db, collection: Option<CollectionId>, measured_on: &str) -> CalibrationId {
-    store(db, collection, &measured(measured_on)).await.unwrap().unwrap().id
+    store(db, collection, &measured(measured_on), false).await.unwrap().unwrap().id
 }
 
 /// What the collection's calibration was measured on.
@@ -90,9 +90,9 @@ async fn a_calibration_goes_with_its_collection() {
         assert_eq!(find(&db.read, &Grant::everything(), own).await.unwrap(), None);
         assert_eq!(used(&db, PIPELINE, other).await.as_deref(), Some("general"));
         assert!(find(&db.read, &Grant::everything(), general).await.unwrap().is_some());
-        assert_eq!(store(&db, Some(one), &measured("late")).await.unwrap(), None, "nobody decides by it");
+        assert_eq!(store(&db, Some(one), &measured("late"), false).await.unwrap(), None, "nobody decides by it");
         let removed = Measured { pipeline: "removed".to_owned(), ..measured("late") };
-        assert_eq!(store(&db, None, &removed).await.unwrap(), None, "nor by a model that is not there");
+        assert_eq!(store(&db, None, &removed, false).await.unwrap(), None, "nor by a model that is not there");
     })
     .await;
 }
@@ -112,8 +112,8 @@ async fn who_decides_otherwise_from_then_on_is_matched_again() {
         let general = stored(&db, None, "general").await;
         assert_eq!(asked().await, [1, 1], "who has one of its own does not care");
         let elsewhere = Measured { pipeline: "another".to_owned(), ..measured("elsewhere") };
-        store(&db, Some(one), &elsewhere).await.unwrap().unwrap();
-        store(&db, None, &elsewhere).await.unwrap().unwrap();
+        store(&db, Some(one), &elsewhere, false).await.unwrap().unwrap();
+        store(&db, None, &elsewhere, false).await.unwrap().unwrap();
         assert_eq!(asked().await, [1, 1], "nobody goes by that pipeline");
         delete(&db, &Grant::everything(), own).await.unwrap();
         delete(&db, &Grant::everything(), general).await.unwrap();

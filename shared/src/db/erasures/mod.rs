@@ -160,8 +160,7 @@ pub async fn list(db: &Db, grant: &Grant, before: Option<ErasureId>, limit: u64)
 
 /// Up to `limit` erasures that are not done and come after `after`, oldest first.
 pub async fn open(db: &Db, after: Option<ErasureId>, limit: u64) -> Result<Vec<Erasure>, DbErr> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM erasures WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT {limit}");
+    let sql = format!("SELECT {COLUMNS} FROM erasures WHERE finished_at IS NULL AND id > $1 ORDER BY id LIMIT {limit}");
     let after = after.unwrap_or(ErasureId(Uuid::nil()));
     Erasure::find_by_statement(statement(&db.read, &sql, [after.into()])).all(&db.read).await
 }

@@ -160,15 +160,15 @@ async fn a_person_goes_with_all_that_every_model_made() {
         let Scene { db, key, collection, ann, bob } = &scene;
         let (alone, _) = scene.picture("aa", &[Some(*ann), Some(*ann)]).await;
         let (shared, shared_faces) = scene.picture("bb", &[Some(*ann), Some(*bob)]).await;
-        assert_eq!((scene.n("embeddings").await, scene.n("crops").await), (8, 4));
+        assert_eq!((scene.n("embeddings").await, scene.n("crops").await), (12, 4));
         let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
         let counts = [erasure.persons, erasure.faces, erasure.images, erasure.vectors, erasure.crops];
-        assert_eq!((counts, erasure.finished_at), ([1, 3, 1, 6, 3], None));
+        assert_eq!((counts, erasure.finished_at), ([1, 3, 1, 9, 3], None));
         assert!(images::find(&db.read, *collection, alone).await.unwrap().is_none());
         assert!(images::find(&db.read, *collection, shared).await.unwrap().is_some());
         let left = faces::of_image(&db.read, shared).await.unwrap();
         assert_eq!(left.iter().map(|face| face.face.id).collect::<Vec<_>>(), shared_faces[1..]);
-        assert_eq!((scene.n("embeddings").await, scene.n("crops").await), (2, 1));
+        assert_eq!((scene.n("embeddings").await, scene.n("crops").await), (3, 1));
         let keys = objects(db, erasure.id, 10).await.unwrap();
         assert_eq!(keys.len(), 4, "three crops and a picture: {keys:?}");
 
@@ -341,7 +341,7 @@ async fn answers_and_events_forget_it() {
 
         let erasure = request::image(db, key, *collection, image).await.unwrap().unwrap();
         let counts = [erasure.persons, erasure.faces, erasure.images, erasure.vectors, erasure.crops];
-        assert_eq!(counts, [0, 2, 1, 4, 2]);
+        assert_eq!(counts, [0, 2, 1, 6, 2]);
         assert_eq!(scene.trace(&erasure).await, [running], "its picture is the erased one");
         assert!(scene.job(running).await.job.cancel_requested);
         assert_eq!(scene.job(only).await.result, None);
@@ -388,7 +388,7 @@ async fn a_collection_is_hidden_at_once_and_goes_in_slices() {
         assert_eq!(scene.n("collections").await, 2);
         let receipt = scene.receipt(&erasure).await;
         let counts = [receipt.persons, receipt.faces, receipt.images, receipt.vectors, receipt.crops, receipt.jobs];
-        assert_eq!(counts, [2, 2, 1, 4, 2, 1]);
+        assert_eq!(counts, [2, 2, 1, 6, 2, 1]);
         let prefix = ErasedObject { key: format!("collections/{collection}/"), is_prefix: true };
         assert_eq!(objects(db, erasure.id, 10).await.unwrap(), [prefix]);
         for named in ["c".to_owned(), collection.to_string()] {

@@ -43,11 +43,13 @@ pub async fn newest(
         |(person, face): &(PersonId, FaceId)| json!({ "person_id": rows::id(person.0), "face_id": rows::id(face.0) });
     let wanted = Rows::new(&COLUMNS, faces.iter().map(row).collect());
     let table = wanted.table(conn);
+    // Ranked are only those that have a vector, which is read of few of them.
     let sql = format!(
         "SELECT t.person_id, t.face_id, e.vector FROM (
             SELECT f.person_id, f.id AS face_id, row_number() OVER (PARTITION BY f.person_id ORDER BY f.id DESC) AS n
             FROM (SELECT DISTINCT r.person_id FROM {table}) AS p CROSS JOIN faces f
-            WHERE f.person_id = p.person_id AND {TEMPLATE}) AS t
+            WHERE f.person_id = p.person_id AND {TEMPLATE}
+                AND EXISTS (SELECT 1 FROM embeddings v WHERE v.pipeline = $2 AND v.face_id = f.id)) AS t
          CROSS JOIN embeddings e
          WHERE (t.n <= {NEWEST} OR t.face_id IN (SELECT r.face_id FROM {table}))
             AND e.pipeline = $2 AND e.face_id = t.face_id

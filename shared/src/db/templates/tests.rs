@@ -93,6 +93,10 @@ async fn reads_the_newest_of_one_pipeline_and_those_that_are_named() {
         wanted.push(bob.faces[1]);
         assert_eq!(found[&bob.person], wanted);
         assert!(!found.contains_key(&cy.person), "vectors of two pipelines never meet");
+        // Faces that this pipeline made nothing of take no place.
+        scene.add("bob", AssignedBy::Enrolled, PIPELINES[1], NEWEST).await;
+        let found = scene.newest(&[(bob.person, bob.faces[1])]).await;
+        assert_eq!(found[&bob.person], wanted);
     }
 }
 
