@@ -302,7 +302,8 @@ impl Trial<'_> {
             tokio::time::sleep(LOOK_EVERY).await;
         };
         anyhow::ensure!(run["images_failed"] == json!({}), "pictures were given up: {run}");
-        let (since, before) = first.unwrap_or((began, 0));
+        // Where the first look saw all of it done, the beginning counts.
+        let (since, before) = first.filter(|(_, before)| *before < done(&run)).unwrap_or((began, 0));
         let pace = (done(&run) - before) as f64 / since.elapsed().as_secs_f64();
         Ok(Filled { run, took: began.elapsed(), pace })
     }
