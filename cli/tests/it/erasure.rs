@@ -414,7 +414,8 @@ async fn a_face_of_a_picture_that_stays_is_not_found_again(site: Site) {
     let first = enroll_ann(&server, &photo(&[ANN])).await;
     let group = index(&server, &[ANN, 2]).await;
     let hers = group.iter().find(|face| face["decision"] == "match").unwrap();
-    let body = json!({ "image": inline(&photo(&[ANN, 2])), "person": { "external_id": "x" }, "face": { "box": hers["box"] } });
+    let body =
+        json!({ "image": inline(&photo(&[ANN, 2])), "person": { "external_id": "x" }, "face": { "box": hers["box"] } });
     let receipt = erase(&server, &person(&first["person_id"])).await;
     until_erased(&server, &receipt).await;
     assert_eq!(server.get("/v1/collections/c").await["faces"], 1);
