@@ -40,10 +40,11 @@ impl Calibrations {
         collection: CollectionId,
     ) -> Result<Option<Arc<InUse>>, DbErr> {
         let key = (pipeline.name.clone(), collection);
-        if let Some((found, when)) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+        // Where there was none, a job would fail for good that was sent right after one was stored.
+        if let Some((Some(found), when)) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
             && when.elapsed() < FRESH_FOR
         {
-            return Ok(found.clone());
+            return Ok(Some(Arc::clone(found)));
         }
         let now = Instant::now();
         let stored = calibrations::in_use(&db.read, &pipeline.name, collection).await?;

@@ -353,7 +353,9 @@ impl Server {
 
     /// The objects that are stored, but for crops.
     pub(crate) fn objects(&self) -> Vec<PathBuf> {
-        files_below(&self.objects).into_iter().filter(|object| !is_crop(object)).collect()
+        // What a kill left half written is none.
+        let is_whole = |file: &PathBuf| !file.iter().any(|part| part == ".unfinished");
+        files_below(&self.objects).into_iter().filter(|object| is_whole(object) && !is_crop(object)).collect()
     }
 
     /// The crops that are kept of faces.
