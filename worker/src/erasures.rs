@@ -31,8 +31,15 @@ const PAGE: usize = 500;
 pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
     let poll = Duration::from_secs_f64(ctx.config.worker.poll_s);
     let leadership = Leadership::new(ctx.db.clone(), "erasures");
-    let mut eraser =
-        Eraser { ctx, leadership, stop: stop.clone(), after: None, stages: BTreeMap::new(), passes: BTreeMap::new() };
+    let mut eraser = Eraser {
+        ctx,
+        leadership,
+        stop: stop.clone(),
+        after: None,
+        stages: BTreeMap::new(),
+        passes: BTreeMap::new(),
+        has_failed: false,
+    };
     loop {
         let mut pause = poll;
         if eraser.leadership.held().await {
@@ -53,14 +60,6 @@ pub(crate) async fn run(ctx: WorkerContext, stop: CancellationToken) {
     eraser.leadership.resign().await;
 }
 
-/// Whether a step is done; why it failed goes to the log.
-fn succeeded(step: anyhow::Result<bool>) -> bool {
-    step.unwrap_or_else(|error| {
-        tracing::warn!(error = format!("{error:#}"), "an erasure goes on later");
-        false
-    })
-}
-
 struct Eraser {
     ctx: WorkerContext,
     leadership: Leadership,
@@ -71,6 +70,8 @@ struct Eraser {
     stages: BTreeMap<ErasureId, Stage>,
     /// Of each collection that is looked through, what waits for its jobs.
     passes: BTreeMap<CollectionId, Pass>,
+    /// A step of this round failed: the next one waits as if there were nothing to do.
+    has_failed: bool,
 }
 
 /// What is known of an erasure of which no row is left.
@@ -99,31 +100,45 @@ impl Eraser {
         !self.stop.is_cancelled() && self.leadership.held().await
     }
 
+    /// Whether a step is done; why it failed goes to the log.
+    fn succeeded(&mut self, step: anyhow::Result<bool>) -> bool {
+        step.unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "an erasure goes on later");
+            self.has_failed = true;
+            false
+        })
+    }
+
     /// Takes some erasures a little further, each round the next ones; true while there are any that need not wait. One that
     /// fails or waits keeps no other from it.
     async fn round(&mut self) -> Result<bool, DbErr> {
         let open = erasures::open(&self.ctx.db, self.after, ROUND).await?;
         self.after = open.last().map(|last| last.id).filter(|_| open.len() as u64 == ROUND);
         let mut is_busy = self.after.is_some();
+        self.has_failed = false;
         let mut to_trace: BTreeMap<CollectionId, Vec<Erasure>> = BTreeMap::new();
         for erasure in open {
             let waits = matches!(self.stages.get(&erasure.id), Some(Stage::Journal { .. }));
             is_busy |= !waits;
             if !self.stages.contains_key(&erasure.id) {
-                if !succeeded(self.rows_are_gone(&erasure).await) {
+                let are_gone = self.rows_are_gone(&erasure).await;
+                if !self.succeeded(are_gone) {
                     continue;
                 }
                 self.stages.insert(erasure.id, Stage::NoRows);
             }
-            match (self.stages.get(&erasure.id).copied(), erasure.collection_id) {
-                (Some(Stage::NoRows), Some(collection)) => to_trace.entry(collection).or_default().push(erasure),
-                _ => _ = succeeded(self.end(&erasure).await),
+            let stage = self.stages.get(&erasure.id).copied();
+            if let (Some(Stage::NoRows), Some(collection)) = (stage, erasure.collection_id) {
+                to_trace.entry(collection).or_default().push(erasure);
+            } else {
+                let ended = self.end(&erasure).await;
+                self.succeeded(ended);
             }
         }
         for (collection, some) in to_trace {
             self.trace(collection, some).await;
         }
-        Ok(is_busy)
+        Ok(is_busy && !self.has_failed)
     }
 
     /// Goes on with the pass over a collection's jobs and events, or begins one for these erasures; whatever comes while one
@@ -139,18 +154,24 @@ impl Eraser {
         };
         let mut pass = match pass {
             Ok(pass) => pass,
-            Err(error) => return tracing::warn!(%error, "an erasure goes on later"),
+            Err(error) => {
+                self.succeeded(Err(error.into()));
+                return;
+            }
         };
         match self.no_trace_is_left(&mut pass).await {
             Ok(true) => {
                 for erasure in &pass.erasures {
                     self.stages.insert(erasure.id, Stage::NoTraces);
-                    succeeded(self.end(erasure).await);
+                    let ended = self.end(erasure).await;
+                    self.succeeded(ended);
                 }
             }
             Ok(false) => _ = self.passes.insert(collection, pass),
             // From its beginning.
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "an erasure goes on later"),
+            Err(error) => {
+                self.succeeded(Err(error));
+            }
         }
     }
 
