@@ -45,7 +45,7 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// Stores the vectors of faces that have none.
+/// Stores the vectors of faces, but of those of which this pipeline made one before.
 pub(super) async fn insert_all(
     txn: &impl ConnectionTrait,
     origin: Origin<'_>,
@@ -59,7 +59,7 @@ pub(super) async fn insert_all(
     let rows = Rows::new(columns, vectors.iter().map(row).collect());
     let sql = format!(
         "INSERT INTO embeddings (pipeline, face_id, collection_id, vector)
-         SELECT $2, r.face_id, $3, r.vector FROM {}",
+         SELECT $2, r.face_id, $3, r.vector FROM {} WHERE TRUE ON CONFLICT DO NOTHING",
         rows.table(txn)
     );
     execute(txn, &sql, [rows.value(), origin.pipeline.into(), origin.collection.into()]).await?;

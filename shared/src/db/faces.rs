@@ -1,9 +1,9 @@
 //! Queries on faces, where they lie, and their embeddings.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use sea_orm::prelude::*;
-use sea_orm::{ActiveValue::Set, FromQueryResult as _, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue::Set, FromQueryResult, QueryOrder, QuerySelect};
 use serde_json::json;
 
 use super::entity::{face, face_geometry};
@@ -182,6 +182,29 @@ pub async fn seen_on_image(conn: &impl ConnectionTrait, image: ImageId) -> Resul
     let placed =
         |geometry: face_geometry::Model| Some(PlacedFace { face: faces.get(&geometry.face_id)?.clone(), geometry });
     Ok(seen.into_iter().filter_map(placed).collect())
+}
+
+/// Those of the faces that are there.
+pub(super) async fn present(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    wanted: impl Iterator<Item = FaceId>,
+) -> Result<HashSet<FaceId>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        id: FaceId,
+    }
+    let ids: Vec<_> = wanted.map(|face| json!({ "face_id": rows::id(face.0) })).collect();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let wanted = Rows::new(&[("face_id", Column::Id)], ids);
+    let sql = format!(
+        "SELECT f.id FROM {} CROSS JOIN faces f WHERE f.collection_id = $2 AND f.id = r.face_id",
+        wanted.table(txn)
+    );
+    let found = Row::find_by_statement(statement(txn, &sql, [wanted.value(), collection.into()])).all(txn).await?;
+    Ok(found.into_iter().map(|row| row.id).collect())
 }
 
 fn best_at(known: &[PlacedFace], place: &FaceBox) -> Option<usize> {

@@ -8,9 +8,8 @@ use shared::db::crops::Crop;
 use shared::db::entity::job::Model as Job;
 use shared::db::entity::{collection, face_geometry, image};
 use shared::db::reprocess::Side;
-use shared::db::reprocess::record::{self, Addition, CropOf, KnownFace, KnownImage, found_again, known};
+use shared::db::reprocess::record::{self, Addition, KnownFace, KnownImage, VectorOf, found_again, known};
 use shared::digest::sha256_hex;
-use shared::embedding::Embedding;
 use shared::ids::{FaceId, ImageId};
 use shared::job::FaceBox;
 use shared::telemetry::metrics;
@@ -65,7 +64,7 @@ pub(super) async fn run(
     Ok(Done::Reembed(Box::new(done)))
 }
 
-type Vectors = Vec<(FaceId, Embedding, Option<CropOf>)>;
+type Vectors = Vec<VectorOf>;
 
 struct Work<'a> {
     ctx: &'a WorkerContext,

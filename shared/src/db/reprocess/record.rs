@@ -1,6 +1,6 @@
 //! What a reembed job reads of its images, and what it writes.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
@@ -145,14 +145,17 @@ pub async fn known(
 /// A crop of a face as a detector revision saw it.
 pub type CropOf = (String, NewCrop);
 
+/// The vector of a face that is there, with a crop where there was none of that revision.
+pub type VectorOf = (FaceId, Embedding, Option<CropOf>);
+
 /// What a job adds to an image.
 #[derive(Clone, Debug, Default)]
 pub struct Addition {
     /// What the pipeline's detector found, where it looked; all that was stored for an image of which others looked for
     /// every face, and only what is there already for one of which single faces were enrolled.
     pub detected: Option<Vec<NewFace>>,
-    /// Vectors of faces that are there, with a crop where there was none of that revision.
-    pub vectors: Vec<(FaceId, Embedding, Option<CropOf>)>,
+    /// Vectors of faces that are there.
+    pub vectors: Vec<VectorOf>,
 }
 
 /// Writes what was added to an image, unless the image, or the run that wanted it, is gone. The image must not have
@@ -180,12 +183,17 @@ pub async fn record(
     let Some(Wanted { run_id, is_new, is_active }) = wanted.one(txn).await? else { return Ok(0) };
     let ids: Vec<ImageId> = added.iter().map(|(image, _)| *image).collect();
     let locked: HashSet<ImageId> = images::lock_all(txn, &ids).await?;
+    let on = |image| Origin { collection, image, detector_revision: side.revision, pipeline: side.pipeline };
     let mut faces = Vec::new();
     for (image, addition) in added.iter().filter(|(image, _)| locked.contains(image)) {
-        let origin = Origin { collection, image: *image, detector_revision: side.revision, pipeline: side.pipeline };
-        // What only the new detector finds, or no longer finds, is of interest, and not the other way round.
-        faces.extend(add(txn, is_new.then_some(run_id), origin, addition).await?);
+        if let Some(detected) = &addition.detected {
+            // What only the new detector finds, or no longer finds, is of interest, and not the other way round.
+            faces.extend(add_detected(txn, is_new.then_some(run_id), on(*image), detected, &addition.vectors).await?);
+        }
     }
+    let known = added.iter().filter(|(image, addition)| locked.contains(image) && addition.detected.is_none());
+    let vectors: Vec<&VectorOf> = known.flat_map(|(_, addition)| &addition.vectors).collect();
+    faces.extend(add_vectors(txn, on(ImageId(Uuid::nil())), &vectors).await?);
     if is_active {
         // They came too late for the match after the switch.
         for face in &faces {
@@ -230,45 +238,59 @@ async fn give_up_templates(
     Ok(())
 }
 
-/// Adds to one locked image; returns the faces that have a vector then.
-async fn add(
+/// Adds what a detector found to one locked image, and vectors of faces that it did not find; returns the faces that have a
+/// vector then.
+async fn add_detected(
     txn: &impl ConnectionTrait,
     run: Option<ReprocessRunId>,
     origin: Origin<'_>,
-    addition: &Addition,
+    detected: &[NewFace],
+    vectors: &[VectorOf],
 ) -> Result<Vec<FaceId>, DbErr> {
     let before = faces::seen_on_image(txn, origin.image).await?;
     let present: HashSet<FaceId> = before.iter().map(|known| known.face.id).collect();
-    let mut added = Vec::new();
-    if let Some(detected) = &addition.detected {
-        let detected = &not_erased(txn, origin.image, detected).await?;
-        let detected = if images::is_analysed_by_any(txn, origin.image).await? {
-            images::record_analyses(txn, origin.detector_revision, &[(origin.image, detected.len())]).await?;
-            detected.clone()
-        } else {
-            at_known_places(&before, detected)
-        };
-        let placed = faces::place(txn, origin, &detected).await?;
-        added.extend(placed.iter().map(|face| face.id));
-        let found: HashSet<FaceId> = placed.iter().map(|face| face.id).collect();
-        let is_seen = |face: &FaceId| {
-            before.iter().any(|b| b.face.id == *face && b.geometry.detector_revision == origin.detector_revision)
-        };
-        let new = found.iter().filter(|face| !present.contains(face)).map(|face| (*face, "new"));
-        let lost = present.iter().filter(|face| !found.contains(face) && !is_seen(face)).map(|face| (*face, "lost"));
-        if let Some(run) = run {
-            note_differences(txn, run, new.chain(lost)).await?;
-        }
+    let detected = not_erased(txn, origin.image, detected).await?;
+    let detected = if images::is_analysed_by_any(txn, origin.image).await? {
+        images::record_analyses(txn, origin.detector_revision, &[(origin.image, detected.len())]).await?;
+        detected
+    } else {
+        at_known_places(&before, &detected)
+    };
+    let placed = faces::place(txn, origin, &detected).await?;
+    let mut added: Vec<FaceId> = placed.iter().map(|face| face.id).collect();
+    let found: HashSet<FaceId> = added.iter().copied().collect();
+    let is_seen = |face: &FaceId| {
+        before.iter().any(|b| b.face.id == *face && b.geometry.detector_revision == origin.detector_revision)
+    };
+    let new = found.iter().filter(|face| !present.contains(face)).map(|face| (*face, "new"));
+    let lost = present.iter().filter(|face| !found.contains(face) && !is_seen(face)).map(|face| (*face, "lost"));
+    if let Some(run) = run {
+        note_differences(txn, run, new.chain(lost)).await?;
     }
-    for (face, embedding, crop) in addition.vectors.iter().filter(|(face, ..)| present.contains(face)) {
-        embeddings::insert(txn, origin, *face, embedding).await?;
-        added.push(*face);
-        if let Some((revision, crop)) = crop {
-            let origin = Origin { detector_revision: revision, ..origin };
-            crops::insert_all(txn, origin, &[(*face, crop)]).await?;
-        }
-    }
+    added.extend(add_vectors(txn, origin, &vectors.iter().collect::<Vec<_>>()).await?);
     Ok(added)
+}
+
+/// Adds vectors to those of the faces that are there, with their crops; returns which. The origin's image is not looked at.
+async fn add_vectors(
+    txn: &impl ConnectionTrait,
+    origin: Origin<'_>,
+    vectors: &[&VectorOf],
+) -> Result<Vec<FaceId>, DbErr> {
+    let present = faces::present(txn, origin.collection, vectors.iter().map(|(face, ..)| *face)).await?;
+    let of_present = vectors.iter().filter(|(face, ..)| present.contains(face));
+    let rows: Vec<_> = of_present.clone().map(|(face, embedding, _)| (*face, embedding)).collect();
+    embeddings::insert_all(txn, origin, &rows).await?;
+    let mut crops_by: BTreeMap<&str, Vec<(FaceId, &NewCrop)>> = BTreeMap::new();
+    for (face, _, crop) in of_present {
+        if let Some((revision, crop)) = crop {
+            crops_by.entry(revision).or_default().push((*face, crop));
+        }
+    }
+    for (revision, crops) in crops_by {
+        crops::insert_all(txn, Origin { detector_revision: revision, ..origin }, &crops).await?;
+    }
+    Ok(rows.into_iter().map(|(face, _)| face).collect())
 }
 
 /// Those of the detections that do not lie where a face was erased.
