@@ -23,16 +23,23 @@ use shared::process;
 
 /// Asynchronous face recognition: an HTTP API, a durable job queue and workers.
 #[derive(Parser)]
-#[command(name = "face-id", version, about, max_term_width = 110)]
+#[command(name = "face-id", version, max_term_width = 110)]
 struct Cli {
     /// A TOML file whose settings override the defaults (see `face-id config`).
-    #[arg(long, global = true, env = "FACE_ID_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Everywhere", env = "FACE_ID_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Accept the non-commercial licence of this pipeline's weights (repeatable).
-    #[arg(long, global = true, value_name = "PIPELINE")]
+    #[arg(long, global = true, help_heading = "Everywhere", value_name = "PIPELINE")]
     accept_license: Vec<String>,
     /// The API key that is sent to a server which this command did not start.
-    #[arg(long, global = true, env = "FACE_ID_API_KEY", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "FACE_ID_API_KEY",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
     api_key: Option<String>,
     #[command(subcommand)]
     command: Command,
