@@ -98,8 +98,8 @@ const COLUMNS: &str =
     events, requested_at, finished_at";
 
 /// What erasures look for. The same text in hashes, so that it must not change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Term {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::db) enum Term {
     Id,
     ExternalId,
     Sha256,
@@ -112,6 +112,9 @@ enum Term {
     /// A collection's name; only hashed.
     Name,
 }
+
+/// A name of something, as it is looked for.
+pub(in crate::db) type Name = (Term, String);
 
 impl Term {
     fn as_str(self) -> &'static str {

@@ -217,8 +217,8 @@ async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
             txn.commit().await.unwrap();
             assert_eq!(written, Rematched::default());
         }
-        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
-        assert_eq!(fence.gone(&db.read, &before, &[*bob, *ann]).await.unwrap(), [*ann].into());
+        let fence = Fence::of(key, *collection, [&before]);
+        assert_eq!(fence.gone(&db.read, &[&before], &[*bob, *ann]).await.unwrap(), [[*ann].into()]);
 
         let done = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
         assert_eq!((done.id, done.persons, done.faces), (erasure.id, 1, 2));
@@ -265,8 +265,12 @@ async fn what_was_accepted_before_cannot_bring_it_back() {
         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
         let after = scene.enroll("cc", &named("ann-7")).await;
         let (external, by_id, bob) = (named("ann-7"), PersonRef::Id { id: *ann }, named("bob-8"));
-        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
-        let holds = async |job: &Job, stored: Stored<'_>| fence.holds_back(&db.read, job, &[stored]).await.unwrap();
+        let fence = Fence::of(key, *collection, [&before, &after]);
+        let holds = async |job: &Job, stored: Stored<'_>| {
+            let held = fence.held_back(&db.read, &[(job, stored), (&other, Stored::OfPerson(&bob))]).await.unwrap();
+            assert!(held.is_subset(&[job.id].into()));
+            !held.is_empty()
+        };
         for stored in [Stored::OfPerson(&external), Stored::OfPerson(&by_id), Stored::OfPicture("bb")] {
             assert!(holds(&before, stored).await, "{stored:?}");
             assert!(!holds(&after, stored).await, "{stored:?}");
@@ -276,11 +280,12 @@ async fn what_was_accepted_before_cannot_bring_it_back() {
         }
         let answer =
             json!({ "faces": [{ "face_id": faces[1], "matches": [{ "person_id": ann }], "decision": "unknown" }] });
-        let redacted = fence.redacted(&db.read, &before, answer.clone()).await.unwrap();
-        assert_eq!(redacted, Some(json!({ "faces": [{ "face_id": faces[1], "matches": [], "decision": "unknown" }] })));
-        let redacted = fence.redacted(&db.read, &after, answer.clone()).await.unwrap();
-        assert_ne!(redacted, Some(answer.clone()), "it may have seen her before the last row was gone");
-        assert_eq!(fence.redacted(&db.read, &before, json!({ "person_id": ann })).await.unwrap(), None);
+        let left = json!({ "faces": [{ "face_id": faces[1], "matches": [], "decision": "unknown" }] });
+        let of_her = json!({ "person_id": ann });
+        let answers = vec![(&before, answer.clone()), (&before, of_her), (&after, answer.clone())];
+        let redacted = fence.redacted(&db.read, answers).await.unwrap();
+        assert_eq!(redacted[..2], [Some(left), None]);
+        assert_ne!(redacted[2], Some(answer.clone()), "it may have seen her before the last row was gone");
 
         // On the picture that stays no detector finds her again, until somebody says whose the face is.
         let open = async || places::are_open(&db.write, image, &[at(1.0), at(20.0), at(60.0)]).await.unwrap();
@@ -303,9 +308,9 @@ async fn what_was_accepted_before_cannot_bring_it_back() {
         }
         finish(db, erasure.id).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
-        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
         let later = scene.enroll("ff", &named("bob-8")).await;
-        assert_eq!(fence.redacted(&db.read, &later, answer.clone()).await.unwrap(), Some(answer));
+        let fence = Fence::of(key, *collection, [&later]);
+        assert_eq!(fence.redacted(&db.read, vec![(&later, answer.clone())]).await.unwrap(), [Some(answer)]);
         // Of the other, the one that came after, and the latest.
         assert_eq!(scene.n("uploads").await, 3, "their pictures go");
     })
