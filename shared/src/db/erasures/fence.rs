@@ -12,7 +12,7 @@ use super::redact::{Redacted, redact, uuids_of};
 use super::{Name, Term, hash};
 use crate::db::entity::job::Model as Job;
 use crate::db::rows::{Column, Rows};
-use crate::db::{count, placeholders, statement};
+use crate::db::{placeholders, statement};
 use crate::ids::{BatchId, CollectionId, JobId, PersonId};
 use crate::job::PersonRef;
 use crate::secret_key::SecretKey;
@@ -229,16 +229,4 @@ async fn accepted(conn: &impl ConnectionTrait, batches: &BTreeSet<BatchId>) -> R
     let found = statement(conn, &sql, batches.iter().map(|batch| Value::from(*batch)));
     let rows = Row::find_by_statement(found).all(conn).await?;
     Ok(rows.into_iter().map(|row| (row.id, row.created_at)).collect())
-}
-
-/// Whether something of the collection was erased since that instant: what an import read before may be part of it.
-pub async fn has_erased_since(
-    conn: &impl ConnectionTrait,
-    collection: CollectionId,
-    since: i64,
-) -> Result<bool, DbErr> {
-    let sql =
-        "SELECT count(*) AS n FROM (SELECT 1 FROM erasures WHERE collection_id = $1 AND requested_at >= $2 LIMIT 1)
-        AS one";
-    Ok(count(conn, sql, [collection.into(), since.into()]).await? > 0)
 }
