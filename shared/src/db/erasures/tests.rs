@@ -189,6 +189,43 @@ async fn a_person_goes_with_all_that_every_model_made() {
 }
 
 #[tokio::test]
+async fn a_person_of_many_faces_goes_in_slices_that_may_be_repeated() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, bob } = &scene;
+        // One picture with faces of two slices, and one of which one face is somebody else's.
+        scene.picture("aa", &[Some(*ann); 150]).await;
+        let (shared, _) = scene.picture("bb", &[&[Some(*bob)][..], &[Some(*ann); 99]].concat()).await;
+        let erasure = request::begin_person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        let first = rows::slice(db, key, &erasure, None).await.unwrap();
+        assert!(matches!(first, rows::Sliced::More(Some(_))), "{first:?}");
+        assert_eq!(scene.n("faces").await, 50);
+        // Another process begins anew; the first one goes on and finds nothing.
+        assert_eq!(rows::slice(db, key, &erasure, None).await.unwrap(), rows::Sliced::Done);
+        let rows::Sliced::More(after) = first else { unreachable!() };
+        assert_eq!(rows::slice(db, key, &erasure, after).await.unwrap(), rows::Sliced::Done);
+        let receipt = scene.receipt(&erasure).await;
+        assert_eq!((receipt.persons, receipt.faces, receipt.images), (1, 249, 1));
+        assert_eq!(faces::of_image(&db.read, shared).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slice_that_left_faces_behind_is_followed_by_others() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (_, faces) = scene.picture("aa", &[Some(*ann), Some(*ann)]).await;
+        let erasure = request::begin_person(db, key, (*collection, *ann), true).await.unwrap().unwrap();
+        let last = faces.iter().max().copied();
+        assert_eq!(rows::slice(db, key, &erasure, last).await.unwrap(), rows::Sliced::More(None));
+        assert_eq!(scene.n("faces").await, 2);
+        assert_eq!(rows::slice(db, key, &erasure, None).await.unwrap(), rows::Sliced::Done);
+        assert_eq!((scene.n("faces").await, scene.n("images").await, scene.n("persons").await), (0, 0, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
     on_both(async |scene| {
         let Scene { db, key, collection, ann, bob } = &scene;
@@ -386,7 +423,7 @@ async fn a_collection_is_hidden_at_once_and_goes_in_slices() {
         assert_ne!(replaced.id, *collection);
         assert_eq!(collections::list(db, &everything, None, 10).await.unwrap().len(), 2);
         assert!(read::find(db, &everything, job.id).await.unwrap().is_none());
-        while rows::slice(db, key, &erasure).await.unwrap() {}
+        rows::all_slices(db, key, &erasure).await.unwrap();
         for table in ["persons", "faces", "images", "embeddings", "crops", "jobs", "uploads", "cluster_queue"] {
             assert_eq!(scene.n(table).await, 0, "{table}");
         }
