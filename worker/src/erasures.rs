@@ -207,6 +207,8 @@ impl Eraser {
             }
             None if traces.wait_for_jobs(&db).await? => return Ok(false),
             None => {
+                // First, so that no job takes over from these what it was looked through for.
+                traces.queues(&db).await?;
                 let mut running = Vec::new();
                 let mut after = None;
                 loop {
