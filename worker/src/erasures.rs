@@ -209,6 +209,7 @@ impl Eraser {
             None => {
                 // First, so that no job takes over from these what it was looked through for.
                 traces.queues(&db).await?;
+                traces.tags(&db).await?;
                 let mut running = Vec::new();
                 let mut after = None;
                 loop {

@@ -85,7 +85,7 @@ pub struct Erasure {
     pub crops: i64,
     /// Pictures and crops that were deleted from the object store.
     pub objects: i64,
-    /// Jobs that were cancelled, or of whose arguments or answers something was removed.
+    /// Jobs that were cancelled, or of whose arguments, answers or tags something was removed.
     pub jobs: i64,
     /// Webhook events that named it.
     pub events: i64,

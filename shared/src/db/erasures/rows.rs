@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
+use super::traces::place_term;
 use super::{Erasure, ErasureSubject, ID, Removed, Term, add_counts, add_subjects, add_terms, ids};
 use crate::db::images::UNLISTED;
 use crate::db::{Db, clusters, collections, count, execute, images, rematches, statement, through_deadlocks};
@@ -287,6 +288,7 @@ pub(super) async fn remove_images(
     #[derive(FromQueryResult)]
     struct Place {
         uri: String,
+        fingerprint: String,
     }
     if images.is_empty() {
         return Ok(());
@@ -295,14 +297,20 @@ pub(super) async fn remove_images(
     let these = format!("(SELECT r.id FROM {})", rows().table(txn));
     let faces = face_ids(txn, &format!("SELECT id FROM faces WHERE image_id IN {these}"), vec![rows().value()]).await?;
     remove_faces(txn, erasure, collection, &faces).await?;
-    let sql = format!("SELECT sha256, object_key, uri FROM images WHERE id IN {these}");
+    // At its first place there may be other bytes by now.
+    let sql = format!(
+        "SELECT i.sha256, i.object_key, CASE WHEN NOT EXISTS (SELECT 1 FROM image_sources s
+            WHERE s.collection_id = i.collection_id AND s.uri = i.uri) THEN i.uri END AS uri
+         FROM images i WHERE i.id IN {these}"
+    );
     let found = Image::find_by_statement(statement(txn, &sql, [rows().value()])).all(txn).await?;
-    let sql = format!("SELECT uri FROM image_sources WHERE image_id IN {these}");
+    let sql = format!("SELECT uri, fingerprint FROM image_sources WHERE image_id IN {these}");
     let places = Place::find_by_statement(statement(txn, &sql, [rows().value()])).all(txn).await?;
     let digests: Vec<(Term, String)> = found.iter().map(|image| (Term::Sha256, image.sha256.clone())).collect();
     let mut terms: Vec<_> = images.iter().map(|image| (Term::Id, image.to_string())).collect();
-    terms.extend(found.iter().filter_map(|image| Some((Term::Uri, image.uri.clone()?))));
-    terms.extend(places.into_iter().map(|place| (Term::Uri, place.uri)));
+    terms.extend(found.iter().filter_map(|image| Some((Term::Uri, place_term(image.uri.as_deref()?, None)))));
+    let listed = |place: &Place| (place.fingerprint != UNLISTED).then(|| place.fingerprint.clone());
+    terms.extend(places.iter().map(|place| (Term::Uri, place_term(&place.uri, listed(place).as_deref()))));
     let objects = found.into_iter().filter_map(|image| image.object_key).collect();
     remove_objects(txn, erasure, collection, &digests, objects).await?;
     add_subjects(txn, key, erasure, &digests).await?;

@@ -3,7 +3,10 @@
 use super::fence::{Fence, Stored};
 use super::traces::Traces;
 use super::*;
+use crate::batch::BatchSource;
+use crate::db::batches::submit::NewBatch;
 use crate::db::collections::{self, CollectionSettings};
+use crate::db::entity::batch::OnGone;
 use crate::db::entity::job::Model as Job;
 use crate::db::faces::{self, AssignedBy, NewCrop, NewFace, Origin};
 use crate::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
@@ -15,12 +18,12 @@ use crate::db::jobs::submit::{NewJob, Submitted, submit};
 use crate::db::merges::{self, Merged};
 use crate::db::rematches::{self, Rematch, Rematched};
 use crate::db::uploads::NewUpload;
-use crate::db::{clusters, count, now, persons};
+use crate::db::{batches, clusters, count, now, persons};
 use crate::embedding::Embedding;
 use crate::face_index::contract::PIPELINES;
 use crate::face_index::pgvector::create_partition;
-use crate::ids::{ClaimId, FaceId, ImageId, JobId, PersonId, UploadId};
-use crate::job::{FaceBox, FaceChoice, ImageRef, JobArgs, JobState, PersonRef, UploadedImage};
+use crate::ids::{BatchId, ClaimId, FaceId, ImageId, JobId, PersonId, UploadId};
+use crate::job::{FaceBox, FaceChoice, ImageRef, JobArgs, JobKind, JobState, PersonRef, UploadedImage};
 
 struct Scene {
     db: Db,
@@ -146,6 +149,8 @@ impl Scene {
     /// Does to its end what a worker does, but for objects; returns the jobs that still run.
     async fn trace(&self, erasure: &Erasure) -> Vec<JobId> {
         let traces = Traces::of(&self.db, self.collection, std::slice::from_ref(erasure)).await.unwrap();
+        traces.queues(&self.db).await.unwrap();
+        traces.tags(&self.db).await.unwrap();
         let slice = traces.jobs(&self.db, None).await.unwrap();
         assert_eq!(slice.last, None);
         traces.events(&self.db, None).await.unwrap();
@@ -402,7 +407,97 @@ async fn answers_and_events_forget_it() {
         assert_eq!(left, json!({ "faces": [{ "decision": "match", "matches": matches(bob) }] }));
         assert_eq!(scene.n("webhook_events").await, 1);
         let receipt = scene.receipt(&erasure).await;
-        assert_eq!((receipt.jobs, receipt.events), (1, 1));
+        assert_eq!((receipt.jobs, receipt.events), (2, 1), "an answer that named her, and a tag");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_place_tells_of_the_bytes_that_lay_there() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, .. } = &scene;
+        let (image, _) = scene.picture("aa", &[None]).await;
+        let (other, _) = scene.picture("bb", &[None]).await;
+        let places = [("a", "old", image), ("b", "same", image), ("a", "new", other)];
+        for (file, fingerprint, image) in places {
+            let place = format!("file:///{file}.jpg");
+            let seen = [(Some(place.as_str()), Some(fingerprint), Some(image))];
+            images::remember_sources(&db.write, *collection, seen).await.unwrap();
+        }
+        let index = async |file: &str, fingerprint: Option<&str>| {
+            let (file, fingerprint) = (format!("/{file}.jpg"), fingerprint.map(str::to_owned));
+            scene.submit(JobArgs::Index { image: ImageRef::File { file, fingerprint } }, Vec::new()).await.id
+        };
+        let stay = [index("a", Some("new")).await, index("b", Some("other")).await, index("a", None).await];
+        let go = [index("b", Some("same")).await, index("b", None).await];
+        let stored = index("a", Some("old")).await;
+        let answer = json!({ "image_id": image, "faces": [] });
+        scene.end(scene.claim(stored).await, stored, &Outcome::Succeeded(answer)).await;
+
+        let erasure = request::image(db, key, *collection, image).await.unwrap().unwrap();
+        assert_eq!(scene.trace(&erasure).await, []);
+        for job in stay {
+            let found = scene.job(job).await;
+            assert!(found.job.state == JobState::Queued && found.args.is_some());
+        }
+        for job in go {
+            let found = scene.job(job).await;
+            assert_eq!((found.job.state, found.args), (JobState::Cancelled, None));
+        }
+        let found = scene.job(stored).await;
+        assert_eq!((found.job.state, found.args, found.result), (JobState::Succeeded, None, None));
+        assert_eq!(scene.receipt(&erasure).await.jobs, 3);
+    })
+    .await;
+}
+
+impl Scene {
+    async fn batch(&self, tag: &str) -> BatchId {
+        let new = NewBatch {
+            collection: self.collection,
+            kind: JobKind::Index,
+            pipeline: PIPELINES[0].0.to_owned(),
+            source: BatchSource::Folder("/photos".to_owned()),
+            on_gone: OnGone::Keep,
+            tag: Some(tag.to_owned()),
+            webhook_endpoints: None,
+            traceparent: None,
+            idempotency: None,
+        };
+        match batches::submit::submit(&self.db, &Grant::everything(), new).await.unwrap() {
+            batches::submit::Submitted::New(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_was_accepted_before_its_jobs() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (batch, other) = (scene.batch("ann-7").await, scene.batch("the ann-7 folder").await);
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        let later = scene.batch("ann-7").await;
+        let person = named("ann-7");
+        let job = scene.enroll("aa", &person).await;
+        let of_batch = |batch| Job { id: JobId::new(), batch_id: Some(batch), ..job.clone() };
+        let jobs = [of_batch(batch), of_batch(later), job.clone()];
+        let fence = Fence::of(key, *collection, &jobs);
+        let stored: Vec<_> = jobs.iter().map(|job| (job, Stored::OfPerson(&person))).collect();
+        assert_eq!(fence.held_back(&db.read, &stored).await.unwrap(), [jobs[0].id].into());
+        let gone = fence.gone(&db.read, &jobs.iter().collect::<Vec<_>>(), &[*ann]).await.unwrap();
+        assert_eq!(gone, [[*ann].into(), [].into(), [].into()]);
+
+        // A tag that is her external id goes; what somebody wrote about a batch stays, and so does the next person's.
+        assert_eq!(scene.trace(&erasure).await, []);
+        let tag = async |id| {
+            let found = batches::read::find(db, &Grant::everything(), id).await.unwrap().unwrap();
+            found.batch.tag
+        };
+        let tags = (tag(batch).await, tag(other).await, tag(later).await);
+        assert_eq!(tags, (None, Some("the ann-7 folder".to_owned()), Some("ann-7".to_owned())));
+        assert_eq!(scene.job(job.id).await.job.tag.as_deref(), Some("ann-7"));
     })
     .await;
 }
