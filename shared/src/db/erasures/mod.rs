@@ -26,6 +26,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use super::rows::{self as many, Column, Rows};
+use super::webhooks::events;
 use super::{Db, execute, is_postgres, scoped, statement};
 use crate::access::Grant;
 use crate::digest::hex;
@@ -240,12 +241,18 @@ pub async fn add_counts(conn: &impl ConnectionTrait, erasure: ErasureId, removed
     Ok(())
 }
 
-/// Ends an erasure of which nothing is left to do: its receipt no longer knows what was erased.
+/// Ends an erasure of which nothing is left to do: its receipt no longer knows what was erased, and webhook endpoints that want
+/// to know are told.
 pub async fn finish(db: &Db, erasure: ErasureId) -> Result<(), DbErr> {
     let txn = db.begin().await?;
     execute(&txn, "DELETE FROM erasure_terms WHERE erasure_id = $1", [erasure.into()]).await?;
-    let sql = "UPDATE erasures SET finished_at = {now}, target = NULL WHERE id = $1 AND finished_at IS NULL";
-    execute(&txn, sql, [erasure.into()]).await?;
+    let sql = format!(
+        "UPDATE erasures SET finished_at = {{now}}, target = NULL WHERE id = $1 AND finished_at IS NULL RETURNING {COLUMNS}"
+    );
+    let done = Erasure::find_by_statement(statement(&txn, &sql, [erasure.into()])).one(&txn).await?;
+    if let Some(done) = done {
+        events::erasure_completed(&txn, &done).await?;
+    }
     txn.commit().await
 }
 
