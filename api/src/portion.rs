@@ -3,9 +3,8 @@
 use sea_orm::DbErr;
 use shared::db::Db;
 use shared::db::transfer::export::ExportedImage;
-use shared::db::transfer::import;
-use shared::ids::CollectionId;
-use shared::transfer::{Counts, ImageLine, Line, MergeLine, PersonLine};
+use shared::db::transfer::import::{self, Imported, Target};
+use shared::transfer::{ImageLine, Line, MergeLine, PersonLine};
 
 /// Lines that are written in one transaction; a picture's faces stay together as far as they fit.
 const SOME: usize = 500;
@@ -20,6 +19,8 @@ pub(crate) struct Portion {
     persons: Vec<PersonLine>,
     merges: Vec<MergeLine>,
     images: Vec<ExportedImage>,
+    /// Whether a part of the first picture was written before.
+    goes_on: bool,
     lines: usize,
     /// As they came.
     bytes: usize,
@@ -55,44 +56,34 @@ impl Portion {
 
     /// Writes what waits. The last picture, of which more may come, is kept without what is written; only with the last of it
     /// it counts as analysed.
-    pub(crate) async fn write(&mut self, db: &Db, into: (CollectionId, i64)) -> Result<Counts, DbErr> {
+    pub(crate) async fn write(&mut self, db: &Db, target: Target<'_>) -> Result<Imported, DbErr> {
         let goes_on = |(image, ..): &mut ExportedImage| {
             let analyses = std::mem::take(&mut image.analyses);
             (ImageLine { analyses, ..image.clone() }, Vec::new(), Vec::new())
         };
         let last = self.images.last_mut().map(goes_on);
-        let added = self.write_all(db, into).await?;
-        *self = Self { images: last.into_iter().collect(), ..Self::default() };
-        Ok(added)
+        let done = self.write_all(db, target).await?;
+        *self = Self { goes_on: last.is_some(), images: last.into_iter().collect(), ..Self::default() };
+        Ok(done)
     }
 
-    /// Writes all that waits into a collection, of an import that has begun at that instant of the database's clock.
-    pub(crate) async fn write_all(&self, db: &Db, into: (CollectionId, i64)) -> Result<Counts, DbErr> {
-        let mut added = Counts::default();
+    /// Writes all that waits.
+    pub(crate) async fn write_all(&self, db: &Db, target: Target<'_>) -> Result<Imported, DbErr> {
+        let mut done = Imported::default();
         if !self.persons.is_empty() {
-            add(&mut added, import::add_persons(db, into, &self.persons).await?);
+            done += import::add_persons(db, target, &self.persons).await?;
         }
         if !self.merges.is_empty() {
-            add(&mut added, import::add_merges(db, into, &self.merges).await?);
+            done += import::add_merges(db, target, &self.merges).await?;
         }
         if !self.images.is_empty() {
-            add(&mut added, import::add_images(db, into, &self.images).await?);
+            done += import::add_images(db, target, &self.images, self.goes_on).await?;
         }
-        Ok(added)
+        Ok(done)
     }
 }
 
 const PICTURE_FIRST: &str = "the checker refuses what comes before a picture; this is a bug";
-
-/// Adds counts to a sum.
-pub(crate) fn add(sum: &mut Counts, counts: Counts) {
-    sum.persons += counts.persons;
-    sum.merges += counts.merges;
-    sum.images += counts.images;
-    sum.places += counts.places;
-    sum.faces += counts.faces;
-    sum.vectors += counts.vectors;
-}
 
 #[cfg(test)]
 mod tests {

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sea_orm::{DatabaseBackend, DbErr};
+use shared::db::erasures::rows::{self, Sliced};
 use shared::db::erasures::traces::{Slice, Traces, events_of_collection};
-use shared::db::erasures::{self, ErasedObject, Erasure, rows};
+use shared::db::erasures::{self, ErasedObject, Erasure};
 use shared::failpoints::failpoint;
-use shared::ids::{CollectionId, ErasureId, JobId};
+use shared::ids::{CollectionId, ErasureId, FaceId, JobId};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::WorkerContext;
@@ -66,7 +67,7 @@ struct Eraser {
     stop: CancellationToken,
     /// Behind which one the next round begins.
     after: Option<ErasureId>,
-    /// How far each is of which no row is left, as far as this process knows.
+    /// How far each is, as far as this process knows.
     stages: BTreeMap<ErasureId, Stage>,
     /// Of each collection that is looked through, what waits for its jobs.
     passes: BTreeMap<CollectionId, Pass>,
@@ -74,9 +75,11 @@ struct Eraser {
     has_failed: bool,
 }
 
-/// What is known of an erasure of which no row is left.
+/// What is known of an erasure.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
+    /// Rows may be left; those of a person's faces up to that one are not.
+    Rows(Option<FaceId>),
     NoRows,
     NoTraces,
     /// Only the database's own files still know it.
@@ -118,10 +121,10 @@ impl Eraser {
         self.has_failed = false;
         let mut to_trace: BTreeMap<CollectionId, Vec<Erasure>> = BTreeMap::new();
         for erasure in open {
-            let waits = matches!(self.stages.get(&erasure.id), Some(Stage::Journal { .. }));
-            is_busy |= !waits;
-            if !self.stages.contains_key(&erasure.id) {
-                let are_gone = self.rows_are_gone(&erasure).await;
+            let stage = self.stages.get(&erasure.id).copied().unwrap_or(Stage::Rows(None));
+            is_busy |= !matches!(stage, Stage::Journal { .. });
+            if let Stage::Rows(after) = stage {
+                let are_gone = self.rows_are_gone(&erasure, after).await;
                 if !self.succeeded(are_gone) {
                     continue;
                 }
@@ -176,14 +179,16 @@ impl Eraser {
     }
 
     /// Deletes some of what is left of the rows; true when nothing is.
-    async fn rows_are_gone(&mut self, erasure: &Erasure) -> anyhow::Result<bool> {
+    async fn rows_are_gone(&mut self, erasure: &Erasure, mut after: Option<FaceId>) -> anyhow::Result<bool> {
         for _ in 0..SLICES {
             if !self.may_go_on().await {
                 return Ok(false);
             }
-            if !rows::slice(&self.ctx.db, &self.ctx.secret_key, erasure).await? {
-                return Ok(true);
+            match rows::slice(&self.ctx.db, &self.ctx.secret_key, erasure, after).await? {
+                Sliced::Done => return Ok(true),
+                Sliced::More(last) => after = last,
             }
+            self.stages.insert(erasure.id, Stage::Rows(after));
             failpoint("erasing_rows");
         }
         Ok(false)
@@ -202,6 +207,9 @@ impl Eraser {
             }
             None if traces.wait_for_jobs(&db).await? => return Ok(false),
             None => {
+                // First, so that no job takes over from these what it was looked through for.
+                traces.queues(&db).await?;
+                traces.tags(&db).await?;
                 let mut running = Vec::new();
                 let mut after = None;
                 loop {

@@ -21,7 +21,8 @@ use crate::state::AppState;
 pub enum ErasureState {
     /// No answer has it any more; jobs, events and objects are looked through.
     Erasing,
-    /// Nothing of it is left.
+    /// Nothing of it is left, but for what a worker whose process was killed had stored and not recorded: the sweeper deletes
+    /// such objects a day later.
     Erased,
 }
 
@@ -49,7 +50,7 @@ pub struct RemovedView {
     crops: i64,
     /// Pictures and crops in the object store.
     objects: i64,
-    /// Jobs that were cancelled, or of whose arguments or answers something was removed.
+    /// Jobs that were cancelled, or of whose arguments, answers or tags something was removed.
     jobs: i64,
     /// Webhook events that named it, told or not.
     events: i64,

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use sea_orm::DbErr;
 use serde::Serialize;
 use shared::access::Grant;
 use shared::db::entity::collection;
-use shared::db::transfer::import::is_erased;
+use shared::db::transfer::import::{Imported, Target};
 use shared::transfer::{Checker, Counts, Header, Line, MAX_LINE_BYTES, TransferError};
 use utoipa::ToSchema;
 
@@ -17,7 +16,7 @@ use crate::auth::{Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Path, media_type};
 use crate::lines::Lines;
-use crate::portion::{self, Portion};
+use crate::portion::Portion;
 use crate::state::AppState;
 
 /// What an import did.
@@ -27,10 +26,12 @@ pub struct ImportView {
     read: Counts,
     /// What of that was new to the collection.
     added: Counts,
+    /// What of that was left out, since it was erased while the file came.
+    erased: Counts,
 }
 
 /// Takes in what an export wrote, while it comes. What is there stays and what it lacks is added: the same file a second time,
-/// or after it broke off, adds what is missing. It needs the pipeline of the collection.
+/// or after it broke off, adds what is missing. What is erased while the file comes is left out. It needs the pipeline of the collection.
 #[utoipa::path(post, path = "/v1/collections/{collection}/import", tag = "collections", security(("api_key" = ["write"])),
     request_body(content((String = "application/x-ndjson"))),
     params(("collection" = String, Path, description = "Its id or name")), responses(
@@ -69,10 +70,11 @@ async fn take_in(
     collection: &collection::Model,
     lines: &mut Lines,
 ) -> ApiResult<ImportView> {
-    let into = (collection.id, shared::db::now(&state.db.read).await?);
+    let begun_at = shared::db::now(&state.db.read).await?;
+    let target = Target { collection: collection.id, begun_at, key: &state.secret_key };
     let mut checker = Checker::default();
     let mut portion = Portion::default();
-    let mut added = Counts::default();
+    let mut done = Imported::default();
     let mut line = Vec::new();
     while lines.next(&mut line).await? {
         let read = checker.read(&line).map_err(|error| refused(&error))?;
@@ -82,14 +84,14 @@ async fn take_in(
         }
         if portion.is_full_before(&read) {
             check_unchanged(state, grant, collection).await?;
-            portion::add(&mut added, portion.write(&state.db, into).await.map_err(not_written)?);
+            done += portion.write(&state.db, target).await?;
         }
         portion.add(read, line.len());
     }
     let read = checker.finish().map_err(|error| refused(&error))?;
     check_unchanged(state, grant, collection).await?;
-    portion::add(&mut added, portion.write_all(&state.db, into).await.map_err(not_written)?);
-    Ok(ImportView { read, added })
+    done += portion.write_all(&state.db, target).await?;
+    Ok(ImportView { read, added: done.added, erased: done.erased })
 }
 
 /// Refuses to go on where the collection went over to another pipeline meanwhile, or is about to.
@@ -101,15 +103,6 @@ async fn check_unchanged(state: &AppState, grant: &Grant, collection: &collectio
         return Err(ApiError::conflict("collection_changed", detail));
     }
     Ok(())
-}
-
-fn not_written(error: DbErr) -> ApiError {
-    if is_erased(&error) {
-        let detail = "something of the collection was erased while the file came, and the file may have it; send it again \
-                      if it is to be there all the same";
-        return ApiError::conflict("collection_changed", detail);
-    }
-    error.into()
 }
 
 fn refused(error: &TransferError) -> ApiError {

@@ -34,13 +34,17 @@ pub(super) fn exported(file: &Path, counts: Counts, bytes: u64, as_json: bool) {
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 pub(super) fn imported(collection: &str, answer: &Value, as_json: bool) {
     if as_json {
-        println!("{}", json!({ "collection": collection, "read": answer["read"], "added": answer["added"] }));
+        println!(
+            "{}",
+            json!({ "collection": collection, "read": answer["read"], "added": answer["added"], "erased": answer["erased"] })
+        );
         return;
     }
     let mut table = table();
-    table.set_header(["", "in the file", "new"]);
+    table.set_header(["", "in the file", "new", "erased meanwhile"]);
     for (key, name) in KINDS {
-        table.add_row([name.to_owned(), answer["read"][key].to_string(), answer["added"][key].to_string()]);
+        let counts = ["read", "added", "erased"].map(|what| answer[what][key].to_string());
+        table.add_row([name.to_owned()].into_iter().chain(counts));
     }
     println!("{table}\ninto the collection {collection}");
 }

@@ -20,6 +20,7 @@ on_both!(
     an_interrupted_import_goes_on,
     bad_files_are_refused,
     a_broken_connection_leaves_no_half_face,
+    an_import_goes_on_while_something_is_erased,
     imports_at_once_are_bounded
 );
 
@@ -269,6 +270,34 @@ async fn a_broken_connection_leaves_no_half_face(site: Site) {
     assert_eq!(status, StatusCode::OK, "{all}");
     assert_eq!(face_count(&server, "d").await, all["read"]["faces"].as_u64().unwrap());
     assert!(exported(&server, "d").await.contains(&analysed));
+    assert_eq!(without_counts(answers(&server, "d").await), without_counts(answers(&server, "c").await));
+    server.stop().await;
+}
+
+async fn an_import_goes_on_while_something_is_erased(site: Site) {
+    let server = Server::start(&site).await;
+    fill(&server).await;
+    let file = enlarged(&exported(&server, "c").await);
+    server.make_collection("d").await;
+    let mut lines = file.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let crowd = lines.find(|line| line["analyses"].to_string().contains(&format!(":{CROWD}}}"))).unwrap();
+    let path = format!("{}/v1/collections/d/images/{}", server.address, crowd["id"].as_str().unwrap());
+    // Within the crowd, of which a part is written by then.
+    let (part, rest) = file.as_bytes().split_at(file.len() * 2 / 3);
+    let (part, rest, http, address) = (part.to_vec(), rest.to_vec(), server.http.clone(), server.address.clone());
+    let erases = async move {
+        tokio::time::timeout(Duration::from_secs(60), faces_came(http.clone(), address)).await.unwrap();
+        assert_eq!(http.delete(path).send().await.unwrap().status(), StatusCode::ACCEPTED);
+        Ok::<_, std::io::Error>(rest)
+    };
+    let body = reqwest::Body::wrap_stream(once(std::future::ready(Ok(part))).chain(once(erases)));
+    let (status, all) = import(&server, "d", body).await;
+    assert_eq!(status, StatusCode::OK, "{all}");
+    let count = |what: &str, kind: &str| all[what][kind].as_u64().unwrap();
+    assert_eq!((count("erased", "images"), count("added", "images")), (0, count("read", "images")), "a part was there");
+    assert!((1..CROWD as u64).contains(&count("erased", "faces")), "{all}");
+    assert_eq!(count("erased", "faces") + count("added", "faces"), count("read", "faces"), "{all}");
+    assert_eq!(face_count(&server, "d").await, count("read", "faces") - CROWD as u64);
     assert_eq!(without_counts(answers(&server, "d").await), without_counts(answers(&server, "c").await));
     server.stop().await;
 }

@@ -66,15 +66,17 @@ pub(super) const PREFERRED: &str = "CASE WHEN g.detector_revision = c.shown_revi
 /// Two boxes of one image that overlap by more than this (intersection over union) are one face.
 pub const SAME_FACE_IOU: f32 = 0.5;
 
-/// Intersection over union of two boxes, 0..1.
-pub fn iou(a: &FaceBox, b: &FaceBox) -> f32 {
+/// The area that two boxes share.
+pub(super) fn intersection(a: &FaceBox, b: &FaceBox) -> f32 {
     let width = (a.x + a.width).min(b.x + b.width) - a.x.max(b.x);
     let height = (a.y + a.height).min(b.y + b.height) - a.y.max(b.y);
-    if width <= 0.0 || height <= 0.0 {
-        return 0.0;
-    }
-    let both = width * height;
-    both / (a.width * a.height + b.width * b.height - both)
+    width.max(0.0) * height.max(0.0)
+}
+
+/// Intersection over union of two boxes, 0..1.
+pub fn iou(a: &FaceBox, b: &FaceBox) -> f32 {
+    let both = intersection(a, b);
+    if both <= 0.0 { 0.0 } else { both / (a.width * a.height + b.width * b.height - both) }
 }
 
 /// The face of that id in that collection.

@@ -225,6 +225,32 @@ pub struct Counts {
     pub vectors: u64,
 }
 
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, more: Self) {
+        self.persons += more.persons;
+        self.merges += more.merges;
+        self.images += more.images;
+        self.places += more.places;
+        self.faces += more.faces;
+        self.vectors += more.vectors;
+    }
+}
+
+impl std::ops::Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, less: Self) -> Self {
+        Self {
+            persons: self.persons - less.persons,
+            merges: self.merges - less.merges,
+            images: self.images - less.images,
+            places: self.places - less.places,
+            faces: self.faces - less.faces,
+            vectors: self.vectors - less.vectors,
+        }
+    }
+}
+
 /// A vector in base64 of its little-endian f32 components.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vector(pub Embedding);

@@ -38,6 +38,9 @@ pub enum EventType {
     /// A collection goes by the other pipeline of its reprocess run.
     #[serde(rename = "reprocess.activated")]
     ReprocessActivated,
+    /// Nothing is left of what was erased.
+    #[serde(rename = "erasure.completed")]
+    ErasureCompleted,
     /// An identify or index job found a person that a face matches.
     #[serde(rename = "face.matched")]
     FaceMatched,
@@ -63,6 +66,7 @@ impl EventType {
             Self::BatchCompleted => "batch.completed",
             Self::ReprocessCompleted => "reprocess.completed",
             Self::ReprocessActivated => "reprocess.activated",
+            Self::ErasureCompleted => "erasure.completed",
             Self::FaceMatched => "face.matched",
             Self::FaceUnknown => "face.unknown",
             Self::EndpointFailing => "endpoint.failing",

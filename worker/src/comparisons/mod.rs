@@ -90,7 +90,9 @@ async fn make(
         }
     }
     let labelled_faces = all.len();
-    let chosen = sample(all, run.id.0.as_u128(), MOST);
+    let seed = run.id.0.as_u128();
+    let chosen =
+        tokio::task::spawn_blocking(move || sample(all, seed, MOST)).await.context("choosing faces panicked")?;
     let faces = read(ctx, run, chosen).await?;
     let thresholds = Both::of(ctx, run, labelled_faces).await?;
     let names = (run.from_pipeline.clone(), run.pipeline.clone());

@@ -4,14 +4,13 @@ use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
-use shared::db::erasures::fence::{Fence, Stored, accepted_at};
+use shared::db::erasures::fence::{Fence, Stored};
 use shared::db::erasures::places;
 use shared::db::faces::{AssignedBy, NewFace, Origin};
 use shared::db::images::ImageSource;
 use shared::db::reprocess::pending;
 use shared::db::{faces, images, merges, persons, rematches};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
-use shared::secret_key::SecretKey;
 
 use super::pictures::{analysed, chosen, face_json, fetched, keeps, new_faces};
 use super::{Done, JobError, Refused, merged, no_person, settings};
@@ -60,15 +59,14 @@ impl Enrollment {
     pub(super) async fn record(
         &self,
         txn: &DatabaseTransaction,
-        key: &SecretKey,
+        fence: &Fence<'_>,
         job: &Job,
     ) -> Result<Result<Value, Refused>, DbErr> {
         let collection = job.collection_id;
         if let PersonRef::Id { id } = self.person
             && persons::find(txn, collection, id).await?.is_none()
         {
-            let fence = Fence::read(txn, key, collection).await?;
-            if fence.holds_back(txn, job, &[Stored::OfPerson(&self.person)]).await? {
+            if !fence.held_back(txn, &[(job, Stored::OfPerson(&self.person))]).await?.is_empty() {
                 return Ok(Err(Refused::Erased));
             }
             return Ok(Err(no_person(txn, collection, id).await?.into()));
@@ -100,8 +98,11 @@ impl Enrollment {
         }
         // Now that image and person are held: an erasure that was not waited for is seen.
         let stored = [Stored::OfPerson(&self.person), Stored::OfPicture(&self.image.sha256)];
-        if Fence::read(txn, key, collection).await?.holds_back(txn, job, &stored).await?
-            || !places::may_enroll(txn, image.id, &self.face.face_box, accepted_at(txn, job).await?).await?
+        if !fence.held_back(txn, &stored.map(|stored| (job, stored))).await?.is_empty() {
+            return Ok(Err(Refused::Erased));
+        }
+        if let Some(since) = fence.accepted_at(txn, job).await?
+            && !places::may_enroll(txn, image.id, &self.face.face_box, since).await?
         {
             return Ok(Err(Refused::Erased));
         }

@@ -68,7 +68,7 @@ pub(super) async fn matched(
     let thresholds = Thresholds::identify(terms, size.comparisons())
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let by = (thresholds.calibration(), thresholds.uncertain_cosine);
-    let mut matches = matches::judged(&ctx.db.read, &job.pipeline, &queries, hits, by).await?;
+    let mut matches = matches::judged(&ctx.db.read, &job.pipeline, queries, hits, by).await?;
     for matches in &mut matches {
         matches.truncate(wanted);
     }

@@ -15,7 +15,6 @@ use shared::db::reprocess::pending;
 use shared::db::{faces, images, persons, rejections, uploads};
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::{FaceBox, ImageRef};
-use shared::secret_key::SecretKey;
 
 use super::identify::matched;
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
@@ -120,7 +119,7 @@ async fn already_indexed(
 /// is known already, or is twice among them, takes the longer way.
 pub(super) async fn record_all(
     txn: &DatabaseTransaction,
-    key: &SecretKey,
+    fence: &Fence<'_>,
     indexed: &[(&Job, &Indexing)],
 ) -> Result<Vec<Recorded>, DbErr> {
     let Some((job, indexing)) = indexed.first() else { return Ok(Vec::new()) };
@@ -140,20 +139,19 @@ pub(super) async fn record_all(
     let persons = persons::hold(txn, collection, &wanted).await?;
     let missing: Vec<PersonId> = wanted.difference(&persons).copied().collect();
     // Now that images and persons are held: an erasure that was not waited for is seen.
-    let fence = Fence::read(txn, key, collection).await?;
-    for (job, indexing) in indexed {
-        if fence.holds_back(txn, job, &[Stored::OfPicture(&indexing.image.sha256)]).await? {
-            return refused(indexed.len());
-        }
+    let stored = indexed.iter().map(|(job, indexing)| (*job, Stored::OfPicture(&indexing.image.sha256)));
+    if !fence.held_back(txn, &stored.collect::<Vec<_>>()).await?.is_empty() {
+        return refused(indexed.len());
     }
+    let jobs: Vec<&Job> = indexed.iter().map(|(job, _)| *job).collect();
+    let gone = fence.gone(txn, &jobs, &missing).await?;
 
     let (mut first, mut later) = (Vec::new(), Vec::new());
     let mut recorded = vec![Recorded::answer(Value::Null); indexed.len()];
     let (mut analysed, mut seen) = (Vec::new(), Vec::new());
-    for (at, (job, indexing)) in indexed.iter().enumerate() {
+    for (at, ((_, indexing), gone)) in indexed.iter().zip(gone).enumerate() {
         let (image, is_new) = &mut images[place_of[indexing.image.sha256.as_str()]];
         seen.push((&indexing.image, image.id));
-        let gone = fence.gone(txn, job, &missing).await?;
         if !std::mem::take(is_new) || indexing.shows(&gone) {
             later.push((at, gone));
             continue;

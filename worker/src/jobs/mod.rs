@@ -125,13 +125,14 @@ pub async fn record(
     done: &[(&Job, &Done)],
 ) -> Result<Vec<Recorded>, DbErr> {
     let Some((first, _)) = done.first() else { return Ok(Vec::new()) };
+    let fence = Fence::of(key, first.collection_id, done.iter().map(|(job, _)| *job));
     let mut recorded: Vec<Option<Recorded>> = vec![None; done.len()];
     let (mut indexed, mut known) = (Vec::new(), Vec::new());
     for (at, (job, done)) in done.iter().enumerate() {
         match done {
             Done::Answer(answer) => recorded[at] = Some(Recorded::answer(answer.clone())),
             Done::Enroll(enrollment) => {
-                let answer = enrollment.record(txn, key, job).await?;
+                let answer = enrollment.record(txn, &fence, job).await?;
                 recorded[at] = Some(Recorded { answer, faces: 0, goes_on: None });
             }
             Done::Rematch(rematching) => recorded[at] = Some(rematching.record(txn, job).await?),
@@ -144,16 +145,15 @@ pub async fn record(
         }
     }
     // Images are locked before any row that refers to one.
-    let mut rest = index::record_all(txn, key, &indexed).await?.into_iter();
+    let mut rest = index::record_all(txn, &fence, &indexed).await?.into_iter();
     index::record_known(txn, &known).await?;
     // Only what was indexed is not recorded yet, in the same order.
     let mut recorded: Vec<Recorded> = recorded.into_iter().filter_map(|one| one.or_else(|| rest.next())).collect();
-    // Last, so that it sees every erasure that this transaction did not keep waiting.
-    let fence = Fence::read(txn, key, first.collection_id).await?;
-    for ((job, _), recorded) in done.iter().zip(&mut recorded) {
-        if let Ok(answer) = &mut recorded.answer {
-            recorded.answer = fence.redacted(txn, job, answer.take()).await?.ok_or(Refused::Erased);
-        }
+    let answers = done.iter().zip(&mut recorded);
+    let answers = answers.filter_map(|((job, _), one)| one.answer.as_mut().ok().map(|answer| (*job, answer.take())));
+    let mut redacted = fence.redacted(txn, answers.collect()).await?.into_iter();
+    for one in recorded.iter_mut().filter(|one| one.answer.is_ok()) {
+        one.answer = redacted.next().flatten().ok_or(Refused::Erased);
     }
     let is_erased = recorded.iter().any(|one| matches!(one.answer, Err(Refused::Erased)));
     if is_erased && recorded.len() > 1 {

@@ -1,6 +1,7 @@
 //! Rematch: faces that nobody was named for, or only by a match, are looked up again. A collection has many: an attempt
 //! does a slice of them, and the job goes on with the next one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sea_orm::{DatabaseTransaction, DbErr};
@@ -10,7 +11,6 @@ use shared::db::collections;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::rematches::{self, Matchable, Rematch};
-use shared::db::templates::Concerned;
 use shared::db::{self, rejections};
 use shared::embedding::Embedding;
 use shared::face_index::matches::{self, Match};
@@ -70,7 +70,7 @@ pub(super) async fn run(
         let faces = rematches::matchable(&ctx.db, job.collection_id, from, slice.progress.after, STEP).await?;
         slice.is_last = (faces.len() as u64) < STEP;
         slice.progress.after = faces.last().map(|face| face.id).or(slice.progress.after);
-        let wanted: Vec<Matchable> = faces.into_iter().filter(|face| looking.concerns(face)).collect();
+        let wanted = looking.concerned(faces).await?;
         slice.progress.faces += wanted.len();
         slice.changes.extend(looking.up(ctx, job, wanted).await?);
         if slice.is_last || began.elapsed() >= SLICE_TIME {
@@ -83,11 +83,29 @@ pub(super) async fn run(
 /// What the faces of a slice are looked up with.
 struct Looking<'a> {
     gallery: Gallery,
-    scope: &'a RematchScope,
-    /// Whose templates changed; nobody where every face is looked up.
-    concerned: Concerned,
+    /// `None` where every face is looked up.
+    changed: Option<Arc<Changed>>,
     thresholds: Thresholds<'a>,
     gate: Gate,
+}
+
+/// What has changed, and may change whom a face matches.
+struct Changed {
+    faces: Vec<FaceId>,
+    /// Whose templates they are.
+    persons: Vec<PersonId>,
+    /// All templates of these.
+    vectors: Vec<Embedding>,
+    /// The cosine from which one of them may decide something.
+    enough: f32,
+}
+
+impl Changed {
+    fn concerns(&self, face: &Matchable) -> bool {
+        face.person.is_some_and(|person| self.persons.contains(&person))
+            || self.faces.contains(&face.id)
+            || self.vectors.iter().any(|vector| vector.cosine(&face.embedding) >= self.enough)
+    }
 }
 
 impl<'a> Looking<'a> {
@@ -96,29 +114,30 @@ impl<'a> Looking<'a> {
         job: &Job,
         pipeline: &Pipeline,
         terms: &'a Terms,
-        scope: &'a RematchScope,
+        scope: &RematchScope,
     ) -> Result<Self, JobError> {
         let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
-        let (faces, persons) = match scope {
-            RematchScope::All => (&[][..], &[][..]),
-            RematchScope::Touched { faces, persons } => (faces.as_slice(), persons.as_slice()),
-        };
-        let concerned = db::templates::concerned(&ctx.db.read, &job.pipeline, faces, persons).await?;
         let size = ctx.face_index.search(&gallery, Vec::new(), 1).await?.size;
         let thresholds = Thresholds::identify(terms, size.comparisons())
             .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
+        let mut changed = None;
+        if let RematchScope::Touched { faces, persons } = scope {
+            let found = db::templates::concerned(&ctx.db.read, &job.pipeline, faces, persons).await?;
+            let enough = thresholds.match_cosine - MEAN_GAIN;
+            let of = |vectors| Changed { faces: faces.clone(), persons: found.persons, vectors, enough };
+            changed = found.vectors.map(of).map(Arc::new);
+        }
         let gate = Gate::identify(pipeline.detector.match_score);
-        Ok(Self { gallery, scope, concerned, thresholds, gate })
+        Ok(Self { gallery, changed, thresholds, gate })
     }
 
-    /// Whether what has changed may change whom the face matches.
-    fn concerns(&self, face: &Matchable) -> bool {
-        let RematchScope::Touched { faces, .. } = self.scope else { return true };
-        let Some(vectors) = &self.concerned.vectors else { return true };
-        let enough = self.thresholds.match_cosine - MEAN_GAIN;
-        face.person.is_some_and(|person| self.concerned.persons.contains(&person))
-            || faces.contains(&face.id)
-            || vectors.iter().any(|vector| vector.cosine(&face.embedding) >= enough)
+    /// Those of the faces of which what has changed may change whom they match. Each is compared with up to thousands of vectors:
+    /// a thread does it that keeps no other job waiting.
+    async fn concerned(&self, faces: Vec<Matchable>) -> Result<Vec<Matchable>, JobError> {
+        let Some(changed) = self.changed.clone() else { return Ok(faces) };
+        let compare = move || faces.into_iter().filter(|face| changed.concerns(face)).collect();
+        let compared = tokio::task::spawn_blocking(compare).await;
+        compared.map_err(|e| JobError::Transient(anyhow::Error::new(e).context("compare faces")))
     }
 
     /// Those of the faces that match somebody else than before.
@@ -136,7 +155,7 @@ impl<'a> Looking<'a> {
             let search = ctx.face_index.search(&self.gallery, queries.clone(), matches::candidates(k));
             let Found { hits, .. } = search.await?;
             let by = (self.thresholds.calibration(), self.thresholds.match_cosine);
-            matches::judged(&ctx.db.read, &job.pipeline, &queries, hits, by).await?
+            matches::judged(&ctx.db.read, &job.pipeline, queries, hits, by).await?
         };
         let mut matches = matches.into_iter();
         let rematch = |face: &Matchable| {

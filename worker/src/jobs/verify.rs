@@ -22,6 +22,9 @@ use crate::thresholds::Thresholds;
 use crate::vision::crops::Keep;
 use crate::vision::quality::Gate;
 
+/// The pairs of so many faces are compared within a millisecond.
+const FEW_FACES: usize = 32;
+
 pub(super) async fn run(
     ctx: &WorkerContext,
     job: &Job,
@@ -45,7 +48,7 @@ pub(super) async fn run(
         VerifyTarget::Person(person) => {
             let faces = faces_of_person(ctx, job, *person).await?;
             let thresholds = thresholds(template::comparisons(faces.len()))?;
-            let found = like_person(&one.embedding, *person, faces, thresholds.calibration())?;
+            let found = like_person(one.embedding.clone(), *person, faces, thresholds.calibration().cloned()).await?;
             let other = json!({ "person_id": person, "face_id": found.face, "face_score": found.face_score });
             (found.score, thresholds, other)
         }
@@ -91,17 +94,26 @@ async fn faces_of_person(
     Ok(enrolled)
 }
 
-/// How like a person a face is, as a search would say it.
-fn like_person(
-    face: &Embedding,
+/// How like a person a face is, as a search would say it. Many faces are compared in a thread that keeps no other job waiting.
+async fn like_person(
+    face: Embedding,
     person: PersonId,
     faces: Vec<(FaceId, Embedding)>,
-    calibration: Option<&Calibration>,
+    calibration: Option<Calibration>,
 ) -> Result<Match, JobError> {
-    let nearest = matches::nearest(face, person, &faces).ok_or_else(|| {
+    let is_short = faces.len() <= FEW_FACES;
+    let compare = move || {
+        let mut found = Match::of(matches::nearest(&face, person, &faces)?);
+        found.judge(&face, calibration.and_then(|calibration| Template::of(faces, &calibration)).as_ref());
+        Some(found)
+    };
+    let found = if is_short {
+        compare()
+    } else {
+        let compared = tokio::task::spawn_blocking(compare).await;
+        compared.map_err(|e| JobError::Transient(anyhow::Error::new(e).context("compare faces")))?
+    };
+    found.ok_or_else(|| {
         JobError::rejected("person_has_no_faces", format!("person {person} has no enrolled face; enroll one first"))
-    })?;
-    let mut found = Match::of(nearest);
-    found.judge(face, calibration.and_then(|calibration| Template::of(faces, calibration)).as_ref());
-    Ok(found)
+    })
 }

@@ -26,6 +26,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use super::rows::{self as many, Column, Rows};
+use super::webhooks::events;
 use super::{Db, execute, is_postgres, scoped, statement};
 use crate::access::Grant;
 use crate::digest::hex;
@@ -85,7 +86,7 @@ pub struct Erasure {
     pub crops: i64,
     /// Pictures and crops that were deleted from the object store.
     pub objects: i64,
-    /// Jobs that were cancelled, or of whose arguments or answers something was removed.
+    /// Jobs that were cancelled, or of whose arguments, answers or tags something was removed.
     pub jobs: i64,
     /// Webhook events that named it.
     pub events: i64,
@@ -98,8 +99,8 @@ const COLUMNS: &str =
     events, requested_at, finished_at";
 
 /// What erasures look for. The same text in hashes, so that it must not change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Term {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::db) enum Term {
     Id,
     ExternalId,
     Sha256,
@@ -112,6 +113,9 @@ enum Term {
     /// A collection's name; only hashed.
     Name,
 }
+
+/// A name of something, as it is looked for.
+pub(in crate::db) type Name = (Term, String);
 
 impl Term {
     fn as_str(self) -> &'static str {
@@ -237,12 +241,18 @@ pub async fn add_counts(conn: &impl ConnectionTrait, erasure: ErasureId, removed
     Ok(())
 }
 
-/// Ends an erasure of which nothing is left to do: its receipt no longer knows what was erased.
+/// Ends an erasure of which nothing is left to do: its receipt no longer knows what was erased, and webhook endpoints that want
+/// to know are told.
 pub async fn finish(db: &Db, erasure: ErasureId) -> Result<(), DbErr> {
     let txn = db.begin().await?;
     execute(&txn, "DELETE FROM erasure_terms WHERE erasure_id = $1", [erasure.into()]).await?;
-    let sql = "UPDATE erasures SET finished_at = {now}, target = NULL WHERE id = $1 AND finished_at IS NULL";
-    execute(&txn, sql, [erasure.into()]).await?;
+    let sql = format!(
+        "UPDATE erasures SET finished_at = {{now}}, target = NULL WHERE id = $1 AND finished_at IS NULL RETURNING {COLUMNS}"
+    );
+    let done = Erasure::find_by_statement(statement(&txn, &sql, [erasure.into()])).one(&txn).await?;
+    if let Some(done) = done {
+        events::erasure_completed(&txn, &done).await?;
+    }
     txn.commit().await
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
+use super::traces::place_term;
 use super::{Erasure, ErasureSubject, ID, Removed, Term, add_counts, add_subjects, add_terms, ids};
 use crate::db::images::UNLISTED;
 use crate::db::{Db, clusters, collections, count, execute, images, rematches, statement, through_deadlocks};
@@ -16,23 +17,50 @@ use crate::secret_key::SecretKey;
 
 /// Images of which faces go in one transaction.
 const IMAGES: u64 = 100;
+/// Faces of a person that go in one transaction.
+const FACES: u64 = 200;
 /// Rows of which each is deleted with little else.
 const ROWS: u64 = 2000;
 /// Jobs of a collection that go in one transaction, each with its payload.
 const JOBS: u64 = 1000;
 
-/// Deletes the next slice of an erasure's rows; false when none is left.
-pub async fn slice(db: &Db, key: &SecretKey, erasure: &Erasure) -> Result<bool, DbErr> {
+/// What a slice of an erasure's rows came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sliced {
+    /// There may be more; of a person's faces behind that one. To begin again from the first is the same, but for the time.
+    More(Option<FaceId>),
+    /// No row is left.
+    Done,
+}
+
+/// Deletes the next slice of an erasure's rows; `after` is where the one before came to.
+pub async fn slice(db: &Db, key: &SecretKey, erasure: &Erasure, after: Option<FaceId>) -> Result<Sliced, DbErr> {
     match (erasure.subject, erasure.target, erasure.collection_id) {
         (ErasureSubject::Person, Some(id), Some(collection)) => {
-            through_deadlocks(|| slice_of_person(db, key, erasure, (collection, PersonId(id)))).await
+            through_deadlocks(|| slice_of_person(db, key, erasure, (collection, PersonId(id)), after)).await
         }
         (ErasureSubject::Collection, Some(id), _) => {
-            through_deadlocks(|| slice_of_collection(db, erasure, CollectionId(id))).await
+            let is_more = through_deadlocks(|| slice_of_collection(db, erasure, CollectionId(id))).await?;
+            Ok(if is_more { Sliced::More(None) } else { Sliced::Done })
         }
         // Those went with their request; or the collection did, with all that it held.
-        _ => Ok(false),
+        _ => Ok(Sliced::Done),
     }
+}
+
+/// Deletes all slices of an erasure's rows.
+pub async fn all_slices(db: &Db, key: &SecretKey, erasure: &Erasure) -> Result<(), DbErr> {
+    let mut after = None;
+    while let Sliced::More(last) = slice(db, key, erasure, after).await? {
+        after = last;
+    }
+    Ok(())
+}
+
+#[derive(FromQueryResult)]
+struct FaceOn {
+    id: FaceId,
+    image_id: ImageId,
 }
 
 async fn slice_of_person(
@@ -40,32 +68,36 @@ async fn slice_of_person(
     key: &SecretKey,
     erasure: &Erasure,
     (collection, id): (CollectionId, PersonId),
-) -> Result<bool, DbErr> {
-    #[derive(FromQueryResult)]
-    struct Row {
-        image_id: ImageId,
-    }
+    after: Option<FaceId>,
+) -> Result<Sliced, DbErr> {
     let txn = db.begin().await?;
     clusters::move_on(&txn, collection).await?;
-    let sql = format!("SELECT DISTINCT image_id FROM faces WHERE person_id = $1 ORDER BY image_id LIMIT {IMAGES}");
-    let shown = Row::find_by_statement(statement(&txn, &sql, [id.into()])).all(&txn).await?;
-    let shown: Vec<ImageId> = shown.into_iter().map(|row| row.image_id).collect();
+    // Behind those before: rows that were just deleted are read over until the database has cleaned up.
+    let sql = format!("SELECT id, image_id FROM faces WHERE person_id = $1 AND id > $2 ORDER BY id LIMIT {FACES}");
+    let values = [id.into(), after.unwrap_or(FaceId(Uuid::nil())).into()];
+    let seen = FaceOn::find_by_statement(statement(&txn, &sql, values)).all(&txn).await?;
+    let shown: Vec<ImageId> = seen.iter().map(|face| face.image_id).collect::<BTreeSet<_>>().into_iter().collect();
     images::lock_all(&txn, &shown).await?;
     // No job gives the person another face meanwhile, which would be left behind.
     if !lock_person(&txn, id).await? {
-        return Ok(false);
+        return Ok(Sliced::Done);
     }
     if erasure.all_images {
         remove_images(&txn, key, erasure, collection, &shown).await?;
     } else {
-        let on = ids(&ID, shown.iter().map(|image| image.0));
+        let these = ids(&ID, seen.iter().map(|face| face.id.0));
         let sql = format!(
-            "SELECT id FROM faces WHERE person_id = $2 AND image_id IN (SELECT r.id FROM {}) ORDER BY id",
-            on.table(&txn)
+            "SELECT f.id FROM {} CROSS JOIN faces f WHERE f.id = r.id AND f.person_id = $2 ORDER BY f.id",
+            these.table(&txn)
         );
-        let faces = face_ids(&txn, &sql, vec![on.value(), id.into()]).await?;
+        let faces = face_ids(&txn, &sql, vec![these.value(), id.into()]).await?;
         remove_faces(&txn, erasure, collection, &faces).await?;
         remove_left_alone(&txn, key, erasure, collection, &shown).await?;
+    }
+    let last = seen.last().map(|face| face.id);
+    if seen.len() as u64 == FACES {
+        txn.commit().await?;
+        return Ok(Sliced::More(last));
     }
     let left = "SELECT count(*) AS n FROM (SELECT 1 FROM faces WHERE person_id = $1 LIMIT 1) AS one";
     let is_more = count(&txn, left, [id.into()]).await? > 0;
@@ -73,7 +105,7 @@ async fn slice_of_person(
         remove_person(&txn, erasure, collection, id).await?;
     }
     txn.commit().await?;
-    Ok(is_more)
+    Ok(if is_more { Sliced::More(None) } else { Sliced::Done })
 }
 
 /// Locks the person until the transaction ends; false where there is none.
@@ -256,6 +288,7 @@ pub(super) async fn remove_images(
     #[derive(FromQueryResult)]
     struct Place {
         uri: String,
+        fingerprint: String,
     }
     if images.is_empty() {
         return Ok(());
@@ -264,14 +297,20 @@ pub(super) async fn remove_images(
     let these = format!("(SELECT r.id FROM {})", rows().table(txn));
     let faces = face_ids(txn, &format!("SELECT id FROM faces WHERE image_id IN {these}"), vec![rows().value()]).await?;
     remove_faces(txn, erasure, collection, &faces).await?;
-    let sql = format!("SELECT sha256, object_key, uri FROM images WHERE id IN {these}");
+    // At its first place there may be other bytes by now.
+    let sql = format!(
+        "SELECT i.sha256, i.object_key, CASE WHEN NOT EXISTS (SELECT 1 FROM image_sources s
+            WHERE s.collection_id = i.collection_id AND s.uri = i.uri) THEN i.uri END AS uri
+         FROM images i WHERE i.id IN {these}"
+    );
     let found = Image::find_by_statement(statement(txn, &sql, [rows().value()])).all(txn).await?;
-    let sql = format!("SELECT uri FROM image_sources WHERE image_id IN {these}");
+    let sql = format!("SELECT uri, fingerprint FROM image_sources WHERE image_id IN {these}");
     let places = Place::find_by_statement(statement(txn, &sql, [rows().value()])).all(txn).await?;
     let digests: Vec<(Term, String)> = found.iter().map(|image| (Term::Sha256, image.sha256.clone())).collect();
     let mut terms: Vec<_> = images.iter().map(|image| (Term::Id, image.to_string())).collect();
-    terms.extend(found.iter().filter_map(|image| Some((Term::Uri, image.uri.clone()?))));
-    terms.extend(places.into_iter().map(|place| (Term::Uri, place.uri)));
+    terms.extend(found.iter().filter_map(|image| Some((Term::Uri, place_term(image.uri.as_deref()?, None)))));
+    let listed = |place: &Place| (place.fingerprint != UNLISTED).then(|| place.fingerprint.clone());
+    terms.extend(places.iter().map(|place| (Term::Uri, place_term(&place.uri, listed(place).as_deref()))));
     let objects = found.into_iter().filter_map(|image| image.object_key).collect();
     remove_objects(txn, erasure, collection, &digests, objects).await?;
     add_subjects(txn, key, erasure, &digests).await?;

@@ -3,7 +3,10 @@
 use super::fence::{Fence, Stored};
 use super::traces::Traces;
 use super::*;
+use crate::batch::BatchSource;
+use crate::db::batches::submit::NewBatch;
 use crate::db::collections::{self, CollectionSettings};
+use crate::db::entity::batch::OnGone;
 use crate::db::entity::job::Model as Job;
 use crate::db::faces::{self, AssignedBy, NewCrop, NewFace, Origin};
 use crate::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
@@ -15,12 +18,12 @@ use crate::db::jobs::submit::{NewJob, Submitted, submit};
 use crate::db::merges::{self, Merged};
 use crate::db::rematches::{self, Rematch, Rematched};
 use crate::db::uploads::NewUpload;
-use crate::db::{clusters, count, now, persons};
+use crate::db::{batches, clusters, count, now, persons};
 use crate::embedding::Embedding;
 use crate::face_index::contract::PIPELINES;
 use crate::face_index::pgvector::create_partition;
-use crate::ids::{ClaimId, FaceId, ImageId, JobId, PersonId, UploadId};
-use crate::job::{FaceBox, FaceChoice, ImageRef, JobArgs, JobState, PersonRef, UploadedImage};
+use crate::ids::{BatchId, ClaimId, FaceId, ImageId, JobId, PersonId, UploadId};
+use crate::job::{FaceBox, FaceChoice, ImageRef, JobArgs, JobKind, JobState, PersonRef, UploadedImage};
 
 struct Scene {
     db: Db,
@@ -146,6 +149,8 @@ impl Scene {
     /// Does to its end what a worker does, but for objects; returns the jobs that still run.
     async fn trace(&self, erasure: &Erasure) -> Vec<JobId> {
         let traces = Traces::of(&self.db, self.collection, std::slice::from_ref(erasure)).await.unwrap();
+        traces.queues(&self.db).await.unwrap();
+        traces.tags(&self.db).await.unwrap();
         let slice = traces.jobs(&self.db, None).await.unwrap();
         assert_eq!(slice.last, None);
         traces.events(&self.db, None).await.unwrap();
@@ -189,6 +194,43 @@ async fn a_person_goes_with_all_that_every_model_made() {
 }
 
 #[tokio::test]
+async fn a_person_of_many_faces_goes_in_slices_that_may_be_repeated() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, bob } = &scene;
+        // One picture with faces of two slices, and one of which one face is somebody else's.
+        scene.picture("aa", &[Some(*ann); 150]).await;
+        let (shared, _) = scene.picture("bb", &[&[Some(*bob)][..], &[Some(*ann); 99]].concat()).await;
+        let erasure = request::begin_person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        let first = rows::slice(db, key, &erasure, None).await.unwrap();
+        assert!(matches!(first, rows::Sliced::More(Some(_))), "{first:?}");
+        assert_eq!(scene.n("faces").await, 50);
+        // Another process begins anew; the first one goes on and finds nothing.
+        assert_eq!(rows::slice(db, key, &erasure, None).await.unwrap(), rows::Sliced::Done);
+        let rows::Sliced::More(after) = first else { unreachable!() };
+        assert_eq!(rows::slice(db, key, &erasure, after).await.unwrap(), rows::Sliced::Done);
+        let receipt = scene.receipt(&erasure).await;
+        assert_eq!((receipt.persons, receipt.faces, receipt.images), (1, 249, 1));
+        assert_eq!(faces::of_image(&db.read, shared).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slice_that_left_faces_behind_is_followed_by_others() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (_, faces) = scene.picture("aa", &[Some(*ann), Some(*ann)]).await;
+        let erasure = request::begin_person(db, key, (*collection, *ann), true).await.unwrap().unwrap();
+        let last = faces.iter().max().copied();
+        assert_eq!(rows::slice(db, key, &erasure, last).await.unwrap(), rows::Sliced::More(None));
+        assert_eq!(scene.n("faces").await, 2);
+        assert_eq!(rows::slice(db, key, &erasure, None).await.unwrap(), rows::Sliced::Done);
+        assert_eq!((scene.n("faces").await, scene.n("images").await, scene.n("persons").await), (0, 0, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
     on_both(async |scene| {
         let Scene { db, key, collection, ann, bob } = &scene;
@@ -217,8 +259,8 @@ async fn nothing_takes_a_face_from_a_person_that_is_being_erased() {
             txn.commit().await.unwrap();
             assert_eq!(written, Rematched::default());
         }
-        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
-        assert_eq!(fence.gone(&db.read, &before, &[*bob, *ann]).await.unwrap(), [*ann].into());
+        let fence = Fence::of(key, *collection, [&before]);
+        assert_eq!(fence.gone(&db.read, &[&before], &[*bob, *ann]).await.unwrap(), [[*ann].into()]);
 
         let done = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
         assert_eq!((done.id, done.persons, done.faces), (erasure.id, 1, 2));
@@ -265,8 +307,12 @@ async fn what_was_accepted_before_cannot_bring_it_back() {
         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
         let after = scene.enroll("cc", &named("ann-7")).await;
         let (external, by_id, bob) = (named("ann-7"), PersonRef::Id { id: *ann }, named("bob-8"));
-        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
-        let holds = async |job: &Job, stored: Stored<'_>| fence.holds_back(&db.read, job, &[stored]).await.unwrap();
+        let fence = Fence::of(key, *collection, [&before, &after]);
+        let holds = async |job: &Job, stored: Stored<'_>| {
+            let held = fence.held_back(&db.read, &[(job, stored), (&other, Stored::OfPerson(&bob))]).await.unwrap();
+            assert!(held.is_subset(&[job.id].into()));
+            !held.is_empty()
+        };
         for stored in [Stored::OfPerson(&external), Stored::OfPerson(&by_id), Stored::OfPicture("bb")] {
             assert!(holds(&before, stored).await, "{stored:?}");
             assert!(!holds(&after, stored).await, "{stored:?}");
@@ -276,11 +322,12 @@ async fn what_was_accepted_before_cannot_bring_it_back() {
         }
         let answer =
             json!({ "faces": [{ "face_id": faces[1], "matches": [{ "person_id": ann }], "decision": "unknown" }] });
-        let redacted = fence.redacted(&db.read, &before, answer.clone()).await.unwrap();
-        assert_eq!(redacted, Some(json!({ "faces": [{ "face_id": faces[1], "matches": [], "decision": "unknown" }] })));
-        let redacted = fence.redacted(&db.read, &after, answer.clone()).await.unwrap();
-        assert_ne!(redacted, Some(answer.clone()), "it may have seen her before the last row was gone");
-        assert_eq!(fence.redacted(&db.read, &before, json!({ "person_id": ann })).await.unwrap(), None);
+        let left = json!({ "faces": [{ "face_id": faces[1], "matches": [], "decision": "unknown" }] });
+        let of_her = json!({ "person_id": ann });
+        let answers = vec![(&before, answer.clone()), (&before, of_her), (&after, answer.clone())];
+        let redacted = fence.redacted(&db.read, answers).await.unwrap();
+        assert_eq!(redacted[..2], [Some(left), None]);
+        assert_ne!(redacted[2], Some(answer.clone()), "it may have seen her before the last row was gone");
 
         // On the picture that stays no detector finds her again, until somebody says whose the face is.
         let open = async || places::are_open(&db.write, image, &[at(1.0), at(20.0), at(60.0)]).await.unwrap();
@@ -303,9 +350,9 @@ async fn what_was_accepted_before_cannot_bring_it_back() {
         }
         finish(db, erasure.id).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(3)).await;
-        let fence = Fence::read(&db.read, key, *collection).await.unwrap();
         let later = scene.enroll("ff", &named("bob-8")).await;
-        assert_eq!(fence.redacted(&db.read, &later, answer.clone()).await.unwrap(), Some(answer));
+        let fence = Fence::of(key, *collection, [&later]);
+        assert_eq!(fence.redacted(&db.read, vec![(&later, answer.clone())]).await.unwrap(), [Some(answer)]);
         // Of the other, the one that came after, and the latest.
         assert_eq!(scene.n("uploads").await, 3, "their pictures go");
     })
@@ -360,7 +407,97 @@ async fn answers_and_events_forget_it() {
         assert_eq!(left, json!({ "faces": [{ "decision": "match", "matches": matches(bob) }] }));
         assert_eq!(scene.n("webhook_events").await, 1);
         let receipt = scene.receipt(&erasure).await;
-        assert_eq!((receipt.jobs, receipt.events), (1, 1));
+        assert_eq!((receipt.jobs, receipt.events), (2, 1), "an answer that named her, and a tag");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_place_tells_of_the_bytes_that_lay_there() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, .. } = &scene;
+        let (image, _) = scene.picture("aa", &[None]).await;
+        let (other, _) = scene.picture("bb", &[None]).await;
+        let places = [("a", "old", image), ("b", "same", image), ("a", "new", other)];
+        for (file, fingerprint, image) in places {
+            let place = format!("file:///{file}.jpg");
+            let seen = [(Some(place.as_str()), Some(fingerprint), Some(image))];
+            images::remember_sources(&db.write, *collection, seen).await.unwrap();
+        }
+        let index = async |file: &str, fingerprint: Option<&str>| {
+            let (file, fingerprint) = (format!("/{file}.jpg"), fingerprint.map(str::to_owned));
+            scene.submit(JobArgs::Index { image: ImageRef::File { file, fingerprint } }, Vec::new()).await.id
+        };
+        let stay = [index("a", Some("new")).await, index("b", Some("other")).await, index("a", None).await];
+        let go = [index("b", Some("same")).await, index("b", None).await];
+        let stored = index("a", Some("old")).await;
+        let answer = json!({ "image_id": image, "faces": [] });
+        scene.end(scene.claim(stored).await, stored, &Outcome::Succeeded(answer)).await;
+
+        let erasure = request::image(db, key, *collection, image).await.unwrap().unwrap();
+        assert_eq!(scene.trace(&erasure).await, []);
+        for job in stay {
+            let found = scene.job(job).await;
+            assert!(found.job.state == JobState::Queued && found.args.is_some());
+        }
+        for job in go {
+            let found = scene.job(job).await;
+            assert_eq!((found.job.state, found.args), (JobState::Cancelled, None));
+        }
+        let found = scene.job(stored).await;
+        assert_eq!((found.job.state, found.args, found.result), (JobState::Succeeded, None, None));
+        assert_eq!(scene.receipt(&erasure).await.jobs, 3);
+    })
+    .await;
+}
+
+impl Scene {
+    async fn batch(&self, tag: &str) -> BatchId {
+        let new = NewBatch {
+            collection: self.collection,
+            kind: JobKind::Index,
+            pipeline: PIPELINES[0].0.to_owned(),
+            source: BatchSource::Folder("/photos".to_owned()),
+            on_gone: OnGone::Keep,
+            tag: Some(tag.to_owned()),
+            webhook_endpoints: None,
+            traceparent: None,
+            idempotency: None,
+        };
+        match batches::submit::submit(&self.db, &Grant::everything(), new).await.unwrap() {
+            batches::submit::Submitted::New(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_was_accepted_before_its_jobs() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (batch, other) = (scene.batch("ann-7").await, scene.batch("the ann-7 folder").await);
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        let later = scene.batch("ann-7").await;
+        let person = named("ann-7");
+        let job = scene.enroll("aa", &person).await;
+        let of_batch = |batch| Job { id: JobId::new(), batch_id: Some(batch), ..job.clone() };
+        let jobs = [of_batch(batch), of_batch(later), job.clone()];
+        let fence = Fence::of(key, *collection, &jobs);
+        let stored: Vec<_> = jobs.iter().map(|job| (job, Stored::OfPerson(&person))).collect();
+        assert_eq!(fence.held_back(&db.read, &stored).await.unwrap(), [jobs[0].id].into());
+        let gone = fence.gone(&db.read, &jobs.iter().collect::<Vec<_>>(), &[*ann]).await.unwrap();
+        assert_eq!(gone, [[*ann].into(), [].into(), [].into()]);
+
+        // A tag that is her external id goes; what somebody wrote about a batch stays, and so does the next person's.
+        assert_eq!(scene.trace(&erasure).await, []);
+        let tag = async |id| {
+            let found = batches::read::find(db, &Grant::everything(), id).await.unwrap().unwrap();
+            found.batch.tag
+        };
+        let tags = (tag(batch).await, tag(other).await, tag(later).await);
+        assert_eq!(tags, (None, Some("the ann-7 folder".to_owned()), Some("ann-7".to_owned())));
+        assert_eq!(scene.job(job.id).await.job.tag.as_deref(), Some("ann-7"));
     })
     .await;
 }
@@ -381,7 +518,7 @@ async fn a_collection_is_hidden_at_once_and_goes_in_slices() {
         assert_ne!(replaced.id, *collection);
         assert_eq!(collections::list(db, &everything, None, 10).await.unwrap().len(), 2);
         assert!(read::find(db, &everything, job.id).await.unwrap().is_none());
-        while rows::slice(db, key, &erasure).await.unwrap() {}
+        rows::all_slices(db, key, &erasure).await.unwrap();
         for table in ["persons", "faces", "images", "embeddings", "crops", "jobs", "uploads", "cluster_queue"] {
             assert_eq!(scene.n(table).await, 0, "{table}");
         }

@@ -29,8 +29,28 @@ pub struct Traces {
     /// When their rows were gone: what begins afterwards cannot see them.
     gone_at: i64,
     ids: HashMap<Uuid, ErasureId>,
-    /// External ids, digests and places, by kind, with when they were to be erased: whatever comes later is another.
+    /// External ids and digests, by kind, with when they were to be erased: whatever comes later is another.
     texts: HashMap<(&'static str, String), (ErasureId, i64)>,
+    places: HashMap<String, Vec<Place>>,
+}
+
+/// Where a picture lay that is erased.
+#[derive(Clone, Debug)]
+struct Place {
+    /// What stood for its bytes there; other bytes may lie there since, or have lain before.
+    fingerprint: Option<String>,
+    erasure: ErasureId,
+    requested_at: i64,
+}
+
+/// A place as a term, with what stood for the picture's bytes there.
+pub(super) fn place_term(uri: &str, fingerprint: Option<&str>) -> String {
+    format!("{}\n{uri}", fingerprint.unwrap_or_default())
+}
+
+fn place_of_term(term: &str) -> (&str, Option<&str>) {
+    let (fingerprint, uri) = term.split_once('\n').unwrap_or(("", term));
+    (uri, Some(fingerprint).filter(|fingerprint| !fingerprint.is_empty()))
 }
 
 /// What a slice of jobs came to.
@@ -50,13 +70,14 @@ struct Row {
     state: JobState,
     /// When it, or its batch, was accepted.
     accepted_at: i64,
+    tag: Option<String>,
     args: String,
     result: Option<String>,
     problem: Option<String>,
 }
 
 const READ: &str =
-    "SELECT j.id, j.state, COALESCE(b.created_at, j.created_at) AS accepted_at, p.args, p.result, p.problem
+    "SELECT j.id, j.state, j.tag, COALESCE(b.created_at, j.created_at) AS accepted_at, p.args, p.result, p.problem
     FROM jobs j JOIN job_payloads p ON p.job_id = j.id LEFT JOIN batches b ON b.id = j.batch_id";
 
 impl Traces {
@@ -68,26 +89,31 @@ impl Traces {
             term: String,
         }
         let gone_at = now(&db.read).await?;
-        let mut traces = Self { collection, gone_at, ids: HashMap::new(), texts: HashMap::new() };
+        let mut traces =
+            Self { collection, gone_at, ids: HashMap::new(), texts: HashMap::new(), places: HashMap::new() };
         for erasure in erasures {
             traces.ids.extend(erasure.target.map(|id| (id, erasure.id)));
             let sql = "SELECT kind, term FROM erasure_terms WHERE erasure_id = $1
                 AND kind IN ('id', 'external_id', 'sha256', 'uri')";
             let terms = Row::find_by_statement(statement(&db.read, sql, [erasure.id.into()])).all(&db.read).await?;
             for Row { kind, term } in terms {
-                let text = [Term::ExternalId, Term::Sha256, Term::Uri].into_iter().find(|t| t.as_str() == kind);
-                match (text, term.parse()) {
-                    (Some(text), _) => {
-                        traces.texts.insert((text.as_str(), term), (erasure.id, erasure.requested_at));
-                    }
-                    (None, Ok(id)) => {
-                        traces.ids.insert(id, erasure.id);
-                    }
-                    (None, Err(_)) => {}
-                }
+                traces.add(erasure, &kind, term);
             }
         }
         Ok(traces)
+    }
+
+    fn add(&mut self, erasure: &Erasure, kind: &str, term: String) {
+        let (id, requested_at) = (erasure.id, erasure.requested_at);
+        if kind == Term::Uri.as_str() {
+            let (uri, fingerprint) = place_of_term(&term);
+            let place = Place { fingerprint: fingerprint.map(str::to_owned), erasure: id, requested_at };
+            self.places.entry(uri.to_owned()).or_default().push(place);
+        } else if let Some(text) = [Term::ExternalId, Term::Sha256].into_iter().find(|text| text.as_str() == kind) {
+            self.texts.insert((text.as_str(), term), (id, requested_at));
+        } else if let Ok(named) = term.parse() {
+            self.ids.insert(named, id);
+        }
     }
 
     /// Whether a job that began before still runs: what it found may name what is erased.
@@ -115,10 +141,10 @@ impl Traces {
     fn concerns(&self, row: &Row) -> bool {
         let texts = [Some(&row.args), row.result.as_ref(), row.problem.as_ref()];
         let has_id = texts.into_iter().flatten().any(|text| uuids(text).any(|id| self.ids.contains_key(&id)));
-        has_id || self.by_args(row).is_some()
+        has_id || self.by_tag(row.tag.as_deref(), row.accepted_at).is_some() || self.by_args(row).is_some()
     }
 
-    /// Which erasure the arguments of a job name, other than as one of many things.
+    /// Which erasure a job is about, by its arguments or by the image that it stored.
     fn by_args(&self, row: &Row) -> Option<ErasureId> {
         let text = |term: Term, text: &str| {
             let (erasure, requested_at) = self.texts.get(&(term.as_str(), text.to_owned()))?;
@@ -127,7 +153,7 @@ impl Traces {
         let id = |id: Uuid| self.ids.get(&id).copied();
         let of_image = |image: &ImageRef| match image {
             ImageRef::Upload(upload) => id(upload.upload_id.0).or_else(|| text(Term::Sha256, &upload.sha256)),
-            ImageRef::Reference { .. } | ImageRef::File { .. } => image.uri().and_then(|uri| text(Term::Uri, &uri)),
+            ImageRef::Reference { .. } | ImageRef::File { .. } => self.by_place(image, row.accepted_at),
         };
         let args: JobArgs = serde_json::from_str(&row.args).ok()?;
         let of_person = match &args {
@@ -138,7 +164,29 @@ impl Traces {
             }
             _ => None,
         };
-        of_person.or_else(|| args.images().into_iter().find_map(of_image))
+        of_person.or_else(|| args.images().into_iter().find_map(of_image)).or_else(|| self.by_stored_image(row))
+    }
+
+    /// Which erasure is of the picture that lay at a place when the job was accepted. Where the job does not say what was to lie
+    /// there, it is taken for what is known to.
+    fn by_place(&self, image: &ImageRef, accepted_at: i64) -> Option<ErasureId> {
+        let is_meant = |place: &&Place| {
+            let is_same = image.fingerprint().is_none_or(|theirs| place.fingerprint.as_deref() == Some(theirs));
+            is_same && accepted_at <= place.requested_at
+        };
+        self.places.get(&image.uri()?)?.iter().find(is_meant).map(|place| place.erasure)
+    }
+
+    fn by_stored_image(&self, row: &Row) -> Option<ErasureId> {
+        let result = row.result.as_deref().filter(|result| self.names(result))?;
+        let result: Json = serde_json::from_str(result).ok()?;
+        self.ids.get(&result["image_id"].as_str()?.parse().ok()?).copied()
+    }
+
+    /// Which erased person's external id a tag is. Later ones are another's.
+    fn by_tag(&self, tag: Option<&str>, accepted_at: i64) -> Option<ErasureId> {
+        let (erasure, requested_at) = self.texts.get(&(Term::ExternalId.as_str(), tag?.to_owned()))?;
+        (accepted_at <= *requested_at).then_some(*erasure)
     }
 
     async fn clean_all(&self, db: &Db, jobs: &[JobId]) -> Result<Slice, DbErr> {
@@ -174,6 +222,10 @@ impl Traces {
         slice: &mut Slice,
     ) -> Result<Option<ErasureId>, DbErr> {
         let by_args = self.by_args(row);
+        let by_tag = self.by_tag(row.tag.as_deref(), row.accepted_at);
+        if by_tag.is_some() {
+            execute(txn, "UPDATE jobs SET tag = NULL, version = version + 1 WHERE id = $1", [row.id.into()]).await?;
+        }
         match row.state {
             JobState::Running if by_args.is_some() || self.names(&row.args) => {
                 slice.running.push(row.id);
@@ -182,9 +234,9 @@ impl Traces {
                         WHERE id = $1 AND NOT cancel_requested";
                     execute(txn, sql, [row.id.into()]).await?;
                 }
-                Ok(None)
+                Ok(by_tag)
             }
-            JobState::Running => Ok(None),
+            JobState::Running => Ok(by_tag),
             JobState::Queued if by_args.is_some() => {
                 // First, so that the event of its end has no tag.
                 empty(txn, row.id).await?;
@@ -196,7 +248,7 @@ impl Traces {
                 empty(txn, row.id).await?;
                 Ok(by_args)
             }
-            _ => self.clean_payload(txn, row).await,
+            _ => Ok(self.clean_payload(txn, row).await?.or(by_tag)),
         }
     }
 
@@ -287,7 +339,7 @@ impl Traces {
         let mut of: BTreeMap<ErasureId, Vec<WebhookEventId>> = BTreeMap::new();
         for event in &events {
             let by_id = uuids(&event.body).find_map(|id| self.ids.get(&id).copied());
-            if let Some(erasure) = by_id.or_else(|| self.by_tag(&event.body, event.created_at)) {
+            if let Some(erasure) = by_id.or_else(|| self.by_tag_of(&event.body, event.created_at)) {
                 of.entry(erasure).or_default().push(event.id);
             }
         }
@@ -302,11 +354,27 @@ impl Traces {
     }
 
     /// Which erasure the tag in an event's body names. Events of later have none of a job that was discarded.
-    fn by_tag(&self, body: &str, created_at: i64) -> Option<ErasureId> {
+    fn by_tag_of(&self, body: &str, created_at: i64) -> Option<ErasureId> {
         let body: Json = serde_json::from_str(body).ok()?;
-        let tag = body["data"]["tag"].as_str()?;
-        let (erasure, requested_at) = self.texts.get(&(Term::ExternalId.as_str(), tag.to_owned()))?;
-        (created_at <= *requested_at).then_some(*erasure)
+        self.by_tag(body["data"]["tag"].as_str(), created_at)
+    }
+
+    /// Takes external ids away that are tags of batches and reprocess runs; jobs that these make from now on have none.
+    pub async fn tags(&self, db: &Db) -> Result<(), DbErr> {
+        for ((kind, external_id), (_, requested_at)) in &self.texts {
+            if *kind != Term::ExternalId.as_str() {
+                continue;
+            }
+            for table in ["batches", "reprocess_runs"] {
+                let sql = format!(
+                    "UPDATE {table} SET tag = NULL, version = version + 1
+                     WHERE collection_id = $1 AND tag = $2 AND created_at <= $3"
+                );
+                let values = [self.collection.into(), external_id.as_str().into(), (*requested_at).into()];
+                execute(&db.write, &sql, values).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the ids out of what else waits: requests for rematches, and entries of the clusters' queue, which still say

@@ -73,9 +73,11 @@ pub(in crate::db) async fn transition(
         Some(Delta { batch: m.batch_id?, from: Some(from), to: Some(to), code })
     });
     deltas::append(txn, of_batches).await?;
+    let has_begun = |m: &&Moved| m.kind == JobKind::Rematch && m.started_at.is_some();
+    let ended: Vec<&Moved> = moved.iter().filter(|_| to.is_terminal()).filter(has_begun).collect();
+    rematches::forget_progress(txn, &ended.iter().map(|rematch| rematch.id).collect::<Vec<_>>()).await?;
     if matches!(to, JobState::Failed | JobState::Cancelled) {
-        let has_begun = |m: &&Moved| m.kind == JobKind::Rematch && m.started_at.is_some();
-        for rematch in moved.iter().filter(has_begun) {
+        for rematch in ended {
             rematches::request_again(txn, rematch.collection_id).await?;
         }
     }

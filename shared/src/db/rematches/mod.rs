@@ -17,10 +17,10 @@ use super::embeddings::StoredVector;
 use super::entity::{collection, job};
 use super::jobs::submit::{NewJob, Submitted, submit};
 use super::rows::{self, Column, Rows};
-use super::{Db, collections, count, execute, micros, persons, statement};
+use super::{Db, collections, count, execute, is_postgres, micros, persons, placeholders, statement};
 use crate::access::Grant;
 use crate::embedding::Embedding;
-use crate::ids::{CollectionId, FaceId, PersonId};
+use crate::ids::{CollectionId, FaceId, JobId, PersonId};
 use crate::job::{JobArgs, RematchScope};
 
 /// A request waits this long: a job that looked its faces up before the change has stored them by then.
@@ -54,6 +54,17 @@ pub async fn request(
 pub(super) async fn request_again(txn: &impl ConnectionTrait, collection: CollectionId) -> Result<(), DbErr> {
     let sql = "INSERT INTO rematch_requests (collection_id, requested_at) VALUES ($1, {now} + $2)";
     execute(txn, sql, [collection.into(), micros(AGAIN_AFTER).into()]).await?;
+    Ok(())
+}
+
+/// Has jobs that have ended forget how far they were: nobody asks, and whom they began with may be erased.
+pub(super) async fn forget_progress(txn: &impl ConnectionTrait, jobs: &[JobId]) -> Result<(), DbErr> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let rest = if is_postgres(txn) { "(args::jsonb - 'progress')::text" } else { "json_remove(args, '$.progress')" };
+    let sql = format!("UPDATE job_payloads SET args = {rest} WHERE job_id IN ({})", placeholders(1, jobs.len()));
+    execute(txn, &sql, jobs.iter().map(|job| Value::from(*job))).await?;
     Ok(())
 }
 

@@ -6,11 +6,11 @@ use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::faces_by_hand::{FaceChange, PersonChange, change};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
-use crate::db::jobs::settle;
+use crate::db::jobs::{read, settle};
 use crate::face_index::contract::PIPELINES;
 use crate::face_index::pgvector::create_partition;
 use crate::ids::{ClaimId, JobId};
-use crate::job::{FaceBox, JobKind, PersonRef};
+use crate::job::{FaceBox, JobKind, PersonRef, RematchProgress};
 
 /// A collection with a person and faces of no person.
 struct Scene {
@@ -172,6 +172,10 @@ async fn one_job_at_a_time_does_it() {
     }
 }
 
+async fn args_of(db: &Db, job: JobId) -> Option<JobArgs> {
+    read::find(db, &Grant::everything(), job).await.unwrap().unwrap().args
+}
+
 #[tokio::test]
 async fn what_a_job_took_is_asked_for_again_when_it_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
@@ -191,10 +195,15 @@ async fn what_a_job_took_is_asked_for_again_when_it_is_given_up() {
             assert_eq!(take_requests(&db.write, collection, true).await.unwrap(), Some(RematchScope::All));
             let txn = db.begin().await.unwrap();
             if is_cancelled {
-                let args = JobArgs::Rematch { all: true, progress: None };
+                let scope = RematchScope::Touched { faces: scene.faces.clone(), persons: vec![scene.person] };
+                let progress = RematchProgress { scope, after: None, faces: 0, assigned: 0, unassigned: 0 };
+                let args = JobArgs::Rematch { all: true, progress: Some(progress) };
                 assert!(settle::go_on(&txn, claimed.id, job.id, &args).await.unwrap());
                 txn.commit().await.unwrap();
+                assert_eq!(args_of(&db, job.id).await, Some(args));
                 settle::cancel(&db, &Grant::everything(), job.id).await.unwrap();
+                let forgotten = JobArgs::Rematch { all: true, progress: None };
+                assert_eq!(args_of(&db, job.id).await, Some(forgotten), "whom it began with is nobody's business");
             } else {
                 let why = settle::Outcome::Failed(crate::job::Problem::new("attempts_exhausted", "a test"));
                 assert!(settle::finish(&txn, claimed.id, job.id, &why).await.unwrap());

@@ -10,11 +10,13 @@ use super::export::ExportedImage;
 use super::images::StoredImage;
 use super::persons::{Persons, person_of, substitute, taken};
 use crate::db::entity::face::{self, AssignedBy};
+use crate::db::erasures::places;
 use crate::db::faces::{self, Origin, PlacedFace, SAME_FACE_IOU, iou};
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{embeddings, execute};
 use crate::ids::{CollectionId, FaceId, ImageId};
-use crate::transfer::{FaceLine, GeometryLine, Vector};
+use crate::job::FaceBox;
+use crate::transfer::{Counts, FaceLine, GeometryLine, Vector};
 
 /// A face of the file, and what it is here.
 pub(super) struct Placed<'a> {
@@ -62,6 +64,28 @@ pub(super) async fn place_faces<'a>(
     let mut seen = HashSet::new();
     placed.retain(|face| seen.insert(face.id) && (face.known.is_some() || !used.contains(&face.id.0)));
     Ok(placed)
+}
+
+/// Takes out those new faces that lie where a face of their picture was erased since `begun_at`; says what they have.
+pub(super) async fn take_erased(
+    txn: &impl ConnectionTrait,
+    faces: &mut Vec<Placed<'_>>,
+    begun_at: i64,
+) -> Result<Counts, DbErr> {
+    let images: Vec<ImageId> = faces.iter().filter(|face| face.known.is_none()).map(|face| face.image).collect();
+    let places = places::since(txn, &images, begun_at).await?;
+    let mut erased = Counts::default();
+    faces.retain(|face| {
+        let lies_there =
+            |place: &FaceBox| face.line.geometry.values().any(|seen| places::is_same(place, &seen.face_box));
+        let is_erased = face.known.is_none() && places.get(&face.image).is_some_and(|of| of.iter().any(lies_there));
+        if is_erased {
+            erased.faces += 1;
+            erased.vectors += face.line.vectors.len() as u64;
+        }
+        !is_erased
+    });
+    Ok(erased)
 }
 
 /// The face that lies at the line's place by the same detector or another.

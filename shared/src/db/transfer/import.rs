@@ -5,76 +5,74 @@ use sea_orm::prelude::*;
 use sea_orm::{DatabaseTransaction, SqlErr};
 
 use super::clusters::{cluster, separate};
+use super::erased::{persons_of, write_others};
 use super::export::ExportedImage;
-use super::faces::{assign_known, insert_faces, insert_geometry, insert_vectors, place_faces, reject};
+use super::faces::{assign_known, insert_faces, insert_geometry, insert_vectors, place_faces, reject, take_erased};
 use super::images::{write_images, write_places};
-use super::persons::{self, resolve_and_hold};
-use crate::db::erasures::fence::has_erased_since;
+use super::persons::resolve_and_hold;
 use crate::db::reprocess::pending;
 use crate::db::{Db, clusters, rematches, through_deadlocks};
 use crate::ids::CollectionId;
-use crate::transfer::{Counts, FaceLine, MergeLine, PersonKey, PersonLine};
+use crate::secret_key::SecretKey;
+use crate::transfer::{Counts, MergeLine, PersonLine};
 
 /// Tries of a transaction of which another import takes an id between the look for it and the write.
 const TRIES: u32 = 5;
 
-/// Why an import cannot go on.
-const ERASED: &str = "something of the collection was erased since the import began";
-
-/// Whether the file may bring back what was erased since the import began.
-pub fn is_erased(error: &DbErr) -> bool {
-    matches!(error, DbErr::Custom(text) if text == ERASED)
+/// Where a file goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The collection.
+    pub collection: CollectionId,
+    /// When the import began, by the database's clock.
+    pub begun_at: i64,
+    /// By which it is known again what was erased since.
+    pub key: &'a SecretKey,
 }
 
-/// Ends a transaction of an import, unless something of the collection was erased since it began: the file may have it. Asked
-/// last: an erasure that is not seen here waits for what this transaction holds.
-async fn commit(txn: DatabaseTransaction, collection: CollectionId, begun_at: i64) -> Result<(), DbErr> {
-    if has_erased_since(&txn, collection, begun_at).await? {
-        return Err(DbErr::Custom(ERASED.to_owned()));
+/// What became of lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// What was new.
+    pub added: Counts,
+    /// What was left out, since it was erased after the import began.
+    pub erased: Counts,
+}
+
+impl Imported {
+    pub(super) fn added(added: Counts) -> Self {
+        Self { added, ..Self::default() }
     }
-    txn.commit().await
 }
 
-/// Adds persons; counts those that are new. The import has begun at `begun_at`, by the database's clock.
-pub async fn add_persons(
-    db: &Db,
-    (collection, begun_at): (CollectionId, i64),
-    lines: &[PersonLine],
-) -> Result<Counts, DbErr> {
-    through_deadlocks(|| async {
-        let txn = db.begin().await?;
-        let persons = persons::write(&txn, collection, lines).await?;
-        commit(txn, collection, begun_at).await?;
-        Ok(Counts { persons, ..Counts::default() })
-    })
-    .await
+impl std::ops::AddAssign for Imported {
+    fn add_assign(&mut self, more: Self) {
+        self.added += more.added;
+        self.erased += more.erased;
+    }
 }
 
-/// Adds who was merged into whom; the persons must be there. Counts those that are new.
-pub async fn add_merges(
-    db: &Db,
-    (collection, begun_at): (CollectionId, i64),
-    lines: &[MergeLine],
-) -> Result<Counts, DbErr> {
-    through_deadlocks(|| async {
-        let txn = db.begin().await?;
-        let merges = persons::write_merges(&txn, collection, lines).await?;
-        commit(txn, collection, begun_at).await?;
-        Ok(Counts { merges, ..Counts::default() })
-    })
-    .await
+/// Adds persons.
+pub async fn add_persons(db: &Db, target: Target<'_>, lines: &[PersonLine]) -> Result<Imported, DbErr> {
+    through_deadlocks(|| write_others(db, target, lines, false)).await
 }
 
-/// Adds pictures with their places and faces; the persons must be there. Counts what is new. Has faces matched again where it
-/// adds or names any.
+/// Adds who was merged into whom; the persons must be there.
+pub async fn add_merges(db: &Db, target: Target<'_>, lines: &[MergeLine]) -> Result<Imported, DbErr> {
+    through_deadlocks(|| write_others(db, target, lines, false)).await
+}
+
+/// Adds pictures with their places and faces; the persons must be there. Has faces matched again where it adds or names any.
+/// Where the first picture `goes_on`, a part of it was written before.
 pub async fn add_images(
     db: &Db,
-    (collection, begun_at): (CollectionId, i64),
+    target: Target<'_>,
     lines: &[ExportedImage],
-) -> Result<Counts, DbErr> {
+    goes_on: bool,
+) -> Result<Imported, DbErr> {
     let mut tries = 1;
     loop {
-        match through_deadlocks(|| add_images_once(db, (collection, begun_at), lines)).await {
+        match through_deadlocks(|| write_others(db, target, lines, goes_on)).await {
             Err(error) if is_taken(&error) && tries < TRIES => tries += 1,
             done => return done,
         }
@@ -85,38 +83,33 @@ fn is_taken(error: &DbErr) -> bool {
     matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)))
 }
 
-async fn add_images_once(
-    db: &Db,
-    (collection, begun_at): (CollectionId, i64),
+pub(super) async fn write_pictures(
+    txn: &DatabaseTransaction,
+    Target { collection, begun_at, .. }: Target<'_>,
     lines: &[ExportedImage],
-) -> Result<Counts, DbErr> {
-    let txn = db.begin().await?;
+) -> Result<Imported, DbErr> {
     let all_faces = || lines.iter().flat_map(|(_, _, faces)| faces);
     if all_faces().any(|face| face.cluster.is_some()) {
-        clusters::move_on(&txn, collection).await?;
+        clusters::move_on(txn, collection).await?;
     }
-    let ids = write_images(&txn, collection, lines).await?;
-    let persons = resolve_and_hold(&txn, collection, all_faces().flat_map(persons_of)).await?;
-    let mut counts = Counts { images: ids.iter().filter(|image| image.is_new).count() as u64, ..Counts::default() };
-    counts.places = write_places(&txn, collection, lines, &ids).await?;
-    let faces = place_faces(&txn, collection, lines, &ids).await?;
-    counts.faces = insert_faces(&txn, collection, &faces, &persons).await?;
-    insert_geometry(&txn, &faces).await?;
-    counts.vectors = insert_vectors(&txn, collection, &faces).await?;
+    let ids = write_images(txn, collection, lines).await?;
+    let persons = resolve_and_hold(txn, collection, all_faces().flat_map(persons_of)).await?;
+    let mut added = Counts { images: ids.iter().filter(|image| image.is_new).count() as u64, ..Counts::default() };
+    added.places = write_places(txn, collection, lines, &ids).await?;
+    let mut faces = place_faces(txn, collection, lines, &ids).await?;
+    let erased = take_erased(txn, &mut faces, begun_at).await?;
+    added.faces = insert_faces(txn, collection, &faces, &persons).await?;
+    insert_geometry(txn, &faces).await?;
+    added.vectors = insert_vectors(txn, collection, &faces).await?;
     let images: Vec<_> = ids.iter().map(|stored| stored.id).collect();
-    pending::note(&txn, collection, None, &images).await?;
-    let assigned = assign_known(&txn, &faces, &persons).await?;
-    reject(&txn, &faces, &persons).await?;
-    separate(&txn, collection, &faces).await?;
-    cluster(&txn, collection, &faces, &persons).await?;
+    pending::note(txn, collection, None, &images).await?;
+    let assigned = assign_known(txn, &faces, &persons).await?;
+    reject(txn, &faces, &persons).await?;
+    separate(txn, collection, &faces).await?;
+    cluster(txn, collection, &faces, &persons).await?;
     // Here and not at the file's end: a file that breaks off leaves templates, too.
-    if counts.faces + counts.vectors + assigned > 0 {
-        rematches::request(&txn, collection, None, None).await?;
+    if added.faces + added.vectors + assigned > 0 {
+        rematches::request(txn, collection, None, None).await?;
     }
-    commit(txn, collection, begun_at).await?;
-    Ok(counts)
-}
-
-fn persons_of(face: &FaceLine) -> impl Iterator<Item = &PersonKey> {
-    face.person.iter().chain(&face.not).chain(face.cluster.iter().flat_map(|cluster| &cluster.person))
+    Ok(Imported { added, erased })
 }

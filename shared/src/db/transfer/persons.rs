@@ -177,8 +177,7 @@ pub(super) async fn write_merges(
     collection: CollectionId,
     lines: &[MergeLine],
 ) -> Result<u64, DbErr> {
-    let gone = |line: &MergeLine| PersonKey { id: line.id, external_id: line.external_id.clone() };
-    let gone: Vec<PersonKey> = lines.iter().map(gone).collect();
+    let gone: Vec<PersonKey> = lines.iter().map(MergeLine::key).collect();
     let known = resolve(txn, collection, &gone).await?;
     let into = resolve_and_hold(txn, collection, lines.iter().map(|line| &line.into)).await?;
     let ids = || lines.iter().map(|line| line.id.0);

@@ -3,12 +3,12 @@
 use sea_orm::DatabaseTransaction;
 
 use super::export::{ExportedImage, Page, Snapshot};
-use super::import;
+use super::import::{self, Imported, Target};
 use crate::db::clusters::{edits, pass};
 use crate::db::collections::{self, CollectionSettings};
 use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::images::{self, ImageSource};
-use crate::db::{Db, count, is_postgres, merges, persons, rejections};
+use crate::db::{Db, count, erasures, is_postgres, merges, persons, rejections};
 use crate::embedding::Embedding;
 use crate::face_index::contract::PIPELINES;
 use crate::face_index::pgvector::create_partition;
@@ -64,10 +64,18 @@ async fn export(db: &Db, collection: CollectionId) -> Whole {
 
 async fn add(db: &Db, collection: CollectionId, whole: &Whole) -> Counts {
     let begun_at = crate::db::now(&db.read).await.unwrap();
-    let persons = import::add_persons(db, (collection, begun_at), &whole.persons).await.unwrap();
-    let merges = import::add_merges(db, (collection, begun_at), &whole.merges).await.unwrap();
-    let images = import::add_images(db, (collection, begun_at), &whole.images).await.unwrap();
-    Counts { persons: persons.persons, merges: merges.merges, ..images }
+    let Imported { added, erased } = add_begun_at(db, (collection, begun_at), whole).await;
+    assert_eq!(erased, Counts::default());
+    added
+}
+
+async fn add_begun_at(db: &Db, (collection, begun_at): (CollectionId, i64), whole: &Whole) -> Imported {
+    let key = &crate::testing::secret_key(1);
+    let target = Target { collection, begun_at, key };
+    let mut done = import::add_persons(db, target, &whole.persons).await.unwrap();
+    done += import::add_merges(db, target, &whole.merges).await.unwrap();
+    done += import::add_images(db, target, &whole.images, false).await.unwrap();
+    done
 }
 
 async fn face(db: &Db, collection: CollectionId, n: u8, person: Option<(PersonId, AssignedBy)>) -> FaceId {
@@ -194,6 +202,47 @@ async fn an_import_makes_what_was_exported() {
         for (db, name) in [(to, empty), (from, c), (from, beside)] {
             assert!(collections::delete(db, name).await.unwrap());
         }
+    }
+}
+
+#[tokio::test]
+async fn what_was_erased_since_an_import_began_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in databases(folder.path()).await {
+        let c = scene(&db).await;
+        let key = &crate::testing::secret_key(1);
+        let mut exported = export(&db, c).await;
+        let begun_at = crate::db::now(&db.read).await.unwrap();
+        let (ann, carl) = (exported.persons[0].id, exported.persons.iter().find(|p| p.name.is_some()).unwrap().id);
+        assert_eq!(exported.persons[0].external_id.as_deref(), Some("ann"));
+        // A face of a picture that stays, and is in the file by another id; Ann; a picture as a whole; Carl with a cluster.
+        let face = std::mem::replace(&mut exported.images[3].2[0].id, FaceId::new());
+        let of = |n: usize| &exported.images[n - 1];
+        let erase_face = erasures::request::face(&db, key, c, face).await.unwrap().unwrap();
+        erasures::request::person(&db, key, (c, ann), false).await.unwrap().unwrap();
+        erasures::request::image(&db, key, c, of(3).0.id).await.unwrap().unwrap();
+        erasures::request::person(&db, key, (c, carl), false).await.unwrap().unwrap();
+        assert_eq!(erase_face.images, 0, "it lies in a library");
+        let left = export(&db, c).await;
+        let done = add_begun_at(&db, (c, begun_at), &exported).await;
+        // With the faces of pictures that were sent go these; the file does not know that they lie in a library too.
+        let erased = Counts { persons: 2, merges: 1, images: 3, places: 3, faces: 6, vectors: 6 };
+        assert_eq!(done, Imported { added: Counts::default(), erased });
+        assert_eq!(export(&db, c).await, left);
+
+        // The same file sent afterwards is meant: it has all of them.
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        assert_eq!(add(&db, c, &exported).await.persons, 2);
+        assert!(persons::find_by_external_id(&db.read, c, "ann").await.unwrap().is_some());
+        // What was erased since does not stop another file, or the rest of a picture of which a part was written.
+        let begun_at = crate::db::now(&db.read).await.unwrap();
+        erasures::request::image(&db, key, c, of(6).0.id).await.unwrap().unwrap();
+        let target = Target { collection: c, begun_at, key };
+        let persons = import::add_persons(&db, target, &exported.persons).await.unwrap();
+        assert_eq!(persons.erased, Counts::default());
+        let rest = import::add_images(&db, target, &exported.images[5..], true).await.unwrap();
+        assert_eq!(rest.erased, Counts { places: 1, faces: 1, vectors: 1, ..Counts::default() });
+        assert!(collections::delete(&db, c).await.unwrap());
     }
 }
 

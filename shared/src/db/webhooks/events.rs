@@ -13,6 +13,7 @@ use serde_json::{Value as Json, json};
 use super::endpoints;
 use crate::db::entity::batch;
 use crate::db::entity::reprocess_run::Model as Run;
+use crate::db::erasures::Erasure;
 use crate::db::jobs::settle::Outcome;
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{count, execute, is_postgres, now, placeholders, statement};
@@ -208,6 +209,22 @@ async fn of_run(txn: &impl ConnectionTrait, run: &Run, kind: EventType, pipeline
         data: joined(&data, json!({})),
     };
     write(txn, &listeners, vec![event], now(txn).await?).await
+}
+
+/// Tells that nothing is left of what was erased, by its receipt: not who or what it was. Of a collection, and of what was in
+/// one that is gone, whoever may see all is told.
+pub(in crate::db) async fn erasure_completed(txn: &impl ConnectionTrait, done: &Erasure) -> Result<(), DbErr> {
+    let listeners = listeners(txn, done.collection_id).await?;
+    let data = json!({ "erasure_id": done.id, "collection_id": done.collection_id, "subject": done.subject });
+    let event = Event {
+        kind: EventType::ErasureCompleted,
+        collection: done.collection_id,
+        job: None,
+        batch: None,
+        only: None,
+        data: joined(&data, json!({})),
+    };
+    write(txn, &listeners, vec![event], done.finished_at.unwrap_or_default()).await
 }
 
 /// Tells the other endpoints that one cannot be told: for the fourth time in a row, or because it was disabled.

@@ -17,7 +17,7 @@ use crate::db::jobs::claims::{self, Wanted};
 use crate::db::jobs::recovery::recover_all;
 use crate::db::jobs::settle::{self, Outcome};
 use crate::db::jobs::submit::{NewJob, Submitted, submit};
-use crate::db::{Db, collections, count, execute, statement};
+use crate::db::{Db, collections, count, erasures, execute, persons, statement};
 use crate::ids::{ClaimId, CollectionId, JobId, WebhookEndpointId};
 use crate::job::{ImageRef, JobArgs, JobKind, Problem};
 use crate::testing::{databases, secret_key};
@@ -48,6 +48,7 @@ on_both!(
     only_who_wants_to_know_is_told,
     nobody_listens_nothing_is_written,
     a_batch_is_told_once_a_round,
+    an_erasure_is_told_by_its_receipt,
     claims_are_bounded_and_fenced,
     lost_claims_are_told_again,
     what_was_written_while_it_was_disabled_is_dropped,
@@ -284,6 +285,36 @@ mod scenes {
         control::reopen_slice(db, id).await.unwrap();
         control::finish(db).await.unwrap();
         assert_eq!(bodies(db).await[1]["data"]["round"], 2);
+    }
+
+    pub(super) async fn an_erasure_is_told_by_its_receipt(db: &Db) {
+        let (c, d) = (collection(db, "c").await, collection(db, "d").await);
+        let all = endpoint(db, &[EventType::ErasureCompleted], None).await;
+        let of_c = endpoint(db, &[], Some(vec![c])).await;
+        let of_d = endpoint(db, &[], Some(vec![d])).await;
+        let key = secret_key(1);
+        let person =
+            persons::create(db, c, Some("ann".to_owned()), Some("Ann".to_owned()), None).await.unwrap().unwrap();
+        let erased = erasures::request::person(db, &key, (c, person.id), false).await.unwrap().unwrap();
+        for _ in 0..2 {
+            erasures::finish(db, erased.id).await.unwrap();
+        }
+        let told = bodies(db).await;
+        assert_eq!(told.len(), 1, "once, however often it is ended");
+        assert_eq!(told[0]["type"], "erasure.completed");
+        let data = json!({ "erasure_id": erased.id, "collection_id": c, "subject": "person" });
+        assert_eq!(told[0]["data"], data, "and nothing else");
+        assert_eq!(deliveries_of(db, all).await.len(), 1);
+        assert_eq!((deliveries_of(db, of_c).await.len(), deliveries_of(db, of_d).await.len()), (1, 0));
+
+        let erased = erasures::request::collection(db, &key, c, false).await.unwrap().unwrap();
+        erasures::rows::all_slices(db, &key, &erased).await.unwrap();
+        erasures::finish(db, erased.id).await.unwrap();
+        let told = bodies(db).await.pop().unwrap();
+        let data = json!({ "erasure_id": erased.id, "subject": "collection" });
+        assert_eq!(told["data"], data, "not even which");
+        assert_eq!(deliveries_of(db, all).await.len(), 2);
+        assert_eq!((deliveries_of(db, of_c).await.len(), deliveries_of(db, of_d).await.len()), (1, 0));
     }
 
     pub(super) async fn claims_are_bounded_and_fenced(db: &Db) {

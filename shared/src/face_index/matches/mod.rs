@@ -8,20 +8,22 @@ mod tests;
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::ConnectionTrait;
 
-use super::Hit;
+use super::{FaceIndexError, Hit};
 use crate::catalogue::Calibration;
 use crate::db::templates;
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
-use crate::template::{MEAN_GAIN, Template};
+use crate::template::{MEAN_GAIN, NEWEST, Template};
 
 /// So many more persons are asked for than are wanted: some may overtake those before them. Of strangers, at most one in some ten
 /// searches is as near to the threshold as that takes.
 const MORE: usize = 4;
 /// Persons whose faces are read at a time: at most a few megabytes.
 const PERSONS: usize = 128;
+/// So many comparisons, a millisecond of them, take less time than to have another thread do them.
+const FEW_COMPARISONS: usize = 2_000;
 
 /// A person near a face.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,32 +48,63 @@ pub fn candidates(k: usize) -> usize {
 pub async fn judged(
     conn: &impl ConnectionTrait,
     pipeline: &str,
-    queries: &[Embedding],
+    queries: Vec<Embedding>,
     hits: Vec<Vec<Hit>>,
     (calibration, floor): (Option<&Calibration>, f32),
-) -> Result<Vec<Vec<Match>>, DbErr> {
-    let mut found: Vec<Vec<Match>> = hits.into_iter().map(|hits| hits.into_iter().map(Match::of).collect()).collect();
+) -> Result<Vec<Vec<Match>>, FaceIndexError> {
+    let found: Vec<Vec<Match>> = hits.into_iter().map(|hits| hits.into_iter().map(Match::of).collect()).collect();
     // Without it nothing says how alike two strangers are.
     let Some(calibration) = calibration else { return Ok(found) };
-    let is_near = |found: &Match| found.score + MEAN_GAIN >= floor;
-    let near: BTreeSet<(PersonId, FaceId)> =
-        found.iter().flatten().filter(|found| is_near(found)).map(|found| (found.person, found.face)).collect();
+    let mut judging = Judging { queries, found, calibration: calibration.clone(), floor };
+    let near: BTreeSet<(PersonId, FaceId)> = judging.near().map(|found| (found.person, found.face)).collect();
     let persons = Vec::from_iter(near.iter().map(|(person, _)| *person).collect::<BTreeSet<_>>());
     for some in persons.chunks(PERSONS) {
         let faces: Vec<_> = near.iter().filter(|(person, _)| some.binary_search(person).is_ok()).copied().collect();
         let read = templates::newest(conn, pipeline, &faces).await?;
-        let made = read.into_iter().filter_map(|(person, faces)| Some((person, Template::of(faces, calibration)?)));
-        let templates: HashMap<PersonId, Template> = made.collect();
-        for (query, found) in queries.iter().zip(&mut found) {
-            let near = found.iter_mut().filter(|found| is_near(found));
-            near.for_each(|found| found.judge(query, templates.get(&found.person)));
-        }
+        let is_short = judging.comparisons(&read) <= FEW_COMPARISONS;
+        let judge = move || judging.by(read);
+        judging = if is_short { judge() } else { tokio::task::spawn_blocking(judge).await? };
     }
-    for found in &mut found {
+    for found in &mut judging.found {
         found.sort_by(Match::order);
     }
-    Ok(found)
+    Ok(judging.found)
 }
+
+/// What was found, while it is judged.
+struct Judging {
+    queries: Vec<Embedding>,
+    found: Vec<Vec<Match>>,
+    calibration: Calibration,
+    floor: f32,
+}
+
+impl Judging {
+    fn near(&self) -> impl Iterator<Item = &Match> {
+        self.found.iter().flatten().filter(|found| found.is_near(self.floor))
+    }
+
+    /// How many vectors are compared at most.
+    fn comparisons(&self, read: &Templates) -> usize {
+        let templates = read.values().map(|faces| faces.len() * faces.len().min(NEWEST)).sum::<usize>();
+        templates + self.near().filter_map(|found| read.get(&found.person)).map(Vec::len).sum::<usize>()
+    }
+
+    /// By what was read of some persons.
+    fn by(mut self, read: Templates) -> Self {
+        let made =
+            read.into_iter().filter_map(|(person, faces)| Some((person, Template::of(faces, &self.calibration)?)));
+        let templates: HashMap<PersonId, Template> = made.collect();
+        for (query, found) in self.queries.iter().zip(&mut self.found) {
+            let near = found.iter_mut().filter(|found| found.is_near(self.floor));
+            near.for_each(|found| found.judge(query, templates.get(&found.person)));
+        }
+        self
+    }
+}
+
+/// Faces of persons.
+type Templates = HashMap<PersonId, Vec<(FaceId, Embedding)>>;
 
 /// The nearest of a person's faces, as an index would find it.
 pub fn nearest(query: &Embedding, person: PersonId, faces: &[(FaceId, Embedding)]) -> Option<Hit> {
@@ -91,6 +124,11 @@ impl Match {
             let (score, face, face_score) = (likeness.score, likeness.face, likeness.face_score);
             *self = Self { person: self.person, score, face, face_score };
         }
+    }
+
+    /// Whether the person's other faces may lift it to there.
+    fn is_near(&self, floor: f32) -> bool {
+        self.score + MEAN_GAIN >= floor
     }
 
     /// Best first.

@@ -66,10 +66,10 @@ impl Scene {
     }
 
     async fn found(&self, query: &Embedding, k: usize, floor: f32) -> Vec<Match> {
-        let queries = [query.clone()];
-        let hits = self.index.search(&self.gallery, queries.to_vec(), candidates(k)).await.unwrap().hits;
+        let queries = vec![query.clone()];
+        let hits = self.index.search(&self.gallery, queries.clone(), candidates(k)).await.unwrap().hits;
         let by = (Some(&calibration()), floor);
-        judged(&self.db.read, &self.gallery.pipeline, &queries, hits, by).await.unwrap().remove(0)
+        judged(&self.db.read, &self.gallery.pipeline, queries, hits, by).await.unwrap().remove(0)
     }
 
     /// What all faces of all persons say.
@@ -163,7 +163,7 @@ async fn whoever_cannot_reach_the_floor_is_not_looked_at() {
         assert!(scene.found(&centre, 1, single.score + MEAN_GAIN - 1e-3).await[0].score > single.score);
         let hits = vec![vec![Hit { person: single.person, face: single.face, score: single.face_score }]];
         let pipeline = &scene.gallery.pipeline;
-        let uncalibrated = judged(&scene.db.read, pipeline, std::slice::from_ref(&centre), hits, (None, -1.0)).await;
+        let uncalibrated = judged(&scene.db.read, pipeline, vec![centre], hits, (None, -1.0)).await;
         assert_eq!(uncalibrated.unwrap(), [[single]], "nothing says how alike strangers are");
     }
 }
