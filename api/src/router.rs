@@ -124,18 +124,18 @@ fn keyed() -> OpenApiRouter<AppState> {
 /// Runs that give collections another pipeline.
 fn reprocessing() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
-        .routes(routes!(reprocess::create))
-        .routes(routes!(reprocess::list))
-        .routes(routes!(reprocess::get))
-        .routes(routes!(reprocess::differences))
+        .routes(routes!(reprocess::plan::create))
+        .routes(routes!(reprocess::run::list))
+        .routes(routes!(reprocess::run::get))
+        .routes(routes!(reprocess::run::differences))
         .routes(routes!(comparisons::create, comparisons::get))
-        .routes(routes!(reprocess::pause))
-        .routes(routes!(reprocess::resume))
-        .routes(routes!(reprocess::retry))
-        .routes(routes!(reprocess::activate))
-        .routes(routes!(reprocess::rollback))
-        .routes(routes!(reprocess::cancel))
-        .routes(routes!(reprocess::prune))
+        .routes(routes!(reprocess::wishes::pause))
+        .routes(routes!(reprocess::wishes::resume))
+        .routes(routes!(reprocess::wishes::retry))
+        .routes(routes!(reprocess::wishes::activate))
+        .routes(routes!(reprocess::wishes::rollback))
+        .routes(routes!(reprocess::wishes::cancel))
+        .routes(routes!(reprocess::wishes::prune))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod m20261126_000020_calibrations;
 mod m20261126_000021_erasures;
 mod m20261126_000022_models;
 mod m20261126_000023_person_templates;
+mod m20261126_000024_reprocess_requests;
 mod statements;
 
 /// All migrations in order.
@@ -60,6 +61,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000021_erasures::Migration),
             Box::new(m20261126_000022_models::Migration),
             Box::new(m20261126_000023_person_templates::Migration),
+            Box::new(m20261126_000024_reprocess_requests::Migration),
         ]
     }
 }

@@ -33,7 +33,7 @@ pub struct PipelineFigures {
     pub impostor_pairs: u64,
     /// How many of the former are told at a threshold that so many of the latter reach.
     pub tar: Vec<TarAtFar>,
-    /// The share of faces with mates whose nearest other face is one of these.
+    /// The share of faces with mates that are most like their own person.
     pub rank_1: Option<f64>,
     /// The threshold by which the collection would decide, at its size; null where nothing says one.
     pub match_cosine: Option<f32>,

@@ -77,6 +77,24 @@ pub enum AssetError {
         /// What it is.
         found: String,
     },
+    /// It is there, but not as long.
+    #[error(
+        "{path} is not the expected file, or its entry is wrong: it has {found} bytes, the catalogue says {wanted} (size_bytes). Delete \
+         it and run `face-id models pull {pipeline}`, or put the entry right"
+    )]
+    Size {
+        /// The pipeline that needs it.
+        pipeline: String,
+        /// Where it lies.
+        path: PathBuf,
+        /// What the catalogue says.
+        wanted: u64,
+        /// What it has.
+        found: u64,
+    },
+    /// The search for a file broke off.
+    #[error("the search for weights broke off")]
+    Broken(#[from] tokio::task::JoinError),
     /// Its licence was not accepted.
     #[error(
         "pipeline {pipeline} uses {file}, whose licence allows non-commercial use only ({licence}). If yours is such a \
@@ -124,16 +142,23 @@ impl Assets {
         }
     }
 
-    /// The path of a file of weights with the right checksum: the operator's copy, else the cache's, else a download.
+    /// The path of a file of weights with the right length and checksum: the operator's copy, else the cache's, else a download.
+    /// Others may have its name: two models' files are often called alike.
     pub async fn weights(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
-        if let Some(path) = self.find(file)? {
-            return verified(pipeline, file, path);
+        let namesake = match self.search(file).await? {
+            Search::Found(path) => return Ok(path),
+            Search::Missing { namesake } => namesake,
+        };
+        if let Some(namesake) = namesake
+            && !self.can_download(file)
+        {
+            return Err(namesake.refused(pipeline, file));
         }
         let mut downloads = String::new();
         if self.allow_download {
             for url in &file.urls {
                 match self.download(url, file).await {
-                    Ok(path) => return verified(pipeline, file, path),
+                    Ok(path) => return Ok(path),
                     Err(why) => downloads.extend(["; ", url, " failed: ", &why.to_string()]),
                 }
             }
@@ -155,14 +180,42 @@ impl Assets {
         self.allow_download && !file.urls.is_empty()
     }
 
-    /// Where a file of weights lies, without a look at its checksum.
-    pub fn find(&self, file: &ModelFile) -> Result<Option<PathBuf>, AssetError> {
-        for place in self.places() {
-            if let Some(path) = find_below(&place, &file.name, MAX_DEPTH)? {
-                return Ok(Some(path));
-            }
+    /// Where the file of weights with the right length and checksum lies, if it is here.
+    pub async fn present(&self, file: &ModelFile) -> Result<Option<PathBuf>, AssetError> {
+        match self.search(file).await? {
+            Search::Found(path) => Ok(Some(path)),
+            Search::Missing { .. } => Ok(None),
         }
-        Ok(None)
+    }
+
+    /// Where a file of that name lies, without a look at what it is.
+    pub fn find(&self, file: &ModelFile) -> Result<Option<PathBuf>, AssetError> {
+        Ok(self.all_named(&file.name)?.into_iter().next())
+    }
+
+    /// Looks at every file of that name until one is right. In a thread of its own: weights have hundreds of megabytes.
+    async fn search(&self, file: &ModelFile) -> Result<Search, AssetError> {
+        let (assets, file) = (self.clone(), file.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut namesake = None;
+            for path in assets.all_named(&file.name)? {
+                match difference(&path, &file)? {
+                    None => return Ok(Search::Found(path)),
+                    Some(difference) => namesake = namesake.or(Some(Namesake { path, difference })),
+                }
+            }
+            Ok(Search::Missing { namesake })
+        })
+        .await?
+    }
+
+    /// All files of that name, the operator's first.
+    fn all_named(&self, name: &str) -> Result<Vec<PathBuf>, AssetError> {
+        let mut found = Vec::new();
+        for place in self.places() {
+            found.extend(all_below(&place, name, MAX_DEPTH)?);
+        }
+        Ok(found)
     }
 
     /// The ONNX Runtime library: the environment's, else the cache's newest.
@@ -185,28 +238,36 @@ impl Assets {
         self.assets_dir.iter().chain([&self.cache_dir]).map(|p| p.join("models")).collect()
     }
 
-    /// Fetches under a temporary name, so that a file that is there is whole.
+    /// Fetches under a temporary name, so that a file that is there is whole. Where another one has its name, it lies in a folder
+    /// that is called as its checksum.
     async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, DownloadError> {
         tracing::info!(file = file.name, size_bytes = file.size_bytes, "downloading weights");
         let folder = self.cache_dir.join("models");
         tokio::fs::create_dir_all(&folder).await?;
         let unfinished = folder.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4()));
-        let path = folder.join(&file.name);
-        match fetch(url, file, &unfinished).await {
-            Ok(()) => tokio::fs::rename(&unfinished, &path).await?,
-            Err(error) => {
-                // It may not have come into being.
-                let _ = tokio::fs::remove_file(&unfinished).await;
-                return Err(error);
+        let fetched = async {
+            fetch(url, file, &unfinished).await?;
+            let mut path = folder.join(&file.name);
+            if tokio::fs::try_exists(&path).await? {
+                let own = folder.join(&file.sha256);
+                tokio::fs::create_dir_all(&own).await?;
+                path = own.join(&file.name);
             }
+            tokio::fs::rename(&unfinished, &path).await?;
+            Ok(path)
+        };
+        let fetched = fetched.await;
+        if fetched.is_err() {
+            // It may not have come into being.
+            let _ = tokio::fs::remove_file(&unfinished).await;
         }
-        Ok(path)
+        fetched
     }
 }
 
 type DownloadError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Writes what the address gives, no longer than the catalogue says and with its checksum.
+/// Writes what the address gives, as long as the catalogue says and with its checksum.
 async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), DownloadError> {
     let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build()?;
     let mut response = client.get(url).send().await?.error_for_status()?;
@@ -220,19 +281,59 @@ async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), Downloa
         written.write_all(&chunk).await?;
     }
     written.sync_all().await?;
-    let found = sha256_of(target)?;
-    if found != file.sha256 {
-        return Err(format!("its sha256 is {found}, the catalogue says {}", file.sha256).into());
+    let (path, wanted) = (target.to_owned(), file.clone());
+    match tokio::task::spawn_blocking(move || difference(&path, &wanted)).await?? {
+        None => Ok(()),
+        Some(Difference::Size(found)) => {
+            Err(format!("it has {found} bytes, the catalogue says {}", file.size_bytes).into())
+        }
+        Some(Difference::Checksum(found)) => {
+            Err(format!("its sha256 is {found}, the catalogue says {}", file.sha256).into())
+        }
     }
-    Ok(())
 }
 
-fn verified(pipeline: &Pipeline, file: &ModelFile, path: PathBuf) -> Result<PathBuf, AssetError> {
-    let found = sha256_of(&path)?;
-    if found == file.sha256 {
-        return Ok(path);
+/// What lies under a name.
+enum Search {
+    /// The right file.
+    Found(PathBuf),
+    /// At most others, of which this is the first.
+    Missing { namesake: Option<Namesake> },
+}
+
+/// A file that has another's name.
+struct Namesake {
+    path: PathBuf,
+    difference: Difference,
+}
+
+/// What a file is instead.
+enum Difference {
+    /// So many bytes long.
+    Size(u64),
+    /// Of this checksum.
+    Checksum(String),
+}
+
+impl Namesake {
+    fn refused(self, pipeline: &Pipeline, file: &ModelFile) -> AssetError {
+        let (pipeline, path) = (pipeline.name.clone(), self.path);
+        match self.difference {
+            Difference::Size(found) => AssetError::Size { pipeline, path, wanted: file.size_bytes, found },
+            Difference::Checksum(found) => AssetError::Checksum { pipeline, path, wanted: file.sha256.clone(), found },
+        }
     }
-    Err(AssetError::Checksum { pipeline: pipeline.name.clone(), path, wanted: file.sha256.clone(), found })
+}
+
+/// What tells a file from the one of the catalogue; its checksum is looked at only where the length is right.
+fn difference(path: &Path, file: &ModelFile) -> Result<Option<Difference>, AssetError> {
+    let failed = |source| AssetError::Io { action: "read", path: path.to_owned(), source };
+    let size_bytes = std::fs::metadata(path).map_err(failed)?.len();
+    if size_bytes != file.size_bytes {
+        return Ok(Some(Difference::Size(size_bytes)));
+    }
+    let found = sha256_of(path)?;
+    Ok((found != file.sha256).then_some(Difference::Checksum(found)))
 }
 
 /// SHA-256 of a file, lower-case hex.
@@ -250,19 +351,16 @@ pub fn sha256_of(path: &Path) -> Result<String, AssetError> {
     }
 }
 
-/// The first file of that name down to `depth` folders below, in the order of names.
-fn find_below(folder: &Path, name: &str, depth: usize) -> Result<Option<PathBuf>, AssetError> {
+/// The files of that name down to `depth` folders below, the upper ones first, then in the order of the folders' names.
+fn all_below(folder: &Path, name: &str, depth: usize) -> Result<Vec<PathBuf>, AssetError> {
     let mut inside = entries(folder)?;
     inside.sort();
-    if let Some(path) = inside.iter().find(|p| p.is_file() && p.file_name().is_some_and(|n| n == name)) {
-        return Ok(Some(path.clone()));
+    let is_it = |path: &&PathBuf| path.is_file() && path.file_name().is_some_and(|n| n == name);
+    let mut found: Vec<PathBuf> = inside.iter().filter(is_it).cloned().collect();
+    for path in inside.into_iter().filter(|path| depth > 0 && path.is_dir()) {
+        found.extend(all_below(&path, name, depth - 1)?);
     }
-    for path in inside.into_iter().filter(|p| depth > 0 && p.is_dir()) {
-        if let Some(found) = find_below(&path, name, depth - 1)? {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
+    Ok(found)
 }
 
 /// What lies in a folder; nothing where there is none.
@@ -295,7 +393,7 @@ mod tests {
         let sha256 = shared::digest::sha256_hex(content);
         let catalogue = Catalogue::load(None).unwrap();
         let file = catalogue.pipeline("yunet-mobilefacenet").unwrap().detector.file.clone();
-        ModelFile { name: "x.onnx".to_owned(), sha256, ..file }
+        ModelFile { name: "x.onnx".to_owned(), sha256, size_bytes: content.len() as u64, ..file }
     }
 
     #[tokio::test]
@@ -317,6 +415,16 @@ mod tests {
         let deep = folder.path().join("assets/models/a/b");
         std::fs::create_dir_all(&deep).unwrap();
         std::fs::write(deep.join("x.onnx"), b"others").unwrap();
+        let found = assets.weights(pipeline, &file).await.unwrap();
+        assert_eq!(found, cached.join("x.onnx"), "another one has its name");
+        assert_eq!(assets.weights(pipeline, &tiny_file(b"others")).await.unwrap(), deep.join("x.onnx"));
+
+        std::fs::remove_file(cached.join("x.onnx")).unwrap();
+        assert_eq!(assets.present(&file).await.unwrap(), None);
+        let wrong = assets.weights(pipeline, &file).await.unwrap_err();
+        assert!(matches!(wrong, AssetError::Size { wanted: 7, found: 6, .. }), "{wrong}");
+        assert!(wrong.to_string().contains("a/b/x.onnx") && wrong.to_string().contains("says 7"), "{wrong}");
+        std::fs::write(deep.join("x.onnx"), b"badness").unwrap();
         let wrong = assets.weights(pipeline, &file).await.unwrap_err().to_string();
         assert!(wrong.contains("a/b/x.onnx") && wrong.contains(&file.sha256), "{wrong}");
     }
@@ -344,11 +452,11 @@ mod tests {
         let assets = Assets { allow_download: true, ..assets(folder.path()) };
         let catalogue = Catalogue::load(None).unwrap();
         let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
-        let (url, server) = serve(vec!["", "too long a file", "badness", "", "too long a file", "weights"]).await;
-        let file = ModelFile { urls: vec![url; 3], size_bytes: 7, ..tiny_file(b"weights") };
+        let (url, server) = serve(vec!["short", "too long a file", "badness", "", "too long a file", "weights"]).await;
+        let file = ModelFile { urls: vec![url; 3], ..tiny_file(b"weights") };
 
         let missing = assets.weights(pipeline, &file).await.unwrap_err().to_string();
-        for part in ["404", "longer than the 7 bytes", "its sha256 is", "models pull"] {
+        for part in ["it has 5 bytes", "longer than the 7 bytes", "its sha256 is", "models pull"] {
             assert!(missing.contains(part), "{missing} lacks {part}");
         }
         let models = folder.path().join("cache/models");
@@ -359,6 +467,15 @@ mod tests {
         assert_eq!(std::fs::read_dir(&models).unwrap().count(), 1);
         server.await.unwrap();
         assert!(assets.weights(pipeline, &file).await.is_ok());
+
+        let (url, server) = serve(vec!["namesake"]).await;
+        let namesake = ModelFile { urls: vec![url], ..tiny_file(b"namesake") };
+        let own = models.join(&namesake.sha256).join("x.onnx");
+        assert_eq!(assets.weights(pipeline, &namesake).await.unwrap(), own);
+        server.await.unwrap();
+        for (file, path) in [(&namesake, own), (&file, models.join("x.onnx"))] {
+            assert_eq!(assets.weights(pipeline, file).await.unwrap(), path);
+        }
     }
 
     #[test]

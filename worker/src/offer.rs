@@ -109,7 +109,10 @@ impl Offer {
 impl Tried {
     async fn now(pipeline: &Arc<Pipeline>, assets: &Assets, options: &EngineOptions) -> Self {
         let obstacle = try_out(pipeline, assets, options).await.err().map(|error| Obstacle {
-            may_pass: matches!(&error, EngineError::Asset(AssetError::Missing { .. } | AssetError::Checksum { .. })),
+            may_pass: matches!(
+                &error,
+                EngineError::Asset(AssetError::Missing { .. } | AssetError::Checksum { .. } | AssetError::Size { .. })
+            ),
             why: error.to_string(),
         });
         Self { pipeline: Arc::clone(pipeline), obstacle }
@@ -138,8 +141,8 @@ pub async fn try_out(pipeline: &Pipeline, assets: &Assets, options: &EngineOptio
     Engine::check_terms(pipeline, assets, options)?;
     let mut is_complete = true;
     for file in pipeline.files() {
-        if assets.find(file)?.is_none() && assets.can_download(file) {
-            is_complete = false;
+        if assets.can_download(file) {
+            is_complete &= assets.present(file).await?.is_some();
         } else {
             assets.weights(pipeline, file).await?;
         }

@@ -10,7 +10,7 @@ use shared::ids::{FaceId, PersonId, ReprocessRunId};
 use utoipa::ToSchema;
 
 use super::instant;
-use super::reprocess::find;
+use super::reprocess::run::find;
 use crate::auth::{Admin, Caller, Read};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Path;
@@ -42,13 +42,13 @@ pub struct DisagreementView {
     to: NearestView,
 }
 
-/// The nearest other face.
+/// The person that the face is most like.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct NearestView {
     outcome: Outcome,
-    /// The cosine to it; of two pipelines these cannot be compared.
+    /// How like; of two pipelines these cannot be compared.
     score: f64,
-    /// Whose it is; null once that person is gone.
+    /// Null once that person is gone.
     person_id: Option<PersonId>,
 }
 

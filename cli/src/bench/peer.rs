@@ -28,12 +28,14 @@ struct Report {
 
 impl Peer {
     /// `repository` has the scripts and the catalogue's entries.
-    pub(super) fn new(repository: &Path, pipeline: &Pipeline, assets: &Assets) -> anyhow::Result<Self> {
+    pub(super) async fn new(repository: &Path, pipeline: &Pipeline, assets: &Assets) -> anyhow::Result<Self> {
         let entry = repository.join("models").join(format!("{}.toml", pipeline.name));
         anyhow::ensure!(entry.is_file(), "{} is not there: run this from the repository", entry.display());
-        let found =
-            |file| assets.find(file)?.with_context(|| format!("the weights of {} are not there", pipeline.name));
-        let files = [entry, found(&pipeline.detector.file)?, found(&pipeline.recognizer.file)?];
+        let found = async |file| {
+            let found = assets.present(file).await?;
+            found.with_context(|| format!("the weights of {} are not there", pipeline.name))
+        };
+        let files = [entry, found(&pipeline.detector.file).await?, found(&pipeline.recognizer.file).await?];
         Ok(Self { scripts: repository.join("scripts/bench"), files })
     }
 

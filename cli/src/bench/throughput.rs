@@ -120,7 +120,7 @@ async fn rounds(setting: &Setting, site: &Site, all: &mut Throughput) -> anyhow:
 }
 
 async fn peer(setting: &Setting, pipeline: &str, pictures: &[std::path::PathBuf]) -> anyhow::Result<Took> {
-    let peer = Peer::new(&setting.repository, setting.catalogue.pipeline(pipeline)?, &setting.assets)?;
+    let peer = Peer::new(&setting.repository, setting.catalogue.pipeline(pipeline)?, &setting.assets).await?;
     peer.run(pictures).await
 }
 

@@ -22,7 +22,8 @@ pub(super) async fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Resu
     for pipeline in catalogue.pipelines() {
         let runs = if left_out.contains_key(&pipeline.name) { "no" } else { "yes" };
         for (n, file) in pipeline.files().into_iter().enumerate() {
-            let found = assets.find(file)?.map_or_else(|| "missing".to_owned(), |p| p.display().to_string());
+            let found = assets.present(file).await?;
+            let found = found.map_or_else(|| "missing".to_owned(), |path| path.display().to_string());
             let [name, runs] = if n == 0 { [pipeline.name.as_str(), runs] } else { [""; 2] };
             let allowed = match file.allowed_use() {
                 AllowedUse::Permissive => file.allowed_use().to_string(),

@@ -7,11 +7,10 @@ mod list;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use indicatif::ProgressBar;
 use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
-use worker::assets::{Assets, sha256_of};
+use worker::assets::Assets;
 use worker::inference::{Engine, EngineOptions};
 use worker::vision::tensor::Tensor;
 
@@ -96,19 +95,11 @@ async fn pull(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
-    let assets = Assets::configured(config);
+    // It only looks.
+    let assets = Assets { allow_download: false, ..Assets::configured(config) };
     for file in pipeline.files() {
-        let path = assets
-            .find(file)?
-            .with_context(|| format!("{} is missing; run `face-id models pull {}`", file.name, pipeline.name))?;
-        let found = sha256_of(&path)?;
-        anyhow::ensure!(
-            found == file.sha256,
-            "{} has sha256 {found}, the catalogue says {}",
-            path.display(),
-            file.sha256
-        );
-        println!("{found}  {}", path.display());
+        let path = assets.weights(pipeline, file).await?;
+        println!("{}  {}", file.sha256, path.display());
     }
     let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await?;
     let took = embedding_time(&engine).await?;

@@ -142,6 +142,23 @@ impl Server {
     }
 }
 
+/// The run of a request that is sent again; and it is not sent again to whoever knows it.
+async fn a_key_begins_one_run(server: &Server) -> Value {
+    let send = async |tag: &str| {
+        let body = json!({ "pipeline": SWAPPED, "tag": tag });
+        let request = server.request(Method::POST, "/v1/collections/c/reprocess").header("idempotency-key", "over");
+        read(request.json(&body)).await
+    };
+    let (status, run) = send("t").await;
+    assert_eq!((status, &run["pipeline"]), (StatusCode::ACCEPTED, &json!(SWAPPED)), "{run}");
+    let (status, again) = send("t").await;
+    assert_eq!((status, &again["id"]), (StatusCode::ACCEPTED, &run["id"]), "{again}");
+    let (status, problem) = send("u").await;
+    let expected = (StatusCode::UNPROCESSABLE_ENTITY, &json!("idempotency_key_reused"));
+    assert_eq!((status, &problem["code"]), expected, "{problem}");
+    run
+}
+
 async fn a_collection_goes_over_without_its_pictures(site: Site) {
     let models = Models::of(&site).await;
     let server = models.serve(&site).await;
@@ -163,7 +180,7 @@ async fn a_collection_goes_over_without_its_pictures(site: Site) {
         std::fs::remove_file(picture).unwrap();
     }
 
-    let run = server.reprocess(SWAPPED).await;
+    let run = a_key_begins_one_run(&server).await;
     let (status, problem) =
         read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&json!({ "pipeline": SURE }))).await;
     assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("reprocess_open")));
@@ -290,7 +307,12 @@ async fn a_run_is_paused_and_cancelled(site: Site) {
     server.tell_run(&run, "resume").await;
     server.switch(&run, "rollback").await;
     assert_eq!(server.tell_run(&run, "cancel").await.0, StatusCode::OK);
-    server.until_run_is(&run, "cancelled").await;
+    let ended = server.until_run_is(&run, "cancelled").await;
+    assert!(ended["coverage"].is_f64() && ended["images"] == 2, "its last figures stay: {ended}");
+    let path = format!("/v1/reprocess-runs/{}", run["id"].as_str().unwrap());
+    let etag = server.request(Method::GET, &path).send().await.unwrap().headers()["etag"].clone();
+    let known = server.request(Method::GET, &path).header("if-none-match", etag).send().await.unwrap();
+    assert_eq!(known.status(), StatusCode::NOT_MODIFIED);
     assert_eq!(server.vectors(["tiny", SWAPPED]).await, [2, 0]);
     assert_eq!(server.named(2).await, (json!("person-2"), "tiny".to_owned()));
     // Nothing could be decided by it once the collection went over.

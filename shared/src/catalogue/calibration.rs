@@ -2,8 +2,6 @@
 
 use serde::Deserialize;
 
-use crate::db::calibrations::MOST_POINTS;
-
 /// `[calibration]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +20,8 @@ pub struct Calibration {
 /// Below this rate every figure is taken as extrapolated: what was measured there on labelled faces is their wrong labels as
 /// much as anything (LFW has a dozen persons under two names, and millions of pairs).
 pub const LOWEST_FAR: f64 = 1e-5;
+/// Measured points of a calibration at most.
+const MOST_POINTS: usize = 32;
 /// A rate that is found at its own threshold again is off by what a cosine of 32 bits is.
 const ROUNDING: f64 = 1e-5;
 
@@ -32,6 +32,49 @@ pub struct Threshold {
     pub cosine: f32,
     /// The rate lies beyond what was measured, so that the threshold is a guess along the curve's last slope.
     pub extrapolated: bool,
+}
+
+/// What is wrong with measured points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    /// `points`, `far`, `cosine` or `measured_far`.
+    pub(crate) field: &'static str,
+    /// Which of the points, where it is one's.
+    pub(crate) point: Option<usize>,
+    /// What it must be.
+    pub(crate) why: &'static str,
+}
+
+/// Checks measured points, false accept rates with their cosine thresholds, and the lowest of the rates that was counted for.
+///
+/// # Errors
+/// The first thing that makes no sense.
+pub(crate) fn check_points(points: &[(f64, f32)], measured_far: Option<f64>) -> Result<(), Flaw> {
+    let wrong = |field, point, why| Err(Flaw { field, point, why });
+    if !(2..=MOST_POINTS).contains(&points.len()) {
+        return wrong("points", None, "must be 2 to 32: between two of them others are calculated");
+    }
+    for (n, (far, cosine)) in points.iter().enumerate() {
+        let before = n.checked_sub(1).map(|before| points[before]);
+        if !(*far > 0.0 && *far < 1.0) {
+            return wrong("far", Some(n), "must lie between 0 and 1, and be neither");
+        }
+        if before.is_some_and(|(before, _)| before <= *far) {
+            return wrong("far", Some(n), "must be lower than the one before");
+        }
+        if !(-1.0..=1.0).contains(cosine) {
+            return wrong("cosine", Some(n), "must lie between -1 and 1");
+        }
+        if before.is_some_and(|(_, before)| before >= *cosine) {
+            let why = "must be higher than the one before: a lower rate needs a higher threshold";
+            return wrong("cosine", Some(n), why);
+        }
+    }
+    let measured = points[points.len() - 1].0..=points[0].0;
+    if measured_far.is_some_and(|far| !measured.contains(&far)) {
+        return wrong("measured_far", None, "must lie between the lowest and the highest far of the points");
+    }
+    Ok(())
 }
 
 /// How often something happens that should not.
@@ -45,21 +88,14 @@ pub struct Rate {
 
 impl Calibration {
     pub(super) fn check(&self) -> Result<(), String> {
-        if !(2..=MOST_POINTS).contains(&self.far.len()) || self.far.len() != self.cosine.len() {
-            return Err(format!("calibration needs 2 to {MOST_POINTS} rates, and a cosine for each"));
+        if self.far.len() != self.cosine.len() {
+            return Err("calibration needs a cosine for each of its rates (far)".to_owned());
         }
-        if !self.far.iter().all(|f| *f > 0.0 && *f < 1.0) || !self.far.is_sorted_by(|a, b| a > b) {
-            return Err("calibration.far must lie between 0 and 1 and fall".to_owned());
-        }
-        let are_cosines = self.cosine.iter().all(|cosine| (-1.0..=1.0).contains(cosine));
-        if !are_cosines || !self.cosine.is_sorted_by(|a, b| a < b) {
-            return Err("calibration.cosine must lie between -1 and 1 and rise".to_owned());
-        }
-        let measured = self.far[self.far.len() - 1]..=self.far[0];
-        if self.measured_far.is_some_and(|far| !measured.contains(&far)) {
-            return Err("calibration.measured_far must lie between the lowest and the highest far".to_owned());
-        }
-        Ok(())
+        let points: Vec<(f64, f32)> = self.far.iter().copied().zip(self.cosine.iter().copied()).collect();
+        check_points(&points, self.measured_far).map_err(|flaw| match flaw.point {
+            Some(point) => format!("calibration.{}[{point}] {}", flaw.field, flaw.why),
+            None => format!("calibration.{} {}", flaw.field, flaw.why),
+        })
     }
 
     /// The threshold at which one comparison of two persons' faces is a false match with probability `far`.
@@ -181,5 +217,7 @@ mod tests {
         assert!(with(&|c| c.measured_far = Some(0.9)).contains("measured_far"));
         assert!(with(&|c| c.measured_far = Some(f64::NAN)).contains("measured_far"));
         assert!(with(&|c| c.far = vec![0.5; MOST_POINTS + 1]).contains("rates"));
+        let many = |c: &mut Calibration| (c.far, c.cosine) = (vec![0.5; MOST_POINTS + 1], vec![0.5; MOST_POINTS + 1]);
+        assert!(with(&many).contains(&format!("2 to {MOST_POINTS}")));
     }
 }

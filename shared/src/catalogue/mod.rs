@@ -12,6 +12,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 
+pub(crate) use calibration::check_points;
 pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;

@@ -36,6 +36,7 @@ pub(super) struct Keys {
 
 pub(super) const OF_JOBS: Keys = Keys { table: "idempotency_keys", column: "job_id" };
 pub(super) const OF_BATCHES: Keys = Keys { table: "batch_idempotency_keys", column: "batch_id" };
+pub(super) const OF_RUNS: Keys = Keys { table: "reprocess_idempotency_keys", column: "run_id" };
 
 /// What a key was used for.
 pub(super) enum Used {
@@ -116,7 +117,7 @@ pub(super) fn released() -> DbErr {
 /// Forgets up to `limit` keys of each kind whose time is over.
 pub async fn forget_expired(db: &Db, limit: u64) -> Result<u64, DbErr> {
     let mut forgotten = 0;
-    for Keys { table, .. } in [OF_JOBS, OF_BATCHES] {
+    for Keys { table, .. } in [OF_JOBS, OF_BATCHES, OF_RUNS] {
         let sql = format!(
             "DELETE FROM {table} WHERE expires_at < {{now}} AND (route, key) IN
              (SELECT route, key FROM {table} WHERE expires_at < {{now}} LIMIT {limit})"

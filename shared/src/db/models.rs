@@ -28,6 +28,11 @@ impl Model {
     pub fn origin(&self) -> Origin {
         Origin::of(&self.origin).unwrap_or(Origin::Added)
     }
+
+    /// By what it is told whether it was read.
+    pub(crate) fn version(&self) -> Digest {
+        Digest { name: self.name.clone(), digest: self.digest.clone(), origin: self.origin.clone() }
+    }
 }
 
 /// By what a process tells which entries it has not read yet.
@@ -36,6 +41,7 @@ impl Model {
 pub struct Digest {
     pub name: String,
     pub digest: String,
+    pub origin: String,
 }
 
 const COLUMNS: &str = "name, entry, digest, origin, registered_at, changed_at";
@@ -64,9 +70,9 @@ async fn locked(txn: &impl ConnectionTrait, name: &str, lock: &str) -> Result<bo
     Ok(count(txn, &sql, [name.into()]).await? > 0)
 }
 
-/// The names and digests of all entries, by name.
+/// What each entry is now, by name.
 pub async fn digests(conn: &impl ConnectionTrait) -> Result<Vec<Digest>, DbErr> {
-    let sql = "SELECT name, digest FROM models ORDER BY name";
+    let sql = "SELECT name, digest, origin FROM models ORDER BY name";
     Digest::find_by_statement(statement(conn, sql, [])).all(conn).await
 }
 

@@ -6,7 +6,7 @@ use sea_orm::prelude::*;
 use super::{Db, is_postgres, statement};
 
 /// The last migration that this version knows.
-pub const LAST_MIGRATION: &str = "m20261126_000023_person_templates";
+pub const LAST_MIGRATION: &str = "m20261126_000024_reprocess_requests";
 
 /// Oldest pgvector that is known to work.
 const MIN_PGVECTOR: (u32, u32) = (0, 6);

@@ -237,7 +237,7 @@ impl Models {
         let mut pipelines = Vec::with_capacity(rows.len());
         let mut digests = Vec::with_capacity(rows.len());
         for row in rows {
-            let digest = Digest { name: row.name.clone(), digest: row.digest.clone() };
+            let digest = row.version();
             let known = before.0.find(&row.name).filter(|_| before.1.contains(&digest));
             match known
                 .map_or_else(|| parsed(&row).map(|pipeline| Arc::new(usable(&row, pipeline))), |p| Ok(Arc::clone(p)))

@@ -90,6 +90,24 @@ async fn what_vectors_mean_stays_while_something_uses_it() {
     .await;
 }
 
+/// Addresses that came over HTTP are not called; the operator's are.
+#[tokio::test]
+async fn an_entry_that_the_operator_takes_over_is_read_again() {
+    on_both(async |db| {
+        let running = Models::open(&db, &own()).await.unwrap();
+        let added = named("own");
+        add(&db, &added, None).await.unwrap();
+        let has_addresses = async || {
+            running.refresh().await.unwrap();
+            running.now().pipeline("own").unwrap().files().iter().all(|file| !file.urls.is_empty())
+        };
+        assert!(!has_addresses().await);
+        register(&db, &[Entry { origin: Origin::Folder, ..added }]).await.unwrap();
+        assert!(has_addresses().await);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_model_is_added_and_removed() {
     on_both(async |db| {

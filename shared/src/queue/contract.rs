@@ -13,7 +13,7 @@ pub const CAPACITY: usize = 8;
 const SOON: Duration = Duration::from_secs(10);
 const BRIEFLY: Duration = Duration::from_millis(50);
 
-/// Runs the suite, each case on a fresh queue.
+/// Runs the suite, each case on a fresh queue, which the suite binds to its pipelines.
 ///
 /// # Panics
 /// The queue breaks a promise.
@@ -21,18 +21,34 @@ pub async fn run<F>(make: impl Fn() -> F)
 where
     F: Future<Output = Arc<dyn JobQueue>>,
 {
+    let make = || async {
+        let queue = make().await;
+        queue.bind(&["tiny".to_owned()]).await.expect("bind");
+        queue
+    };
     delivers_in_order(make().await).await;
     keeps_lanes_apart(make().await).await;
     redelivers_what_is_dropped(make().await).await;
     refuses_when_full(make().await).await;
     gives_a_message_to_one_consumer(make().await).await;
     wakes_a_waiting_consumer(make().await).await;
+    follows_what_it_is_bound_to(make().await).await;
+    is_full_for_one_pipeline_only(make().await).await;
     remembers_its_epoch(make().await).await;
     closes(make().await).await;
 }
 
 fn message(lane: Lane) -> Message {
     Message { lane, pipeline: "tiny".to_owned(), jobs: vec![JobId::new(), JobId::new()], alone: 0, traceparent: None }
+}
+
+fn of(pipeline: &str) -> Message {
+    Message { pipeline: pipeline.to_owned(), ..message(Lane::Bulk) }
+}
+
+async fn bind(queue: &Arc<dyn JobQueue>, pipelines: &[&str]) {
+    let pipelines: Vec<String> = pipelines.iter().map(|&pipeline| pipeline.to_owned()).collect();
+    queue.bind(&pipelines).await.expect("bind");
 }
 
 async fn take(queue: &Arc<dyn JobQueue>, lane: Lane) -> Message {
@@ -108,6 +124,44 @@ async fn wakes_a_waiting_consumer(queue: Arc<dyn JobQueue>) {
     });
     published.expect("publish");
     assert_eq!(received, sent);
+}
+
+async fn follows_what_it_is_bound_to(queue: Arc<dyn JobQueue>) {
+    let others: Vec<_> = (0..3).map(|_| of("other")).collect();
+    for message in &others {
+        queue.publish(message.clone()).await.expect("publish");
+    }
+    assert!(is_empty(&queue, Lane::Bulk).await, "nothing of a pipeline that it is not bound to");
+    bind(&queue, &["tiny", "other"]).await;
+    let finished = queue.receive(Lane::Bulk, SOON).await.expect("receive").expect("it is bound now");
+    let given_back = queue.receive(Lane::Bulk, SOON).await.expect("receive").expect("there are more");
+    assert_eq!((finished.message(), given_back.message()), (&others[0], &others[1]));
+
+    bind(&queue, &["tiny"]).await;
+    let sent = message(Lane::Bulk);
+    queue.publish(sent.clone()).await.expect("publish");
+    assert_eq!(take(&queue, Lane::Bulk).await, sent, "what nobody has begun is not delivered any more");
+    finished.ack().await.expect("what is in a worker's hands can be finished");
+    drop(given_back);
+    assert!(is_empty(&queue, Lane::Bulk).await, "nor is what was given back");
+
+    bind(&queue, &["tiny", "other"]).await;
+    let mut rest = [take(&queue, Lane::Bulk).await, take(&queue, Lane::Bulk).await];
+    rest.sort_by_key(|message| message.jobs[0]);
+    assert_eq!(rest, others[1..], "it has waited meanwhile");
+    assert!(is_empty(&queue, Lane::Bulk).await, "what was finished does not come again");
+}
+
+async fn is_full_for_one_pipeline_only(queue: Arc<dyn JobQueue>) {
+    for taken in 0.. {
+        assert!(taken < 4 * CAPACITY, "it is never full");
+        if queue.publish(of("other")).await.is_err() {
+            break;
+        }
+    }
+    let sent = message(Lane::Bulk);
+    queue.publish(sent.clone()).await.expect("another pipeline's messages have room");
+    assert_eq!(take(&queue, Lane::Bulk).await, sent, "and do not wait behind those that nobody takes");
 }
 
 async fn remembers_its_epoch(queue: Arc<dyn JobQueue>) {

@@ -1,8 +1,8 @@
-//! The queue inside one process: a bounded line a lane.
+//! The queue inside one process: a bounded line a lane and pipeline.
 //!
 //! Nothing of it outlives the process, nor needs to: at start every queued job counts as not dispatched.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ pub struct EmbeddedQueue {
     epoch: Mutex<Option<EpochId>>,
 }
 
+/// A lane's messages.
 #[derive(Debug, Default)]
 struct Line {
     state: Mutex<State>,
@@ -30,12 +31,17 @@ struct Line {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Message>,
+    /// By pipeline, in the order in which they came.
+    waiting: BTreeMap<String, BTreeMap<u64, Message>>,
+    /// The number of the next message that comes.
+    next: u64,
+    /// The pipelines whose messages are given out.
+    bound: BTreeSet<String>,
     closed: bool,
 }
 
 impl EmbeddedQueue {
-    /// An empty queue that holds up to `capacity` messages a lane.
+    /// An empty queue that holds up to `capacity` messages a lane and pipeline.
     pub fn new(capacity: usize) -> Self {
         Self { interactive: Arc::default(), bulk: Arc::default(), capacity, epoch: Mutex::default() }
     }
@@ -48,8 +54,23 @@ impl EmbeddedQueue {
     }
 }
 
+impl State {
+    fn put(&mut self, number: u64, message: Message) {
+        self.waiting.entry(message.pipeline.clone()).or_default().insert(number, message);
+    }
+
+    /// The oldest message of those that may be given out, with its number.
+    fn take(&mut self) -> Option<(u64, Message)> {
+        let bound = self.waiting.iter_mut().filter(|(pipeline, _)| self.bound.contains(*pipeline));
+        let oldest = bound.map(|(_, messages)| messages).min_by_key(|messages| messages.keys().next().copied());
+        let taken = oldest.and_then(BTreeMap::pop_first);
+        self.waiting.retain(|_, messages| !messages.is_empty());
+        taken
+    }
+}
+
 impl Line {
-    /// Runs `change` on the state. A panic elsewhere cannot leave the deque half changed, so poison is ignored.
+    /// Runs `change` on the state. A panic elsewhere cannot leave it half changed, so poison is ignored.
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -64,18 +85,23 @@ impl JobQueue for EmbeddedQueue {
             if state.closed {
                 return Err(QueueError::Closed);
             }
-            if state.waiting.len() >= self.capacity {
+            if state.waiting.get(&message.pipeline).is_some_and(|waiting| waiting.len() >= self.capacity) {
                 return Err(QueueError::Full(lane));
             }
-            state.waiting.push_back(message);
+            let number = state.next;
+            state.next += 1;
+            state.put(number, message);
             Ok(())
         })?;
         line.changed.notify_one();
         Ok(())
     }
 
-    async fn bind(&self, _: &[String]) -> Result<(), QueueError> {
-        // Its lines hold the messages of all.
+    async fn bind(&self, pipelines: &[String]) -> Result<(), QueueError> {
+        for line in [&self.interactive, &self.bulk] {
+            line.with(|state| state.bound = pipelines.iter().cloned().collect());
+            line.changed.notify_one();
+        }
         Ok(())
     }
 
@@ -84,13 +110,13 @@ impl JobQueue for EmbeddedQueue {
         let next = async {
             loop {
                 let changed = line.changed.notified();
-                let taken = line.with(|state| match state.waiting.pop_front() {
-                    Some(message) => Ok(Some(message)),
+                let taken = line.with(|state| match state.take() {
+                    Some(taken) => Ok(Some(taken)),
                     None if state.closed => Err(QueueError::Closed),
                     None => Ok(None),
                 })?;
-                if let Some(message) = taken {
-                    return Ok(message);
+                if let Some(taken) = taken {
+                    return Ok(taken);
                 }
                 changed.await;
             }
@@ -98,10 +124,10 @@ impl JobQueue for EmbeddedQueue {
         match tokio::time::timeout(timeout, next).await {
             Err(_) => Ok(None),
             Ok(Err(error)) => Err(error),
-            Ok(Ok(message)) => {
+            Ok(Ok((number, message))) => {
                 // One notification may stand for several messages.
                 line.changed.notify_one();
-                Ok(Some(Box::new(EmbeddedDelivery { message: Some(message), line: Arc::clone(line) })))
+                Ok(Some(Box::new(EmbeddedDelivery { number, message: Some(message), line: Arc::clone(line) })))
             }
         }
     }
@@ -135,6 +161,7 @@ impl JobQueue for EmbeddedQueue {
 }
 
 struct EmbeddedDelivery {
+    number: u64,
     /// Taken by `ack`; what is left at drop goes back.
     message: Option<Message>,
     line: Arc<Line>,
@@ -155,7 +182,7 @@ impl Delivery for EmbeddedDelivery {
 impl Drop for EmbeddedDelivery {
     fn drop(&mut self) {
         if let Some(message) = self.message.take() {
-            self.line.with(|state| state.waiting.push_front(message));
+            self.line.with(|state| state.put(self.number, message));
             self.line.changed.notify_one();
         }
     }

@@ -44,20 +44,21 @@ pub enum QueueError {
     Unavailable(String),
 }
 
-/// A queue of messages, one first-in-first-out line a lane.
+/// A queue of messages, one first-in-first-out line a lane and pipeline.
 ///
 /// Every implementation promises, and `contract` checks:
 /// - a published message is delivered at least once, to one consumer at a time;
 /// - a delivery that is dropped unsettled is delivered again, before newer ones where that is possible;
-/// - `publish` takes a message wholly or not at all, and refuses at once when the lane is full;
+/// - `publish` takes a message wholly or not at all, and refuses at once when the lane is full of the pipeline's;
+/// - `receive` gives messages of those pipelines only that it is bound to;
 /// - it remembers an epoch for as long as it remembers the messages published in it.
 #[async_trait]
 pub trait JobQueue: Send + Sync {
     /// Hands a message over; it is the queue's when this returns.
     async fn publish(&self, message: Message) -> Result<(), QueueError>;
 
-    /// Takes messages of these pipelines from now on too, where the queue keeps pipelines apart. What it took before it goes on
-    /// to take: nothing comes of a pipeline that nobody has jobs of.
+    /// Has `receive` give messages of these pipelines from now on, and of no others; of none before the first call, unless the
+    /// queue was made so. What is in a worker's hands stays there; what nobody has begun waits until somebody is bound to it.
     async fn bind(&self, pipelines: &[String]) -> Result<(), QueueError>;
 
     /// The next message of a lane, or `None` after `timeout` without one, also while the queue cannot be reached.

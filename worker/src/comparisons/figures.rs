@@ -1,23 +1,22 @@
-//! The figures of a comparison: pure, and quadratic in the number of faces.
+//! The figures of a comparison, pure.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use shared::comparison::{ComparisonReport, MovedDecisions, Outcome, OutcomeCounts, PipelineFigures, TarAtFar};
+use shared::catalogue::Calibration;
+use shared::comparison::{ComparisonReport, MovedDecisions, Outcome, OutcomeCounts, PipelineFigures};
 use shared::db::reprocess::comparison::{Disagreement, Labelled, Nearest};
 use shared::embedding::Embedding;
-use shared::ids::PersonId;
+use shared::face_index::Hit;
+use shared::face_index::matches::Match;
+use shared::ids::{FaceId, PersonId};
 use shared::job::Decision;
+use shared::template::{MEAN_GAIN, NEWEST, Template};
 
+use super::scores::Scores;
 use crate::thresholds::Thresholds;
 
-/// False accept rates at which true accept rates are told.
-const RATES: [f64; 2] = [1e-2, 1e-3];
-/// A rate is told where so many pairs of two persons are expected beyond its threshold, and there are so many of one person:
-/// with ten, one standard deviation of the count is a third of it.
-const LEAST: f64 = 10.0;
-/// Cells of a histogram of cosines: 3e-5 each.
-const CELLS: usize = 1 << 16;
 /// Disagreements that are kept.
 const DISAGREEMENTS: usize = 50;
 
@@ -53,9 +52,10 @@ pub(super) fn compare(
         counts
     });
     let has_mate: Vec<bool> = persons.iter().map(|person| counts[person] > 1).collect();
+    let members = Members::of(&faces.labels);
     let by = [
-        Judged { scores: &from, thresholds: thresholds[0].as_ref() },
-        Judged { scores: &to, thresholds: thresholds[1].as_ref() },
+        Judged::of(&from, (&members, &faces.from), thresholds[0].as_ref(), stopped)?,
+        Judged::of(&to, (&members, &faces.to), thresholds[1].as_ref(), stopped)?,
     ];
     let figures = |n: usize| by[n].figures(names[n], &persons, &has_mate);
     let report = ComparisonReport {
@@ -70,55 +70,41 @@ pub(super) fn compare(
     Some((report, disagreements(&by, faces, &persons)))
 }
 
-/// What one pipeline's scores are.
-struct Scores {
-    genuine: Histogram,
-    impostor: Histogram,
-    /// Of each face the nearest other one, with the cosine; absent where there is one face only.
-    nearest: Vec<Option<(usize, f32)>>,
+/// Which of the faces are whose.
+struct Members<'a> {
+    labels: &'a [Labelled],
+    /// The newest first.
+    of: BTreeMap<PersonId, Vec<usize>>,
+    places: HashMap<FaceId, usize>,
 }
 
-impl Scores {
-    fn of(persons: &[PersonId], vectors: &[Embedding], stopped: &AtomicBool) -> Option<Self> {
-        let mut scores =
-            Self { genuine: Histogram::new(), impostor: Histogram::new(), nearest: vec![None; vectors.len()] };
-        for (one, vector) in vectors.iter().enumerate() {
-            if stopped.load(Ordering::Relaxed) {
-                return None;
-            }
-            for (other, second) in vectors.iter().enumerate().skip(one + 1) {
-                let cosine = dot(vector.as_slice(), second.as_slice());
-                let pairs = if persons[one] == persons[other] { &mut scores.genuine } else { &mut scores.impostor };
-                pairs.add(cosine);
-                for (face, beside) in [(one, other), (other, one)] {
-                    let nearest = &mut scores.nearest[face];
-                    if nearest.is_none_or(|(_, best)| cosine > best) {
-                        *nearest = Some((beside, cosine));
-                    }
-                }
-            }
+impl<'a> Members<'a> {
+    fn of(labels: &'a [Labelled]) -> Self {
+        let mut of: BTreeMap<PersonId, Vec<usize>> = BTreeMap::new();
+        for (face, label) in labels.iter().enumerate() {
+            of.entry(label.person_id).or_default().push(face);
         }
-        Some(scores)
+        for faces in of.values_mut() {
+            faces.sort_unstable_by_key(|face| Reverse(labels[*face].face_id));
+        }
+        let places = labels.iter().enumerate().map(|(face, label)| (label.face_id, face)).collect();
+        Self { labels, of, places }
     }
 
-    fn tar(&self) -> Vec<TarAtFar> {
-        let tell = |far: f64| {
-            let (genuine, impostor) = (self.genuine.total as f64, self.impostor.total as f64);
-            let why_not = if impostor * far < LEAST {
-                Some(format!("{impostor} pairs of two persons are too few: {} are needed", (LEAST / far).round()))
-            } else if genuine < LEAST {
-                Some(format!("{genuine} pairs of one person are too few: {LEAST} are needed"))
-            } else {
-                None
-            };
-            if why_not.is_some() {
-                return TarAtFar { far, tar: None, cosine: None, why_not };
-            }
-            let cell = self.impostor.threshold(far);
-            let tar = self.genuine.from(cell) as f64 / genuine;
-            TarAtFar { far, tar: Some(tar), cosine: Some(Histogram::cosine(cell)), why_not: None }
-        };
-        RATES.into_iter().map(tell).collect()
+    /// A person's faces without the one that is looked up, judged together as a job would; the nearest is among them.
+    fn template(
+        &self,
+        vectors: &[Embedding],
+        (face, nearest): (usize, usize),
+        calibration: &Calibration,
+    ) -> Option<Template> {
+        let others = self.of.get(&self.labels[nearest].person_id)?.iter().copied().filter(|other| *other != face);
+        let mut faces: Vec<usize> = others.take(NEWEST).collect();
+        if !faces.contains(&nearest) {
+            faces.push(nearest);
+        }
+        let faces = faces.into_iter().map(|face| (self.labels[face].face_id, vectors[face].clone())).collect();
+        Template::of(faces, calibration)
     }
 }
 
@@ -126,9 +112,40 @@ impl Scores {
 struct Judged<'a> {
     scores: &'a Scores,
     thresholds: Option<&'a Thresholds<'a>>,
+    /// Of each face the nearest one that counts of the person that is most like it, with the score; absent where there is one
+    /// face only.
+    nearest: Vec<Option<(usize, f32)>>,
 }
 
-impl Judged<'_> {
+impl<'a> Judged<'a> {
+    /// Judges the persons near each face as `shared::face_index::matches` does for a job; `None` where it was told to stop.
+    fn of(
+        scores: &'a Scores,
+        (members, vectors): (&Members<'_>, &[Embedding]),
+        thresholds: Option<&'a Thresholds<'a>>,
+        stopped: &AtomicBool,
+    ) -> Option<Self> {
+        let by = thresholds.and_then(|thresholds| Some((thresholds.calibration()?, thresholds.uncertain_cosine)));
+        let mut nearest = Vec::with_capacity(vectors.len());
+        for (face, near) in scores.near.iter().enumerate() {
+            if stopped.load(Ordering::Relaxed) {
+                return None;
+            }
+            let judged = near.iter().map(|(other, score)| {
+                let label = members.labels[*other];
+                let mut found = Match::of(Hit { person: label.person_id, face: label.face_id, score: *score });
+                // As far below whoever it is, nobody needs a second look.
+                if let Some((calibration, _)) = by.filter(|(_, floor)| score + MEAN_GAIN >= *floor) {
+                    found.judge(&vectors[face], members.template(vectors, (face, *other), calibration).as_ref());
+                }
+                (members.places[&found.face], found.score)
+            });
+            // Of equal ones the first.
+            nearest.push(judged.reduce(|best, next| if next.1 > best.1 { next } else { best }));
+        }
+        Some(Self { scores, thresholds, nearest })
+    }
+
     fn figures(&self, pipeline: &str, persons: &[PersonId], has_mate: &[bool]) -> PipelineFigures {
         let with_mates = has_mate.iter().filter(|has| **has).count();
         let is_found = |face: usize| has_mate[face] && self.is_right(face, persons);
@@ -158,12 +175,12 @@ impl Judged<'_> {
     }
 
     fn is_right(&self, face: usize, persons: &[PersonId]) -> bool {
-        self.scores.nearest[face].is_some_and(|(other, _)| persons[other] == persons[face])
+        self.nearest[face].is_some_and(|(other, _)| persons[other] == persons[face])
     }
 
     /// What the face is when it is looked up among all others; without a threshold, whoever is nearest counts as a match.
     fn outcome(&self, face: usize, persons: &[PersonId]) -> Outcome {
-        let decision = match (self.scores.nearest[face], self.thresholds) {
+        let decision = match (self.nearest[face], self.thresholds) {
             (None, _) => Decision::Unknown,
             (Some(_), None) => Decision::Match,
             (Some((_, score)), Some(thresholds)) => thresholds.decide(score),
@@ -177,14 +194,13 @@ impl Judged<'_> {
     }
 
     fn nearest(&self, face: usize, persons: &[PersonId]) -> Nearest {
-        let (person_id, score) =
-            self.scores.nearest[face].map_or((None, 0.0), |(other, score)| (Some(persons[other]), score));
+        let (person_id, score) = self.nearest[face].map_or((None, 0.0), |(other, score)| (Some(persons[other]), score));
         Nearest { outcome: self.outcome(face, persons), score: score.into(), person_id }
     }
 
     /// How far the score lies above the threshold.
     fn margin(&self, face: usize) -> f32 {
-        let score = self.scores.nearest[face].map_or(0.0, |(_, score)| score);
+        let score = self.nearest[face].map_or(0.0, |(_, score)| score);
         score - self.thresholds.map_or(0.0, |thresholds| thresholds.match_cosine)
     }
 }
@@ -222,61 +238,4 @@ fn disagreements(by: &[Judged<'_>; 2], faces: &Faces, persons: &[PersonId]) -> V
         to: by[1].nearest(face, persons),
     });
     shown.collect()
-}
-
-/// How many pairs have which cosine.
-struct Histogram {
-    cells: Vec<u64>,
-    total: u64,
-}
-
-impl Histogram {
-    fn new() -> Self {
-        Self { cells: vec![0; CELLS], total: 0 }
-    }
-
-    fn add(&mut self, cosine: f32) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is clamped to the cells")]
-        let cell = (f64::midpoint(f64::from(cosine), 1.0) * CELLS as f64).clamp(0.0, (CELLS - 1) as f64) as usize;
-        self.cells[cell] += 1;
-        self.total += 1;
-    }
-
-    /// The lowest cell at or above which no more than this share lies; one behind the last where each is too many.
-    fn threshold(&self, share: f64) -> usize {
-        let most = share * self.total as f64;
-        let mut above = 0;
-        for cell in (0..CELLS).rev() {
-            above += self.cells[cell];
-            if above as f64 > most {
-                return cell + 1;
-            }
-        }
-        0
-    }
-
-    /// How many lie in the cell and above.
-    fn from(&self, cell: usize) -> u64 {
-        self.cells[cell..].iter().sum()
-    }
-
-    /// Where a cell begins.
-    #[expect(clippy::cast_possible_truncation, reason = "a cosine is within -1..1")]
-    fn cosine(cell: usize) -> f32 {
-        (cell as f64 / CELLS as f64 * 2.0 - 1.0) as f32
-    }
-}
-
-/// The cosine of unit vectors. Eight sums at once: one after the other no processor would add them in parallel.
-fn dot(one: &[f32], other: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let (chunks, rest) = one.as_chunks::<LANES>();
-    let (other_chunks, other_rest) = other.as_chunks::<LANES>();
-    let mut sums = [0.0f32; LANES];
-    for (a, b) in chunks.iter().zip(other_chunks) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    sums.iter().sum::<f32>() + rest.iter().zip(other_rest).map(|(a, b)| a * b).sum::<f32>()
 }

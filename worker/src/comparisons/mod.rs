@@ -3,6 +3,7 @@
 
 mod figures;
 mod sample;
+mod scores;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,8 @@ use shared::db::collections::{self, CollectionSettings};
 use shared::db::reprocess::comparison::{Disagreement, Labelled, due, keep, labelled, postpone, vectors};
 use shared::db::reprocess::{Run, other_match_cosine};
 use shared::embedding::Embedding;
-use shared::ids::FaceId;
+use shared::ids::{FaceId, PersonId};
+use shared::template;
 use tokio_util::sync::CancellationToken;
 
 use self::figures::{Faces, compare};
@@ -91,10 +93,10 @@ async fn make(
     }
     let labelled_faces = all.len();
     let seed = run.id.0.as_u128();
-    let chosen =
-        tokio::task::spawn_blocking(move || sample(all, seed, MOST)).await.context("choosing faces panicked")?;
+    let choosing = tokio::task::spawn_blocking(move || (comparisons_of_one(&all), sample(all, seed, MOST)));
+    let (comparisons, chosen) = choosing.await.context("choosing faces panicked")?;
     let faces = read(ctx, run, chosen).await?;
-    let thresholds = Both::of(ctx, run, labelled_faces).await?;
+    let thresholds = Both::of(ctx, run, comparisons).await?;
     let names = (run.from_pipeline.clone(), run.pipeline.clone());
     let made = within_thread(leadership, stop, move |stopped| {
         compare(&faces, labelled_faces, [&names.0, &names.1], &thresholds.each(), stopped)
@@ -121,14 +123,23 @@ async fn read(ctx: &WorkerContext, run: &Run, chosen: Vec<Labelled>) -> anyhow::
     Ok(faces)
 }
 
+/// How many comparisons it is to look up one of these faces among the others.
+fn comparisons_of_one(faces: &[Labelled]) -> usize {
+    let persons = faces.iter().fold(HashMap::<PersonId, usize>::new(), |mut persons, face| {
+        *persons.entry(face.person_id).or_default() += 1;
+        persons
+    });
+    persons.into_values().map(template::comparisons).sum::<usize>().saturating_sub(1)
+}
+
 /// What the collection decides by with each pipeline, or would.
 struct Both {
     terms: [Terms; 2],
-    faces: usize,
+    comparisons: usize,
 }
 
 impl Both {
-    async fn of(ctx: &WorkerContext, run: &Run, faces: usize) -> anyhow::Result<Self> {
+    async fn of(ctx: &WorkerContext, run: &Run, comparisons: usize) -> anyhow::Result<Self> {
         let row = collections::find(&ctx.db.read, &Grant::everything(), run.collection_id).await?;
         let row = row.context("the collection is gone")?;
         let (settings, other) = (row.settings()?, other_match_cosine(&ctx.db, run.collection_id).await?);
@@ -142,12 +153,12 @@ impl Both {
                 calibration: ctx.calibrations.of(&ctx.db, &pipeline, run.collection_id).await?,
             })
         };
-        Ok(Self { terms: [of(&run.from_pipeline).await?, of(&run.pipeline).await?], faces })
+        Ok(Self { terms: [of(&run.from_pipeline).await?, of(&run.pipeline).await?], comparisons })
     }
 
-    /// The threshold of each at the collection's size, less the face that is looked up; none where nothing says one.
+    /// The threshold of each at the collection's size; none where nothing says one.
     fn each(&self) -> [Option<Thresholds<'_>>; 2] {
-        self.terms.each_ref().map(|terms| Thresholds::identify(terms, self.faces.saturating_sub(1)).ok())
+        self.terms.each_ref().map(|terms| Thresholds::identify(terms, self.comparisons).ok())
     }
 }
 

@@ -64,6 +64,25 @@ fn decisions_move_and_the_worst_are_told_first() {
 }
 
 #[test]
+fn persons_are_judged_by_all_their_faces() {
+    let pipeline = testing::tiny_pipeline();
+    // The first person's fourth face is nowhere near the others, and next to the second person's only one.
+    let labels = labels(&[0, 0, 0, 0, 1]);
+    let faces = faces(&labels, &[0.0, 2.0, 4.0, 90.0, 91.0], &[0.0, 2.0, 4.0, 6.0, 91.0]);
+    let mut uncalibrated = pipeline.clone();
+    uncalibrated.calibration = None;
+    let (report, _) = compared(&faces, &[by(&pipeline, Some(0.9)), by(&pipeline, Some(0.9))]);
+    let counts = |right, wrong, unknown| Some(OutcomeCounts { right, wrong, uncertain: 0, unknown });
+    assert_eq!(report.from.outcomes, counts(3, 1, 1), "a doubted face says nothing of another person's");
+    assert_eq!(report.to.outcomes, counts(4, 0, 1));
+    let (report, _) = compared(&faces, &[by(&uncalibrated, Some(0.9)), by(&pipeline, Some(0.9))]);
+    assert_eq!(report.from.outcomes, counts(3, 2, 0), "without a calibration each face speaks for itself");
+
+    assert_eq!(comparisons_of_one(&labels), 4 + 1);
+    assert_eq!(comparisons_of_one(&[]), 0);
+}
+
+#[test]
 fn without_a_threshold_the_nearest_counts() {
     let mut pipeline = testing::tiny_pipeline();
     let measured = pipeline.clone();

@@ -194,6 +194,7 @@ async fn a_file_that_is_no_model_is_named() {
     std::fs::write(models.join("tiny_detector.onnx"), "no model").unwrap();
     let mut pipeline = testing::tiny_pipeline();
     pipeline.detector.file.sha256 = crate::assets::sha256_of(&models.join("tiny_detector.onnx")).unwrap();
+    pipeline.detector.file.size_bytes = 8;
     let recognizer = testing::repository().join("models/tiny/tiny_recognizer.onnx");
     std::fs::copy(recognizer, models.join("tiny_recognizer.onnx")).unwrap();
     let assets = Assets { assets_dir: Some(folder.path().to_owned()), ..testing::tiny_assets() };

@@ -14,11 +14,8 @@ use super::clusters::queue;
 use super::entity::calibration::{ActiveModel, Column, Entity, Model};
 use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
-use crate::catalogue::{self, Calibration};
+use crate::catalogue::{self, Calibration, check_points};
 use crate::ids::{CalibrationId, CollectionId};
-
-/// Points of a calibration at most.
-pub const MOST_POINTS: usize = 32;
 
 /// A threshold with the false accept rate at it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -62,12 +59,13 @@ pub struct Measured {
 impl Measured {
     /// Names the first field that makes no sense, as (JSON pointer, why).
     pub fn check(&self) -> Result<(), (String, &'static str)> {
-        self.check_points()?;
+        let points: Vec<(f64, f32)> = self.points.iter().map(|point| (point.far, point.cosine)).collect();
+        check_points(&points, Some(self.measured_far)).map_err(|flaw| match flaw.point {
+            Some(n) => (format!("#/points/{n}/{}", flaw.field), flaw.why),
+            None => (format!("#/{}", flaw.field), flaw.why),
+        })?;
+        self.check_bounds()?;
         let wrong = |field: &str, why| Err((format!("#/{field}"), why));
-        let (first, last) = (self.points[0].far, self.points[self.points.len() - 1].far);
-        if !(last..=first).contains(&self.measured_far) {
-            return wrong("measured_far", "must lie between the lowest and the highest far of the points");
-        }
         if self.people < 2 {
             return wrong("people", "must be at least 2: one person is compared with nobody");
         }
@@ -77,31 +75,15 @@ impl Measured {
         if self.comparisons == 0 || i64::try_from(self.comparisons).is_err() {
             return wrong("comparisons", "must be at least 1, and below 2^63");
         }
-        if !is_share(self.confidence) {
+        if !(self.confidence > 0.0 && self.confidence < 1.0) {
             return wrong("confidence", "must lie between 0 and 1, and be neither");
         }
         Ok(())
     }
 
-    fn check_points(&self) -> Result<(), (String, &'static str)> {
-        if !(2..=MOST_POINTS).contains(&self.points.len()) {
-            return Err(("#/points".to_owned(), "must be 2 to 32: between two of them others are calculated"));
-        }
+    fn check_bounds(&self) -> Result<(), (String, &'static str)> {
         for (n, point) in self.points.iter().enumerate() {
             let wrong = |field: &str, why| Err((format!("#/points/{n}/{field}"), why));
-            let before = n.checked_sub(1).map(|before| self.points[before]);
-            if !is_share(point.far) {
-                return wrong("far", "must lie between 0 and 1, and be neither");
-            }
-            if before.is_some_and(|before| before.far <= point.far) {
-                return wrong("far", "must be lower than the one before");
-            }
-            if !(-1.0..=1.0).contains(&point.cosine) {
-                return wrong("cosine", "must lie between -1 and 1");
-            }
-            if before.is_some_and(|before| before.cosine >= point.cosine) {
-                return wrong("cosine", "must be higher than the one before: a lower rate needs a higher threshold");
-            }
             if !(0.0..=point.far).contains(&point.lower) {
                 return wrong("lower", "must lie between 0 and far");
             }
@@ -111,10 +93,6 @@ impl Measured {
         }
         Ok(())
     }
-}
-
-fn is_share(value: f64) -> bool {
-    value > 0.0 && value < 1.0
 }
 
 impl Model {

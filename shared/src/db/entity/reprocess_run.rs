@@ -77,6 +77,8 @@ pub struct Model {
     /// When the collection went over last.
     pub activated_at: Option<i64>,
     pub ended_at: Option<i64>,
+    /// What it has done when its end began, as JSON.
+    pub figures: Option<String>,
 }
 
 /// Joins are written as named queries.

@@ -23,7 +23,7 @@ pub struct Labelled {
     pub person_id: PersonId,
 }
 
-/// A face of which the two decide otherwise, with the nearest other face's score and person by each.
+/// A face of which the two decide otherwise, with the score and person that it is most like by each.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Disagreement {
@@ -37,7 +37,7 @@ pub struct Disagreement {
 pub struct Nearest {
     /// What the face is.
     pub outcome: Outcome,
-    /// The cosine to the nearest other face.
+    /// How like the person it is.
     pub score: f64,
     /// Whose that is; `None` once that person is gone.
     pub person_id: Option<PersonId>,

@@ -26,6 +26,7 @@ use sea_orm::{QueryOrder, QuerySelect};
 
 use super::entity::collection;
 use super::entity::reprocess_run::{ActiveModel, Column, Entity};
+use super::idempotency::{self, Idempotency, OF_RUNS, Used};
 use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
 use crate::ids::{CollectionId, ReprocessRunId};
@@ -58,7 +59,9 @@ pub struct NewRun<'a> {
     /// The setting of that name once the collection goes by the new pipeline.
     pub match_cosine: Option<f32>,
     pub tag: Option<String>,
+    /// The W3C trace context of the request.
     pub traceparent: Option<String>,
+    pub idempotency: Option<Idempotency>,
 }
 
 /// What became of it.
@@ -72,6 +75,12 @@ pub enum Begun {
     Changed,
     /// The model that it was to go over to is not registered.
     NoModel,
+    /// The run that the same key and fingerprint made before.
+    Existing(ReprocessRunId),
+    /// The key was used for another request.
+    KeyReused,
+    /// A request with the key is being committed.
+    KeyInFlight,
 }
 
 /// Locks the collection against everything that refers to it: jobs that are recorded, and requests that make some, are
@@ -82,24 +91,66 @@ async fn lock(txn: &impl ConnectionTrait, id: CollectionId) -> Result<Option<col
     collections::find(txn, &Grant::everything(), id).await
 }
 
-/// Begins a run, as one of the grant's own.
+/// Begins a run, as one of the grant's own; it is durable when this returns.
 pub async fn begin(db: &Db, grant: &Grant, new: NewRun<'_>) -> Result<Begun, DbErr> {
+    let idempotency = new.idempotency.clone();
     let txn = db.begin().await?;
-    let found = lock(&txn, new.collection).await?;
-    if found.is_none_or(|collection| collection.pipeline != new.from.pipeline) {
+    let begun = begin_within(&txn, grant, new).await?;
+    let Begun::New(run) = &begun else {
+        // At once, and not when the connection is used next: a repeat would find the key held.
         txn.rollback().await?;
+        return Ok(begun);
+    };
+    if let Some(idempotency) = &idempotency
+        && !idempotency::remember(&txn, OF_RUNS, idempotency, run.id.0).await?
+    {
+        // Another request with this key committed since it was looked for.
+        txn.rollback().await?;
+        return find_repeated(&db.write, idempotency).await?.ok_or_else(idempotency::released);
+    }
+    txn.commit().await?;
+    Ok(begun)
+}
+
+/// What a request with that key was answered before, if there was one.
+pub async fn find_repeated(conn: &impl ConnectionTrait, key: &Idempotency) -> Result<Option<Begun>, DbErr> {
+    let used = idempotency::used(conn, OF_RUNS, key).await?;
+    Ok(used.map(|used| match used {
+        Used::Same(id) => Begun::Existing(ReprocessRunId(id)),
+        Used::Otherwise => Begun::KeyReused,
+    }))
+}
+
+async fn begin_within(txn: &impl ConnectionTrait, grant: &Grant, new: NewRun<'_>) -> Result<Begun, DbErr> {
+    if let Some(idempotency) = &new.idempotency {
+        if !idempotency::try_lock(txn, idempotency).await? {
+            return Ok(Begun::KeyInFlight);
+        }
+        if let Some(repeated) = find_repeated(txn, idempotency).await? {
+            return Ok(repeated);
+        }
+    }
+    let found = lock(txn, new.collection).await?;
+    if found.is_none_or(|collection| collection.pipeline != new.from.pipeline) {
         return Ok(Begun::Changed);
     }
-    if let Some(open) = open(&txn, new.collection).await? {
-        txn.rollback().await?;
+    if let Some(open) = open(txn, new.collection).await? {
         return Ok(Begun::Open(open.id));
     }
-    if !models::hold(&txn, new.to.pipeline).await? {
-        txn.rollback().await?;
+    if !models::hold(txn, new.to.pipeline).await? {
         return Ok(Begun::NoModel);
     }
-    let created_at = now(&txn).await?;
-    let run = ActiveModel {
+    let run = insert(txn, grant, &new).await?;
+    if run.changes_detector() {
+        let sql = "UPDATE collections SET hidden_revision = $1 WHERE id = $2";
+        execute(txn, sql, [new.to.revision.into(), new.collection.into()]).await?;
+    }
+    Ok(Begun::New(Box::new(run)))
+}
+
+async fn insert(txn: &impl ConnectionTrait, grant: &Grant, new: &NewRun<'_>) -> Result<Run, DbErr> {
+    let created_at = now(txn).await?;
+    ActiveModel {
         id: Set(ReprocessRunId::new()),
         collection_id: Set(new.collection),
         from_pipeline: Set(new.from.pipeline.to_owned()),
@@ -116,23 +167,18 @@ pub async fn begin(db: &Db, grant: &Grant, new: NewRun<'_>) -> Result<Begun, DbE
         pace: Set(None),
         paced_at: Set(created_at),
         paced_images: Set(0),
-        tag: Set(new.tag),
-        traceparent: Set(new.traceparent),
+        tag: Set(new.tag.clone()),
+        traceparent: Set(new.traceparent.clone()),
         api_key_id: Set(grant.owner()),
         version: Set(0),
         created_at: Set(created_at),
         completed_at: Set(None),
         activated_at: Set(None),
         ended_at: Set(None),
+        figures: Set(None),
     }
-    .insert(&txn)
-    .await?;
-    if run.changes_detector() {
-        let sql = "UPDATE collections SET hidden_revision = $1 WHERE id = $2";
-        execute(&txn, sql, [new.to.revision.into(), new.collection.into()]).await?;
-    }
-    txn.commit().await?;
-    Ok(Begun::New(Box::new(run)))
+    .insert(txn)
+    .await
 }
 
 impl Run {
@@ -246,6 +292,9 @@ pub async fn change(db: &Db, run: &Run, wish: Wish) -> Result<bool, DbErr> {
     }
     let sql = format!("UPDATE reprocess_runs SET {changes}, version = version + 1 WHERE id = $1 AND {guard}");
     let is_changed = execute(&txn, &sql, values).await? > 0;
+    if is_changed && wish == Wish::Cancel {
+        plan::keep_figures(&txn, run).await?;
+    }
     if is_changed && wish == Wish::Retry {
         // Each in a job of its own now, so that none fails for another.
         let sql = "UPDATE reprocess_pending SET job_id = NULL, problem = NULL, tries = tries + 1

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Run, Side};
-use crate::db::{Db, count, statement};
+use crate::db::{Db, count, execute, statement};
 use crate::ids::CollectionId;
 
 /// What a run would have to do.
@@ -84,7 +85,7 @@ async fn indexed_per_s(db: &Db, collection: CollectionId) -> Result<Option<f64>,
 }
 
 /// How far a run is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Images of the collection.
     pub images: i64,
@@ -98,8 +99,26 @@ pub struct Progress {
     pub new: i64,
 }
 
-/// Counts how far the run is.
+/// Counts how far the run is; of one whose end has begun, how far it was then.
 pub async fn progress(db: &Db, run: &Run) -> Result<Progress, DbErr> {
+    if let Some(figures) = &run.figures {
+        return serde_json::from_str(figures).map_err(|error| DbErr::Json(error.to_string()));
+    }
+    // The counts see one moment.
+    let txn = db.snapshot().await?;
+    let counted = counted(&txn, run).await?;
+    txn.commit().await?;
+    Ok(counted)
+}
+
+/// Keeps what a run has done whose end begins: the rows that are counted go.
+pub(super) async fn keep_figures(txn: &impl ConnectionTrait, run: &Run) -> Result<(), DbErr> {
+    let figures = serde_json::to_string(&counted(txn, run).await?).map_err(|error| DbErr::Json(error.to_string()))?;
+    execute(txn, "UPDATE reprocess_runs SET figures = $1 WHERE id = $2", [figures.into(), run.id.into()]).await?;
+    Ok(())
+}
+
+async fn counted(txn: &impl ConnectionTrait, run: &Run) -> Result<Progress, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         problem: Option<String>,
@@ -110,26 +129,23 @@ pub async fn progress(db: &Db, run: &Run) -> Result<Progress, DbErr> {
         difference: String,
         faces: i64,
     }
-    // The counts see one moment.
-    let txn = db.snapshot().await?;
-    let images = count(&txn, "SELECT count(*) AS n FROM images WHERE collection_id = $1", [run.collection_id.into()]);
+    let images = count(txn, "SELECT count(*) AS n FROM images WHERE collection_id = $1", [run.collection_id.into()]);
     let images = images.await?;
     let sql = "SELECT problem, count(*) AS images FROM reprocess_pending WHERE collection_id = $1 AND pipeline = $2
         GROUP BY problem";
     let values = [run.collection_id.into(), run.pipeline.as_str().into()];
-    let pending = Row::find_by_statement(statement(&txn, sql, values)).all(&txn).await?;
+    let pending = Row::find_by_statement(statement(txn, sql, values)).all(txn).await?;
     let unlisted = if run.listed_at.is_none() {
         let sql = "SELECT count(*) AS n FROM images i WHERE i.collection_id = $1 AND i.id > $2 AND NOT EXISTS
             (SELECT 1 FROM reprocess_pending p
              WHERE p.collection_id = $1 AND p.pipeline = $3 AND p.image_id = i.id)";
         let after = run.checkpoint.map_or(Uuid::nil(), |image| image.0);
-        count(&txn, sql, [run.collection_id.into(), after.into(), run.pipeline.as_str().into()]).await?
+        count(txn, sql, [run.collection_id.into(), after.into(), run.pipeline.as_str().into()]).await?
     } else {
         0
     };
     let sql = "SELECT difference, count(*) AS faces FROM reprocess_differences WHERE run_id = $1 GROUP BY difference";
-    let differences = Difference::find_by_statement(statement(&txn, sql, [run.id.into()])).all(&txn).await?;
-    txn.commit().await?;
+    let differences = Difference::find_by_statement(statement(txn, sql, [run.id.into()])).all(txn).await?;
     let of = |name: &str| differences.iter().find(|d| d.difference == name).map_or(0, |d| d.faces);
     Ok(Progress {
         images,

@@ -5,7 +5,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 use serde_json::json;
 
-use super::{Run, RunState, Side, lock, pending};
+use super::{Run, RunState, Side, lock, pending, plan};
 use crate::db::images::delete_if_empty;
 use crate::db::jobs::transition::{Move, transition};
 use crate::db::rows::{self, Column, Rows};
@@ -33,6 +33,9 @@ pub async fn begin_due(db: &Db, run: &Run) -> Result<bool, DbErr> {
     let sql = "UPDATE reprocess_runs SET state = 'pruning', checkpoint = NULL, paused = FALSE, version = version + 1
         WHERE id = $1 AND state = 'active'";
     let begun = execute(&txn, sql, [run.id.into()]).await? > 0;
+    if begun {
+        plan::keep_figures(&txn, run).await?;
+    }
     txn.commit().await?;
     Ok(begun)
 }

@@ -98,6 +98,7 @@ impl Scene {
             match_cosine: Some(0.5),
             tag: None,
             traceparent: None,
+            idempotency: None,
         };
         match begin(&self.db, &Grant::everything(), new).await.unwrap() {
             Begun::New(run) => *run,
@@ -196,6 +197,7 @@ async fn a_run_fills_what_is_missing() {
             match_cosine: None,
             tag: None,
             traceparent: None,
+            idempotency: None,
         };
         assert_eq!(begin(&scene.db, &Grant::everything(), again.clone()).await.unwrap(), Begun::Open(run.id));
         let elsewhere = NewRun { from: NEW, to: OLD, ..again };
@@ -215,6 +217,40 @@ async fn a_run_fills_what_is_missing() {
         let done = Progress { images: 3, missing: 0, failed: [].into(), lost: 0, new: 0 };
         assert_eq!(progress(&scene.db, &run).await.unwrap(), done);
         assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 100, 2).await.unwrap(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_begins_one_run_whose_jobs_carry_the_requests_trace() {
+    on_both(async |scene| {
+        let (image, _) = scene.index(&[0.0]).await;
+        let keyed = |key: &str, fingerprint: &str| NewRun {
+            collection: scene.collection,
+            from: OLD,
+            to: NEW,
+            match_cosine: None,
+            tag: None,
+            traceparent: Some("trace".to_owned()),
+            idempotency: Some(Idempotency {
+                route: "r".to_owned(),
+                key: key.to_owned(),
+                fingerprint: fingerprint.to_owned(),
+                keep: std::time::Duration::from_secs(60),
+            }),
+        };
+        let grant = Grant::everything();
+        let Begun::New(run) = begin(&scene.db, &grant, keyed("k", "f")).await.unwrap() else { panic!("the first") };
+        assert_eq!(begin(&scene.db, &grant, keyed("k", "f")).await.unwrap(), Begun::Existing(run.id));
+        assert_eq!(begin(&scene.db, &grant, keyed("k", "g")).await.unwrap(), Begun::KeyReused);
+        assert_eq!(begin(&scene.db, &grant, keyed("l", "f")).await.unwrap(), Begun::Open(run.id));
+        let repeated = keyed("l", "f").idempotency.unwrap();
+        assert_eq!(find_repeated(&scene.db.write, &repeated).await.unwrap(), None, "it stands for nothing");
+
+        let run = scene.list(&run).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        assert_eq!((job.traceparent.as_deref(), scene.images_of(job.id).await), (Some("trace"), vec![image]));
     })
     .await;
 }
@@ -389,6 +425,8 @@ async fn another_detector_keeps_ids_and_shows_its_own_places() {
         assert!(prune::begin_due(&scene.db, &run).await.unwrap());
         let run = scene.run(&run).await;
         scene.delete_all(&run).await;
+        let ended = progress(&scene.db, &scene.run(&run).await).await.unwrap();
+        assert_eq!((ended.images, ended.missing, ended.lost, ended.new), (1, 0, 2, 1), "as it was, though a face went");
         assert_eq!((scene.run(&run).await.state, scene.collection().await.shown_revision), (RunState::Pruned, None));
         assert_eq!(scene.shown().await, after);
         assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (0, 3));
@@ -429,6 +467,8 @@ async fn a_cancelled_run_leaves_nothing() {
         assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
         let job = scene.reembeds().await.remove(0);
         assert_eq!(scene.images_of(job.id).await, [waiting]);
+        let before = progress(&scene.db, &run).await.unwrap();
+        assert_eq!((before.images, before.missing, before.new), (2, 1, 1));
         assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
         let run = scene.run(&run).await;
         assert!(!change(&scene.db, &run, Wish::Pause).await.unwrap(), "it is over");
@@ -441,6 +481,7 @@ async fn a_cancelled_run_leaves_nothing() {
         assert_eq!(slice.cancelled, [job.id]);
         scene.delete_all(&run).await;
         assert_eq!((scene.run(&run).await.state, scene.vectors(NEW).await), (RunState::Cancelled, 0));
+        assert_eq!(progress(&scene.db, &scene.run(&run).await).await.unwrap(), before, "its last figures stay");
         assert_eq!(scene.shown().await.len(), 3);
         let all = crate::db::count(&scene.db.read, "SELECT count(*) AS n FROM faces", []).await.unwrap();
         assert_eq!(all, 3, "the face that only the new detector found is gone");

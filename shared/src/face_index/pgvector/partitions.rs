@@ -7,7 +7,7 @@ use crate::digest::sha256_hex;
 
 /// Vectors up to this many components fit a page and are kept in the row; PostgreSQL's default would move those of 512
 /// and more out of line and make a scan four times as slow.
-const MAX_PLAIN: usize = 1900;
+pub(super) const MAX_PLAIN: usize = 1900;
 
 /// The name of a pipeline's partition: readable, and unlike any other's whatever the name holds.
 pub fn partition_name(pipeline: &str) -> String {
@@ -19,11 +19,11 @@ pub fn partition_name(pipeline: &str) -> String {
     format!("embeddings_{readable}_{}", &sha256_hex(pipeline)[..8])
 }
 
-/// Makes the partition of a pipeline whose vectors have `dimension` components, unless it is there. Waits only briefly for
-/// the lock that this needs, so that searches behind it do not wait either.
+/// Makes the partition of a pipeline whose vectors have `dimension` components, unless it is there. No reader waits for it, nor
+/// it for one; for writers of faces and collections it waits only briefly, so that those behind it do not wait either.
 ///
 /// # Errors
-/// The lock was not to be had, or the partition is there with another dimension.
+/// The locks were not to be had, or the partition is there with another dimension.
 pub async fn create_partition(db: &Db, pipeline: &str, dimension: usize) -> Result<bool, DbErr> {
     if has_partition(db, pipeline).await? {
         return Ok(false);
@@ -35,21 +35,24 @@ pub async fn create_partition(db: &Db, pipeline: &str, dimension: usize) -> Resu
     Ok(true)
 }
 
-/// Makes the partition within the caller's transaction, which says how long to wait for the lock.
+/// Makes the partition within the caller's transaction, which says how long to wait for the locks.
 pub(crate) async fn create_within(txn: &impl ConnectionTrait, pipeline: &str, dimension: usize) -> Result<(), DbErr> {
     let name = partition_name(pipeline);
+    // `PARTITION OF` would lock out all who read vectors. What is attached gets the indexes, foreign keys and triggers as well.
     let create = format!(
-        "CREATE TABLE {name} PARTITION OF embeddings (CHECK (vector_dims(vector) = {dimension})) FOR VALUES IN ({})",
-        literal(pipeline)
+        "CREATE TABLE {name} (LIKE embeddings INCLUDING ALL EXCLUDING INDEXES, CHECK (vector_dims(vector) = {dimension}))"
     );
     execute(txn, &create, []).await?;
     if dimension <= MAX_PLAIN {
         execute(txn, &format!("ALTER TABLE {name} ALTER COLUMN vector SET STORAGE PLAIN"), []).await?;
     }
+    let attach = format!("ALTER TABLE embeddings ATTACH PARTITION {name} FOR VALUES IN ({})", literal(pipeline));
+    execute(txn, &attach, []).await?;
     Ok(())
 }
 
-/// Drops the partition of a pipeline with all its vectors, if it is there.
+/// Drops the partition of a pipeline with all its vectors, if it is there. Waits briefly for all who read vectors, of whichever
+/// pipeline, and they for it.
 ///
 /// # Errors
 /// The lock was not to be had.

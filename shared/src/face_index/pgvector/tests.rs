@@ -5,8 +5,9 @@ use std::sync::Arc;
 use migrations::MigratorTrait;
 use sea_orm::ConnectionTrait as _;
 
+use super::partitions::MAX_PLAIN;
 use super::*;
-use crate::db::{count, leaders};
+use crate::db::{count, is_lock_timeout, leaders};
 use crate::face_index::contract::{self, enroll, gallery, vector};
 
 async fn database() -> Db {
@@ -120,4 +121,72 @@ async fn what_a_killed_build_left_is_dropped() {
     assert!(index.build(&gallery).await.unwrap());
     assert_eq!(there().await, 1, "the listed one");
     assert_eq!(index.search(&gallery, vec![vector(&[1.0, 0.0, 0.0])], 1).await.unwrap().hits[0].len(), 1);
+}
+
+/// All that a table is, with `x` for its name.
+async fn description(db: &Db, table: &str) -> Vec<String> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        line: String,
+    }
+    let sql = "SELECT replace(what.line, $1, 'x') AS line FROM pg_class c CROSS JOIN LATERAL (
+            SELECT concat_ws(' ', 'column', attname, format_type(atttypid, atttypmod), attstorage, attnotnull,
+                attislocal, attinhcount) AS line FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0
+            UNION ALL SELECT concat_ws(' ', 'constraint', o.conname, pg_get_constraintdef(o.oid), o.convalidated,
+                o.conislocal, o.coninhcount, (SELECT p.conname FROM pg_constraint p WHERE p.oid = o.conparentid))
+                FROM pg_constraint o WHERE o.conrelid = c.oid
+            UNION ALL SELECT concat_ws(' ', 'index', pg_get_indexdef(i.indexrelid), i.indisvalid, i.indisprimary,
+                (SELECT h.inhparent::regclass FROM pg_inherits h WHERE h.inhrelid = i.indexrelid))
+                FROM pg_index i WHERE i.indrelid = c.oid
+            UNION ALL SELECT concat_ws(' ', 'trigger', regexp_replace(pg_get_triggerdef(t.oid), '_[0-9]+', ''),
+                t.tgenabled, t.tgparentid <> 0) FROM pg_trigger t WHERE t.tgrelid = c.oid
+            UNION ALL SELECT concat_ws(' ', 'bound', pg_get_expr(c.relpartbound, c.oid), c.reloptions)
+        ) AS what WHERE c.oid = $1::regclass ORDER BY line";
+    let rows = Row::find_by_statement(statement(&db.read, sql, [table.into()])).all(&db.read).await.unwrap();
+    rows.into_iter().map(|row| row.line).collect()
+}
+
+#[tokio::test]
+async fn a_partition_is_what_postgres_itself_would_make() {
+    let db = database().await;
+    for (pipeline, dimension) in [("small", 3), ("large", MAX_PLAIN + 1)] {
+        assert!(create_partition(&db, pipeline, dimension).await.unwrap());
+        let made = description(&db, &partition_name(pipeline)).await;
+        assert!(["index", "trigger", "constraint"].iter().all(|kind| made.iter().any(|line| line.starts_with(kind))));
+        drop_partition(&db, pipeline).await.unwrap();
+        assert!(!has_partition(&db, pipeline).await.unwrap());
+        let name = partition_name(pipeline);
+        let own = format!(
+            "CREATE TABLE {name} PARTITION OF embeddings (CHECK (vector_dims(vector) = {dimension}))
+                FOR VALUES IN ('{pipeline}')"
+        );
+        execute(&db.write, &own, []).await.unwrap();
+        if dimension <= MAX_PLAIN {
+            let plain = format!("ALTER TABLE {name} ALTER COLUMN vector SET STORAGE PLAIN");
+            execute(&db.write, &plain, []).await.unwrap();
+        }
+        assert_eq!(made, description(&db, &name).await);
+    }
+}
+
+/// An export reads all vectors in one transaction, for hours perhaps.
+#[tokio::test]
+async fn who_reads_vectors_neither_waits_for_a_new_partition_nor_holds_it_up() {
+    let db = database().await;
+    let vectors = "SELECT count(*) AS n FROM embeddings JOIN faces ON faces.id = embeddings.face_id
+        JOIN collections ON collections.id = faces.collection_id";
+    let exporting = db.snapshot().await.unwrap();
+    count(&exporting, vectors, []).await.unwrap();
+    assert!(create_partition(&db, "first", 3).await.unwrap());
+
+    let making = db.begin().await.unwrap();
+    create_within(&making, "second", 3).await.unwrap();
+    let searched = tokio::time::timeout(Duration::from_secs(5), count(&db.read, vectors, [])).await;
+    assert_eq!(searched.expect("a search does not wait").unwrap(), 0);
+    making.commit().await.unwrap();
+
+    let removed = drop_partition(&db, "first").await.unwrap_err();
+    assert!(is_lock_timeout(&removed), "{removed}");
+    exporting.commit().await.unwrap();
+    drop_partition(&db, "first").await.unwrap();
 }

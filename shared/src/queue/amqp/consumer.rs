@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::delivery::Line;
+use super::delivery::{AmqpDelivery, Line};
 use super::intake::Intake;
 use super::link::{self, LinkError};
 use super::topology::Topology;
@@ -70,27 +70,25 @@ impl Consumer {
         Self { shared, pipelines, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// See `JobQueue::bind`: the connection's task consumes what is new.
+    /// See `JobQueue::bind`: the connection's task consumes what is new, and ends the consumers of what is gone.
     pub(super) fn bind(&self, pipelines: &[String]) {
         self.pipelines.send_if_modified(|bound| {
-            let before = bound.len();
-            for pipeline in pipelines {
-                if !bound.contains(pipeline) {
-                    bound.push(pipeline.clone());
-                }
+            let is_other = bound != pipelines;
+            if is_other {
+                *bound = pipelines.to_vec();
             }
-            bound.len() > before
+            is_other
         });
     }
 
     /// See `JobQueue::receive`.
     pub(super) async fn receive(&self, lane: Lane, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {
-        self.take(self.shared.line(lane), timeout).await
+        self.within(timeout, self.next(self.shared.line(lane))).await
     }
 
     /// See `JobQueue::receive_dead`.
     pub(super) async fn receive_dead(&self, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {
-        self.take(&self.shared.dead, timeout).await
+        self.within(timeout, self.shared.dead.take()).await
     }
 
     /// Whether the consumers are registered and the broker serves them.
@@ -116,11 +114,26 @@ impl Consumer {
         }
     }
 
-    async fn take(&self, line: &Line, timeout: Duration) -> Result<Option<Box<dyn Delivery>>, QueueError> {
+    /// The next message of a pipeline that this process is bound to. One of another came before that changed, and is dropped: its
+    /// consumer ends before the broker has it back.
+    async fn next(&self, line: &Line) -> AmqpDelivery {
+        loop {
+            let delivery = line.take().await;
+            if self.pipelines.borrow().contains(&delivery.message().pipeline) {
+                return delivery;
+            }
+        }
+    }
+
+    async fn within(
+        &self,
+        timeout: Duration,
+        next: impl Future<Output = AmqpDelivery>,
+    ) -> Result<Option<Box<dyn Delivery>>, QueueError> {
         tokio::select! {
             biased;
             () = self.shared.closed.cancelled() => Err(QueueError::Closed),
-            delivery = line.take() => Ok(Some(Box::new(delivery))),
+            delivery = next => Ok(Some(Box::new(delivery))),
             () = tokio::time::sleep(timeout) => Ok(None),
         }
     }

@@ -93,6 +93,18 @@ impl Line {
         drop(dropped);
     }
 
+    /// Gives back what waits of one pipeline.
+    pub(super) fn give_back(&self, pipeline: &str) {
+        let gone = {
+            let mut waiting = self.waiting();
+            let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+                waiting.drain(..).partition(|delivery| delivery.message.pipeline == pipeline);
+            *waiting = kept;
+            gone
+        };
+        drop(gone);
+    }
+
     fn pop(&self) -> Option<AmqpDelivery> {
         let mut waiting = self.waiting();
         // What came over a connection that is gone is delivered again over the next.

@@ -1,5 +1,6 @@
 //! One consuming connection: from its consumers into the lines, and back what is not wanted.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,12 +36,14 @@ pub(super) struct Intake {
     topology: Arc<Topology>,
     /// One for each lane: what is prefetched is limited by channel.
     lanes: Vec<(Lane, Channel)>,
-    /// The pipelines that are to be consumed, and those that are.
+    /// The pipelines that are to be consumed.
     wanted: watch::Receiver<Vec<String>>,
-    bound: Vec<String>,
-    arrivals: SelectAll<BoxStream<'static, Event>>,
-    /// Channels with the tags of their consumers.
-    consumers: Vec<(Channel, String)>,
+    /// What comes, each with the number of its consumer.
+    arrivals: SelectAll<BoxStream<'static, (u64, Event)>>,
+    /// Those that were not cancelled.
+    consumers: BTreeMap<u64, Consumed>,
+    /// The number of the next one.
+    next: u64,
     /// Asks; a question about a queue that is gone closes it.
     control: Channel,
     queues: Arc<Mutex<Vec<String>>>,
@@ -55,8 +58,18 @@ enum Place {
     Dead,
 }
 
+/// A queue that is consumed.
+struct Consumed {
+    channel: Channel,
+    tag: String,
+    queue: String,
+    place: Place,
+    /// None of the dead letters' queue.
+    pipeline: Option<String>,
+}
+
 enum Event {
-    Arrived(Place, Box<Arrival>),
+    Arrived(Box<Arrival>),
     Ended(LinkError),
 }
 
@@ -76,9 +89,9 @@ impl Intake {
             topology: Arc::clone(&plan.topology),
             lanes: Vec::new(),
             wanted,
-            bound: Vec::new(),
             arrivals: SelectAll::new(),
-            consumers: Vec::new(),
+            consumers: BTreeMap::new(),
+            next: 0,
             control,
             queues: Arc::default(),
             given,
@@ -93,7 +106,7 @@ impl Intake {
         }
         intake.bind().await?;
         let channel = limited_channel(connection, DEAD_PREFETCH).await?;
-        intake.consume(&channel, Place::Dead, plan.topology.dead_queue()).await?;
+        intake.consume(channel, (Place::Dead, None), plan.topology.dead_queue()).await?;
         Ok(intake)
     }
 
@@ -104,55 +117,89 @@ impl Intake {
         let mut wanted = self.wanted.clone();
         loop {
             tokio::select! {
+                // A consumer ends before the broker has back what was for it.
+                biased;
                 () = shared.closed.cancelled() => return self.finish(connection).await,
                 error = &mut probing => return Err(error),
                 error = link::loss(connection) => return Err(error),
-                Some(acker) = self.returns.recv() => give_back(&acker).await?,
                 Ok(()) = wanted.changed() => self.bind().await?,
+                Some(acker) = self.returns.recv() => give_back(&acker).await?,
                 event = self.arrivals.next() => match event {
-                    Some(Event::Arrived(place, arrival)) => self.arrived(place, *arrival).await?,
-                    Some(Event::Ended(error)) => return Err(error),
+                    Some((consumer, Event::Arrived(arrival))) => self.arrived(consumer, *arrival).await?,
+                    Some((consumer, Event::Ended(error))) if self.consumers.contains_key(&consumer) => return Err(error),
+                    Some((_, Event::Ended(_))) => {}
                     None => return Err(LinkError::Ended("this process consumes nothing".to_owned())),
                 },
             }
         }
     }
 
-    /// Declares and consumes what is wanted and not consumed yet.
+    /// Consumes what is wanted, and nothing else.
     async fn bind(&mut self) -> Result<(), LinkError> {
         let wanted = self.wanted.borrow_and_update().clone();
+        let is_gone = |consumed: &Consumed| consumed.pipeline.as_ref().is_some_and(|bound| !wanted.contains(bound));
+        let gone: Vec<u64> = self.consumers.iter().filter(|(_, one)| is_gone(one)).map(|(number, _)| *number).collect();
+        for consumer in gone {
+            self.cancel(consumer).await?;
+        }
         for pipeline in wanted {
-            if self.bound.contains(&pipeline) {
+            if self.consumers.values().any(|consumed| consumed.pipeline.as_ref() == Some(&pipeline)) {
                 continue;
             }
             for (lane, channel) in self.lanes.clone() {
                 self.topology.declare_lane(&self.control, lane, &pipeline).await?;
-                self.consume(&channel, Place::Lane(lane), self.topology.lane_queue(lane, &pipeline)).await?;
+                let queue = self.topology.lane_queue(lane, &pipeline);
+                self.consume(channel, (Place::Lane(lane), Some(pipeline.clone())), queue).await?;
             }
-            self.bound.push(pipeline);
         }
         Ok(())
     }
 
-    async fn consume(&mut self, channel: &Channel, place: Place, queue: String) -> Result<(), LinkError> {
-        let options = BasicConsumeOptions::default();
-        let consumer = channel.basic_consume(short(&queue), short(&queue), options, FieldTable::default());
+    /// Ends a consumer. What nobody has begun is given back; what is in workers' hands can still be acknowledged.
+    async fn cancel(&mut self, consumer: u64) -> Result<(), LinkError> {
+        let Some(Consumed { channel, tag, queue, place, pipeline }) = self.consumers.remove(&consumer) else {
+            return Ok(());
+        };
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).retain(|probed| *probed != queue);
+        let cancelled = channel.basic_cancel(short(&tag), BasicCancelOptions::default());
+        within(format!("cancel the consumer of the queue {queue}"), cancelled).await?;
+        if let Some(pipeline) = pipeline {
+            self.line(place).give_back(&pipeline);
+        }
+        Ok(())
+    }
+
+    async fn consume(
+        &mut self,
+        channel: Channel,
+        (place, pipeline): (Place, Option<String>),
+        queue: String,
+    ) -> Result<(), LinkError> {
+        let (number, options) = (self.next, BasicConsumeOptions::default());
+        self.next += 1;
+        // One of its own for each: messages of a consumer that was cancelled may still be out when the queue is consumed again.
+        let tag = format!("{queue}.{number}");
+        let consumer = channel.basic_consume(short(&queue), short(&tag), options, FieldTable::default());
         let consumer = within(format!("consume the queue {queue}"), consumer).await?;
         let ended = format!("the broker ended the consumer of the queue {queue}");
         let failed = format!("consume the queue {queue}");
         let events = consumer
             .map(move |arrival| match arrival {
-                Ok(arrival) => Event::Arrived(place, Box::new(arrival)),
+                Ok(arrival) => Event::Arrived(Box::new(arrival)),
                 Err(source) => Event::Ended(LinkError::Failed { doing: failed.clone(), source }),
             })
             .chain(stream::once(future::ready(Event::Ended(LinkError::Ended(ended)))));
-        self.arrivals.push(events.boxed());
-        self.consumers.push((channel.clone(), queue.clone()));
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
+        self.arrivals.push(events.map(move |event| (number, event)).boxed());
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).push(queue.clone());
+        self.consumers.insert(number, Consumed { channel, tag, queue, place, pipeline });
         Ok(())
     }
 
-    async fn arrived(&mut self, place: Place, arrival: Arrival) -> Result<(), LinkError> {
+    async fn arrived(&mut self, consumer: u64, arrival: Arrival) -> Result<(), LinkError> {
+        let Some(place) = self.consumers.get(&consumer).map(|consumed| consumed.place) else {
+            // It was on its way when its consumer was cancelled.
+            return give_back(&arrival.acker).await;
+        };
         match wire::decode(&arrival.data, &arrival.properties) {
             Ok(message) => {
                 if let Place::Lane(lane) = place {
@@ -179,7 +226,7 @@ impl Intake {
 
     /// Stops the consumers, gives back what nobody has begun, and holds the connection for the rest.
     async fn finish(mut self, connection: &Connection) -> Result<(), LinkError> {
-        let cancelled = self.consumers.iter().map(|(channel, tag)| {
+        let cancelled = self.consumers.values().map(|Consumed { channel, tag, .. }| {
             within("cancel a consumer", channel.basic_cancel(short(tag), BasicCancelOptions::default()))
         });
         for result in future::join_all(cancelled).await {
@@ -187,7 +234,7 @@ impl Intake {
         }
         // Every consumer's stream ends after its cancellation, and with what came before it.
         while let Some(event) = self.arrivals.next().await {
-            if let Event::Arrived(_, arrival) = event {
+            if let (_, Event::Arrived(arrival)) = event {
                 give_back(&arrival.acker).await?;
             }
         }

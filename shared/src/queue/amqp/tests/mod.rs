@@ -137,6 +137,32 @@ async fn takes_another_pipeline_while_it_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leaves_a_pipeline_to_other_processes_that_it_does_not_take_any_more() {
+    let (broker, namespace) = (rabbitmq::shared().await, namespace());
+    let url = broker.url();
+    let queue = start(worker(&url, &namespace)).await;
+    let sent = publish_some(&queue, Lane::Bulk, 5).await;
+    // One in hand, and one that waits in this process.
+    let in_hand = next(&queue, Lane::Bulk).await;
+    queue.bind(&[]).await.unwrap();
+    assert!(queue.receive(Lane::Bulk, BRIEFLY).await.unwrap().is_none());
+    let other = start(worker(&url, &namespace)).await;
+    take_all(&other, Lane::Bulk, &sent[1..]).await;
+    in_hand.ack().await.unwrap();
+    // It goes on to be in order, and takes it again, more than once.
+    for _ in 0..3 {
+        queue.bind(&["tiny".to_owned()]).await.unwrap();
+        queue.check().await.unwrap();
+        queue.bind(&[]).await.unwrap();
+    }
+    other.close().await;
+    queue.bind(&["tiny".to_owned()]).await.unwrap();
+    let sent = publish_some(&queue, Lane::Bulk, 5).await;
+    take_all(&queue, Lane::Bulk, &sent).await;
+    assert!(queue.receive(Lane::Bulk, BRIEFLY).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keeps_the_order_of_concurrent_publishes() {
     let broker = rabbitmq::shared().await;
     let queue = start(worker(&broker.url(), &namespace())).await;
