@@ -74,7 +74,9 @@ pub(super) async fn write_others<L: Lines>(
 
 fn counted<L: Lines>(lines: &[L]) -> Counts {
     let mut counts = Counts::default();
-    lines.iter().for_each(|line| line.count(&mut counts));
+    for line in lines {
+        line.count(&mut counts);
+    }
     counts
 }
 
