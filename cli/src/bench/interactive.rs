@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bare::BareLoop;
 use super::site::Site;
@@ -56,22 +56,12 @@ pub(super) async fn measure(site: &Site, bare: &BareLoop, pipeline: &str, times:
     let probe = &site.library.pictures[site.library.pictures.len() / 2];
     bare.alone(probe, 10).await?;
     let bare = Latencies::of(bare.alone(probe, times).await?);
-    for collection in ["bench-identify", "bench-flood"] {
-        site.collection(collection, pipeline).await?;
-    }
+    site.collection("bench-identify", pipeline).await?;
     enroll(site, "bench-identify").await?;
     identify(site, probe, 10).await?;
     let idle = Latencies::of(identify(site, probe, times).await?);
-    let batch = site.begin("bench-flood", usize::MAX).await?;
-    begun(site, &batch).await?;
-    let flood = Latencies::of(identify(site, probe, times).await?);
-    let left = site.client.get(&format!("/v1/batches/{batch}")).await?;
-    anyhow::ensure!(left["finished_at"].is_null(), "the batch ended before the requests beside it; take more pictures");
-    site.client.post(&format!("/v1/batches/{batch}/cancel"), &json!({})).await?;
-    site.follow(&batch, None).await?;
-    for collection in ["bench-identify", "bench-flood"] {
-        site.client.delete(&format!("/v1/collections/{collection}")).await?;
-    }
+    let flood = Latencies::of(identify_beside_batches(site, pipeline, probe, times).await?);
+    site.client.delete("/v1/collections/bench-identify").await?;
     Ok(Interactive { bare, idle, flood })
 }
 
@@ -94,11 +84,66 @@ async fn identify(site: &Site, probe: &Path, times: usize) -> anyhow::Result<Vec
     let image = site.upload("bench-identify", probe).await?;
     let mut took = Vec::with_capacity(times);
     for _ in 0..times {
-        let began = Instant::now();
-        site.job("/v1/collections/bench-identify/identify", &json!({ "image": { "upload_id": image } })).await?;
-        took.push(began.elapsed());
+        took.push(identified(site, &image).await?);
     }
     Ok(took)
+}
+
+async fn identified(site: &Site, upload: &Value) -> anyhow::Result<Duration> {
+    let began = Instant::now();
+    site.job("/v1/collections/bench-identify/identify", &json!({ "image": { "upload_id": upload } })).await?;
+    Ok(began.elapsed())
+}
+
+/// Identifies while batches keep all cores busy: when half of one is done, the next begins.
+async fn identify_beside_batches(
+    site: &Site,
+    pipeline: &str,
+    probe: &Path,
+    times: usize,
+) -> anyhow::Result<Vec<Duration>> {
+    let image = site.upload("bench-identify", probe).await?;
+    let (mut batches, mut collections) = (Vec::new(), Vec::new());
+    let mut took = Vec::with_capacity(times);
+    let mut left = 0;
+    for n in 0..times {
+        if left * 2 <= site.library.pictures.len() {
+            let collection = format!("bench-flood-{}", collections.len());
+            site.collection(&collection, pipeline).await?;
+            batches.push(site.begin(&collection, usize::MAX).await?);
+            collections.push(collection);
+        }
+        if n == 0 {
+            begun(site, &batches[0]).await?;
+        }
+        took.push(identified(site, &image).await?);
+        let mut open = Vec::new();
+        left = 0;
+        for batch in batches {
+            let now = site.client.get(&format!("/v1/batches/{batch}")).await?;
+            if now["finished_at"].is_null() {
+                left += site.library.pictures.len().saturating_sub(ended(&now));
+                open.push(batch);
+            }
+        }
+        anyhow::ensure!(!open.is_empty(), "half a batch ended during one request; take more pictures");
+        batches = open;
+    }
+    for batch in batches {
+        site.client.post(&format!("/v1/batches/{batch}/cancel"), &json!({})).await?;
+        site.follow(&batch, None).await?;
+    }
+    for collection in collections {
+        site.client.delete(&format!("/v1/collections/{collection}")).await?;
+    }
+    Ok(took)
+}
+
+/// How many of a batch's jobs have ended, however.
+fn ended(batch: &Value) -> usize {
+    let of = |state: &str| batch["jobs"][state].as_u64().unwrap_or_default();
+    let ended = ["succeeded", "rejected", "failed", "cancelled"].map(of).iter().sum::<u64>();
+    usize::try_from(ended).unwrap_or(usize::MAX)
 }
 
 /// Waits until some of the batch's pictures are done.
