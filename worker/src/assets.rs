@@ -1,6 +1,7 @@
 //! Where weights and the ONNX Runtime library are found, and that they are the right ones.
 
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,7 +66,8 @@ pub enum AssetError {
     },
     /// It is there, but not the right one.
     #[error(
-        "{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Delete it and run `face-id models pull {pipeline}`"
+        "{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Put the right one beside it, \
+         in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an address"
     )]
     Checksum {
         /// The pipeline that needs it.
@@ -79,8 +81,9 @@ pub enum AssetError {
     },
     /// It is there, but not as long.
     #[error(
-        "{path} is not the expected file, or its entry is wrong: it has {found} bytes, the catalogue says {wanted} (size_bytes). Delete \
-         it and run `face-id models pull {pipeline}`, or put the entry right"
+        "{path} is not the expected file, or its entry is wrong: it has {found} bytes, the catalogue says {wanted} (size_bytes). Put \
+         the right one beside it, in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an \
+         address, or put the entry right"
     )]
     Size {
         /// The pipeline that needs it.
@@ -145,14 +148,13 @@ impl Assets {
     /// The path of a file of weights with the right length and checksum: the operator's copy, else the cache's, else a download.
     /// Others may have its name: two models' files are often called alike.
     pub async fn weights(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
-        let namesake = match self.search(file).await? {
+        match self.search(file).await? {
             Search::Found(path) => return Ok(path),
-            Search::Missing { namesake } => namesake,
-        };
-        if let Some(namesake) = namesake
-            && !self.can_download(file)
-        {
-            return Err(namesake.refused(pipeline, file));
+            Search::Missing { namesake: Some(namesake), .. } if !self.can_download(file) => {
+                return Err(namesake.refused(pipeline, file));
+            }
+            Search::Missing { failed: Some(error), .. } if !self.can_download(file) => return Err(error),
+            Search::Missing { .. } => {}
         }
         let mut downloads = String::new();
         if self.allow_download {
@@ -189,33 +191,35 @@ impl Assets {
     }
 
     /// Where a file of that name lies, without a look at what it is.
-    pub fn find(&self, file: &ModelFile) -> Result<Option<PathBuf>, AssetError> {
-        Ok(self.all_named(&file.name)?.into_iter().next())
+    pub fn find(&self, file: &ModelFile) -> Option<PathBuf> {
+        self.look(&file.name, &mut |found| found.map_or(ControlFlow::Continue(()), ControlFlow::Break)).break_value()
     }
 
-    /// Looks at every file of that name until one is right. In a thread of its own: weights have hundreds of megabytes.
+    /// Looks at one file of that name after the other until one is right. In a thread of its own: weights have hundreds of
+    /// megabytes. What cannot be read keeps none from being found.
     async fn search(&self, file: &ModelFile) -> Result<Search, AssetError> {
         let (assets, file) = (self.clone(), file.clone());
-        tokio::task::spawn_blocking(move || {
-            let mut namesake = None;
-            for path in assets.all_named(&file.name)? {
-                match difference(&path, &file)? {
-                    None => return Ok(Search::Found(path)),
-                    Some(difference) => namesake = namesake.or(Some(Namesake { path, difference })),
+        let search = move || {
+            let (mut namesake, mut failed) = (None, None);
+            let found = assets.look(&file.name, &mut |found| {
+                match found.and_then(|path| Ok((difference(&path, &file)?, path))) {
+                    Ok((None, path)) => return ControlFlow::Break(path),
+                    Ok((Some(difference), path)) => namesake = namesake.take().or(Some(Namesake { path, difference })),
+                    Err(error) => {
+                        tracing::debug!(%error, "weights are looked for elsewhere");
+                        failed = failed.take().or(Some(error));
+                    }
                 }
-            }
-            Ok(Search::Missing { namesake })
-        })
-        .await?
+                ControlFlow::Continue(())
+            });
+            found.break_value().map_or(Search::Missing { namesake, failed }, Search::Found)
+        };
+        Ok(tokio::task::spawn_blocking(search).await?)
     }
 
-    /// All files of that name, the operator's first.
-    fn all_named(&self, name: &str) -> Result<Vec<PathBuf>, AssetError> {
-        let mut found = Vec::new();
-        for place in self.places() {
-            found.extend(all_below(&place, name, MAX_DEPTH)?);
-        }
-        Ok(found)
+    /// Shows all files of that name, the operator's first, and what could not be listed, until that is enough.
+    fn look(&self, name: &str, see: &mut See<'_>) -> ControlFlow<PathBuf> {
+        self.places().iter().try_for_each(|place| look_below(place, name, MAX_DEPTH, see))
     }
 
     /// The ONNX Runtime library: the environment's, else the cache's newest.
@@ -297,8 +301,8 @@ async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), Downloa
 enum Search {
     /// The right file.
     Found(PathBuf),
-    /// At most others, of which this is the first.
-    Missing { namesake: Option<Namesake> },
+    /// At most others, of which this is the first, and the first thing that could not be read.
+    Missing { namesake: Option<Namesake>, failed: Option<AssetError> },
 }
 
 /// A file that has another's name.
@@ -351,16 +355,21 @@ pub fn sha256_of(path: &Path) -> Result<String, AssetError> {
     }
 }
 
-/// The files of that name down to `depth` folders below, the upper ones first, then in the order of the folders' names.
-fn all_below(folder: &Path, name: &str, depth: usize) -> Result<Vec<PathBuf>, AssetError> {
-    let mut inside = entries(folder)?;
+/// Is shown a file, or what could not be read, and says whether that was the one.
+type See<'a> = dyn FnMut(Result<PathBuf, AssetError>) -> ControlFlow<PathBuf> + 'a;
+
+/// Shows the files of that name down to `depth` folders below, the upper ones first, then in the order of the folders' names.
+fn look_below(folder: &Path, name: &str, depth: usize, see: &mut See<'_>) -> ControlFlow<PathBuf> {
+    let mut inside = match entries(folder) {
+        Ok(inside) => inside,
+        Err(error) => return see(Err(error)),
+    };
     inside.sort();
-    let is_it = |path: &&PathBuf| path.is_file() && path.file_name().is_some_and(|n| n == name);
-    let mut found: Vec<PathBuf> = inside.iter().filter(is_it).cloned().collect();
-    for path in inside.into_iter().filter(|path| depth > 0 && path.is_dir()) {
-        found.extend(all_below(&path, name, depth - 1)?);
+    for path in inside.iter().filter(|path| path.is_file() && path.file_name().is_some_and(|n| n == name)) {
+        see(Ok(path.clone()))?;
     }
-    Ok(found)
+    let folders = inside.iter().filter(|path| depth > 0 && path.is_dir());
+    folders.into_iter().try_for_each(|path| look_below(path, name, depth - 1, see))
 }
 
 /// What lies in a folder; nothing where there is none.
@@ -427,6 +436,25 @@ mod tests {
         std::fs::write(deep.join("x.onnx"), b"badness").unwrap();
         let wrong = assets.weights(pipeline, &file).await.unwrap_err().to_string();
         assert!(wrong.contains("a/b/x.onnx") && wrong.contains(&file.sha256), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_keeps_nothing_from_being_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = assets(folder.path());
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let file = tiny_file(b"weights");
+        // A file where a folder is expected cannot be listed, by whomever.
+        std::fs::create_dir_all(folder.path().join("assets")).unwrap();
+        std::fs::write(folder.path().join("assets/models"), b"").unwrap();
+        let failed = assets.weights(pipeline, &file).await.unwrap_err();
+        assert!(matches!(failed, AssetError::Io { action: "list", .. }), "{failed}");
+        let cached = folder.path().join("cache/models");
+        std::fs::create_dir_all(&cached).unwrap();
+        std::fs::write(cached.join("x.onnx"), b"weights").unwrap();
+        assert_eq!(assets.weights(pipeline, &file).await.unwrap(), cached.join("x.onnx"));
+        assert_eq!(assets.find(&file), Some(cached.join("x.onnx")));
     }
 
     /// Answers each connection with the next of these, then ends; on a free port of this machine.

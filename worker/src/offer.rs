@@ -111,7 +111,12 @@ impl Tried {
         let obstacle = try_out(pipeline, assets, options).await.err().map(|error| Obstacle {
             may_pass: matches!(
                 &error,
-                EngineError::Asset(AssetError::Missing { .. } | AssetError::Checksum { .. } | AssetError::Size { .. })
+                EngineError::Asset(
+                    AssetError::Missing { .. }
+                        | AssetError::Checksum { .. }
+                        | AssetError::Size { .. }
+                        | AssetError::Io { .. }
+                )
             ),
             why: error.to_string(),
         });

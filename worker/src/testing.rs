@@ -57,7 +57,7 @@ pub fn tiny_assets() -> Assets {
 pub fn real_assets(pipeline: &Pipeline) -> Option<Assets> {
     let config = environment();
     let assets = assets_below(config.assets_dir().map(Path::to_owned));
-    let is_there = |file| assets.find(file).is_ok_and(|found| found.is_some());
+    let is_there = |file| assets.find(file).is_some();
     if pipeline.files().into_iter().all(is_there) {
         return Some(assets);
     }
