@@ -54,14 +54,15 @@ impl Portion {
         }
     }
 
-    /// Writes what waits. The last picture, of which more may come, is kept without what is written; only with the last of it
-    /// it counts as analysed.
-    pub(crate) async fn write(&mut self, db: &Db, target: Target<'_>) -> Result<Imported, DbErr> {
-        let goes_on = |(image, ..): &mut ExportedImage| {
+    /// Writes what waits before this line. A picture that the line belongs to is kept without what is written; only with the
+    /// last of it it counts as analysed.
+    pub(crate) async fn write(&mut self, db: &Db, target: Target<'_>, next: &Line) -> Result<Imported, DbErr> {
+        let rest = |(image, ..): &mut ExportedImage| {
             let analyses = std::mem::take(&mut image.analyses);
             (ImageLine { analyses, ..image.clone() }, Vec::new(), Vec::new())
         };
-        let last = self.images.last_mut().map(goes_on);
+        let goes_on = matches!(next, Line::Face(_) | Line::Place(_));
+        let last = if goes_on { self.images.last_mut().map(rest) } else { None };
         let done = self.write_all(db, target).await?;
         *self = Self { goes_on: last.is_some(), images: last.into_iter().collect(), ..Self::default() };
         Ok(done)

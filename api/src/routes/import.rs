@@ -84,7 +84,7 @@ async fn take_in(
         }
         if portion.is_full_before(&read) {
             check_unchanged(state, grant, collection).await?;
-            done += portion.write(&state.db, target).await?;
+            done += portion.write(&state.db, target, &read).await?;
         }
         portion.add(read, line.len());
     }

@@ -255,7 +255,7 @@ async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef])
         "INSERT INTO jobs (id, collection_id, kind, lane, pipeline, state, attempt, run_at, alone, cancel_requested, tag,
             version, created_at, traceparent, batch_id, item_no, source_id, webhook_endpoint_ids)
          SELECT r.id, $2, $3, $4, (SELECT c.pipeline FROM collections c WHERE c.id = $2), 'queued', 0, {{now}}, 0, FALSE,
-            $5, 0, {{now}}, $6, $7, r.item_no, $7, $8 FROM {}",
+            (SELECT b.tag FROM batches b WHERE b.id = $6), 0, {{now}}, $5, $6, r.item_no, $6, $7 FROM {}",
         jobs.table(txn)
     );
     let values = [
@@ -263,7 +263,6 @@ async fn insert(txn: &impl ConnectionTrait, batch: &Model, images: &[&ImageRef])
         batch.collection_id.into(),
         batch.kind.as_str().into(),
         JobKind::Index.lane().as_str().into(),
-        batch.tag.clone().into(),
         batch.traceparent.clone().into(),
         batch.id.into(),
         batch.webhook_endpoint_ids.clone().into(),

@@ -68,7 +68,7 @@ pub struct Slice {
 struct Row {
     id: JobId,
     state: JobState,
-    /// When it, or its batch, was accepted.
+    /// See [`ACCEPTED_AT`].
     accepted_at: i64,
     tag: Option<String>,
     args: String,
@@ -76,9 +76,17 @@ struct Row {
     problem: Option<String>,
 }
 
-const READ: &str =
-    "SELECT j.id, j.state, j.tag, COALESCE(b.created_at, j.created_at) AS accepted_at, p.args, p.result, p.problem
-    FROM jobs j JOIN job_payloads p ON p.job_id = j.id LEFT JOIN batches b ON b.id = j.batch_id";
+/// When what a job `j` is a part of was accepted: its batch `b`, the latest run that began before it, or itself.
+const ACCEPTED_AT: &str =
+    "COALESCE(b.created_at, CASE WHEN j.kind = 'reembed' THEN (SELECT max(r.created_at) FROM reprocess_runs r
+        WHERE r.collection_id = j.collection_id AND r.created_at <= j.created_at) END, j.created_at)";
+
+fn read() -> String {
+    format!(
+        "SELECT j.id, j.state, j.tag, {ACCEPTED_AT} AS accepted_at, p.args, p.result, p.problem
+         FROM jobs j JOIN job_payloads p ON p.job_id = j.id LEFT JOIN batches b ON b.id = j.batch_id"
+    )
+}
 
 impl Traces {
     /// Reads what erasures of one collection look for, of which no row is left.
@@ -125,7 +133,7 @@ impl Traces {
 
     /// Looks through the next jobs of the collection after `after`.
     pub async fn jobs(&self, db: &Db, after: Option<JobId>) -> Result<Slice, DbErr> {
-        let sql = format!("{READ} WHERE j.collection_id = $1 AND j.id > $2 ORDER BY j.id LIMIT {JOBS}");
+        let sql = format!("{} WHERE j.collection_id = $1 AND j.id > $2 ORDER BY j.id LIMIT {JOBS}", read());
         let values = [self.collection.into(), after.unwrap_or(JobId(Uuid::nil())).into()];
         let rows = Row::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await?;
         let last = rows.last().map(|row| row.id).filter(|_| rows.len() as u64 == JOBS);
@@ -200,7 +208,7 @@ impl Traces {
         // Locked, so that none begins or ends meanwhile.
         let sql = format!("SELECT id FROM jobs WHERE id IN ({list}) ORDER BY id {{for update}}");
         txn.query_all_raw(statement(&txn, &sql, named())).await?;
-        let sql = format!("{READ} WHERE j.id IN ({list}) ORDER BY j.id");
+        let sql = format!("{} WHERE j.id IN ({list}) ORDER BY j.id", read());
         let mut counts: BTreeMap<ErasureId, u64> = BTreeMap::new();
         for row in Row::find_by_statement(statement(&txn, &sql, named())).all(&txn).await? {
             if let Some(erasure) = self.clean(&txn, &row, &mut slice).await? {
@@ -234,7 +242,8 @@ impl Traces {
                         WHERE id = $1 AND NOT cancel_requested";
                     execute(txn, sql, [row.id.into()]).await?;
                 }
-                Ok(by_tag)
+                // It is counted once it is looked at again.
+                Ok(None)
             }
             JobState::Running => Ok(by_tag),
             JobState::Queued if by_args.is_some() => {
@@ -339,7 +348,11 @@ impl Traces {
         let mut of: BTreeMap<ErasureId, Vec<WebhookEventId>> = BTreeMap::new();
         for event in &events {
             let by_id = uuids(&event.body).find_map(|id| self.ids.get(&id).copied());
-            if let Some(erasure) = by_id.or_else(|| self.by_tag_of(&event.body, event.created_at)) {
+            let erasure = match by_id {
+                None => self.by_tag_of(db, &event.body, event.created_at).await?,
+                found => found,
+            };
+            if let Some(erasure) = erasure {
                 of.entry(erasure).or_default().push(event.id);
             }
         }
@@ -353,10 +366,16 @@ impl Traces {
         Ok(last)
     }
 
-    /// Which erasure the tag in an event's body names. Events of later have none of a job that was discarded.
-    fn by_tag_of(&self, body: &str, created_at: i64) -> Option<ErasureId> {
-        let body: Json = serde_json::from_str(body).ok()?;
-        self.by_tag(body["data"]["tag"].as_str(), created_at)
+    /// Which erasure the tag in an event's body names. What had the tag when somebody was to be erased may end later.
+    async fn by_tag_of(&self, db: &Db, body: &str, told_at: i64) -> Result<Option<ErasureId>, DbErr> {
+        let Ok(body) = serde_json::from_str::<Json>(body) else { return Ok(None) };
+        let data = &body["data"];
+        // Most have none of these tags, and nothing is asked.
+        let Some(tag) = data["tag"].as_str().filter(|tag| self.by_tag(Some(tag), i64::MIN).is_some()) else {
+            return Ok(None);
+        };
+        let accepted_at = accepted_at(db, data).await?.unwrap_or(told_at);
+        Ok(self.by_tag(Some(tag), accepted_at))
     }
 
     /// Takes external ids away that are tags of batches and reprocess runs; jobs that these make from now on have none.
@@ -400,6 +419,29 @@ impl Traces {
         }
         Ok(())
     }
+}
+
+/// When that was accepted which an event tells of; `None` where it is gone.
+async fn accepted_at(db: &Db, data: &Json) -> Result<Option<i64>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        accepted_at: i64,
+    }
+    let of_job = format!(
+        "SELECT {ACCEPTED_AT} AS accepted_at FROM jobs j LEFT JOIN batches b ON b.id = j.batch_id WHERE j.id = $1"
+    );
+    let ways = [
+        ("job_id", of_job.as_str()),
+        ("batch_id", "SELECT created_at AS accepted_at FROM batches WHERE id = $1"),
+        ("reprocess_run_id", "SELECT created_at AS accepted_at FROM reprocess_runs WHERE id = $1"),
+    ];
+    for (key, sql) in ways {
+        if let Some(id) = data[key].as_str().and_then(|id| id.parse::<Uuid>().ok()) {
+            let found = Row::find_by_statement(statement(&db.read, sql, [id.into()])).one(&db.read).await?;
+            return Ok(found.map(|row| row.accepted_at));
+        }
+    }
+    Ok(None)
 }
 
 /// Ids of one statement.
