@@ -21,6 +21,7 @@ on_both!(
     bad_files_are_refused,
     a_broken_connection_leaves_no_half_face,
     an_import_goes_on_while_something_is_erased,
+    a_picture_that_is_whole_is_written_once,
     imports_at_once_are_bounded
 );
 
@@ -274,6 +275,66 @@ async fn a_broken_connection_leaves_no_half_face(site: Site) {
     server.stop().await;
 }
 
+/// Imports into `d`; between both parts of the file something else happens.
+async fn import_around(
+    server: &Server,
+    part: &str,
+    between: impl Future<Output = ()> + Send + 'static,
+    rest: &str,
+) -> Value {
+    let (part, rest) = (part.to_owned(), rest.to_owned());
+    let goes_on = async move {
+        between.await;
+        Ok::<_, std::io::Error>(rest)
+    };
+    let body = reqwest::Body::wrap_stream(once(std::future::ready(Ok(part))).chain(once(goes_on)));
+    let (status, all) = import(server, "d", body).await;
+    assert_eq!(status, StatusCode::OK, "{all}");
+    all
+}
+
+/// The last picture that the collection has when no more come.
+async fn last_picture(http: reqwest::Client, address: String) -> String {
+    let path = format!("{address}/v1/collections/d/export");
+    let mut before = Vec::new();
+    loop {
+        let file = http.get(&path).send().await.unwrap().text().await.unwrap();
+        let lines = file.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let there: Vec<Value> = lines.filter(|line| line["type"] == "image").collect();
+        if there.len() > SINGLES / 4 && there == before {
+            return there.iter().max_by_key(|image| image["sha256"].as_str()).unwrap()["id"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+        }
+        before = there;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn a_picture_that_is_whole_is_written_once(site: Site) {
+    let server = Server::start(&site).await;
+    fill(&server).await;
+    let file = enlarged(&exported(&server, "c").await);
+    server.make_collection("d").await;
+    // Within the pictures of one face; those before are written as far as they fill a transaction.
+    let at = file.rmatch_indices("\"type\":\"image\"").nth(SINGLES / 4).unwrap().0;
+    let at = file[..at].rfind('\n').unwrap() + 1;
+    let (http, address) = (server.http.clone(), server.address.clone());
+    let erases = async move {
+        let last = last_picture(http.clone(), address.clone());
+        let last = tokio::time::timeout(Duration::from_secs(60), last).await.unwrap();
+        let path = format!("{address}/v1/collections/d/images/{last}");
+        assert_eq!(http.delete(path).send().await.unwrap().status(), StatusCode::ACCEPTED);
+    };
+    let all = import_around(&server, &file[..at], erases, &file[at..]).await;
+    assert_eq!((&all["added"], &all["erased"]["images"]), (&all["read"], &json!(0)), "{all}");
+    let row = server.get("/v1/collections/d").await;
+    let count = |kind: &str| all["read"][kind].as_u64().unwrap() - 1;
+    assert_eq!((&row["images"], &row["faces"]), (&json!(count("images")), &json!(count("faces"))), "{all}");
+    server.stop().await;
+}
+
 async fn an_import_goes_on_while_something_is_erased(site: Site) {
     let server = Server::start(&site).await;
     fill(&server).await;
@@ -283,16 +344,13 @@ async fn an_import_goes_on_while_something_is_erased(site: Site) {
     let crowd = lines.find(|line| line["analyses"].to_string().contains(&format!(":{CROWD}}}"))).unwrap();
     let path = format!("{}/v1/collections/d/images/{}", server.address, crowd["id"].as_str().unwrap());
     // Within the crowd, of which a part is written by then.
-    let (part, rest) = file.as_bytes().split_at(file.len() * 2 / 3);
-    let (part, rest, http, address) = (part.to_vec(), rest.to_vec(), server.http.clone(), server.address.clone());
+    let (part, rest) = file.split_at(file.len() * 2 / 3);
+    let (http, address) = (server.http.clone(), server.address.clone());
     let erases = async move {
         tokio::time::timeout(Duration::from_secs(60), faces_came(http.clone(), address)).await.unwrap();
         assert_eq!(http.delete(path).send().await.unwrap().status(), StatusCode::ACCEPTED);
-        Ok::<_, std::io::Error>(rest)
     };
-    let body = reqwest::Body::wrap_stream(once(std::future::ready(Ok(part))).chain(once(erases)));
-    let (status, all) = import(&server, "d", body).await;
-    assert_eq!(status, StatusCode::OK, "{all}");
+    let all = import_around(&server, part, erases, rest).await;
     let count = |what: &str, kind: &str| all[what][kind].as_u64().unwrap();
     assert_eq!((count("erased", "images"), count("added", "images")), (0, count("read", "images")), "a part was there");
     assert!((1..CROWD as u64).contains(&count("erased", "faces")), "{all}");

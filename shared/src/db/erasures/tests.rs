@@ -413,6 +413,39 @@ async fn answers_and_events_forget_it() {
 }
 
 #[tokio::test]
+async fn an_event_is_as_old_as_what_it_tells_of() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let of_carl = async || scene.enroll(&FaceId::new().to_string(), &named("carl")).await.id;
+        let (job, batch) = (of_carl().await, scene.batch("ann-7").await);
+        let erasure = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        let (later_job, later_batch) = (of_carl().await, scene.batch("ann-7").await);
+        // All end between the request and the look for what is left.
+        let told = async |kind: &str, data: Json| {
+            let sql = "INSERT INTO webhook_events (id, type, collection_id, body, created_at)
+                VALUES ($1, $2, $3, $4, {now})";
+            let id = crate::ids::WebhookEventId::new();
+            let body = json!({ "data": data }).to_string();
+            execute(&db.write, sql, [id.into(), kind.into(), (*collection).into(), body.into()]).await.unwrap();
+            id
+        };
+        for (job, batch) in [(job, batch), (later_job, later_batch)] {
+            told("job.failed", json!({ "job_id": job, "tag": "ann-7" })).await;
+            told("batch.completed", json!({ "batch_id": batch, "tag": "ann-7" })).await;
+        }
+        told("job.failed", json!({ "job_id": job, "tag": "another" })).await;
+
+        assert_eq!(scene.trace(&erasure).await, []);
+        assert_eq!(scene.receipt(&erasure).await.events, 2);
+        let of = async |id: String| scene.n(&format!("webhook_events WHERE body LIKE '%{id}%ann-7%'")).await;
+        let left = [of(job.to_string()).await, of(batch.to_string()).await];
+        assert_eq!((left, scene.n("webhook_events").await), ([0, 0], 3), "the next person's, and another tag");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_place_tells_of_the_bytes_that_lay_there() {
     on_both(async |scene| {
         let Scene { db, key, collection, .. } = &scene;
