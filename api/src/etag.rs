@@ -1,6 +1,8 @@
 //! Entity tags (RFC 9110, section 8.8.3): what a client says it has seen, and may change.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use shared::digest::sha256_hex;
 
 /// A version of a resource; it never holds a quote.
@@ -33,6 +35,15 @@ impl Version {
     /// Whether the client has this version, by its `If-None-Match`.
     pub(crate) fn is_known(&self, headers: &HeaderMap) -> bool {
         self.is_among(headers, &header::IF_NONE_MATCH, |tag| tag.strip_prefix("W/").unwrap_or(tag))
+    }
+
+    /// The answer to a `GET` of the resource: 304 where the client has this version.
+    pub(crate) fn answer(&self, headers: &HeaderMap, body: impl Serialize) -> Response {
+        let etag = [self.header()];
+        if self.is_known(headers) {
+            return (StatusCode::NOT_MODIFIED, etag).into_response();
+        }
+        (etag, axum::Json(body)).into_response()
     }
 
     /// Whether the client may change this version, by its `If-Match`; without that header any will do.

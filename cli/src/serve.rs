@@ -140,10 +140,11 @@ async fn assemble(
     let finished = FinishedJobs::new();
     let options = EngineOptions::configured(&config.worker);
     let assets = Assets::configured(&config);
-    let offer = Offer::of_all(&models.now(), &assets, &options).await;
     let engines = Arc::new(Engines::new(Arc::clone(&models), assets, options, config.worker.models_memory()));
     let pipeline = config.models.default_pipeline.clone();
     engines.get(&pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
+    // After it: what it has fetched is there.
+    let offer = Offer::of_all(&models.now(), engines.assets(), engines.options()).await;
     let context = WorkerContext {
         config: Arc::clone(&config),
         secret_key: secret_key.clone(),

@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 pub struct ComparisonReport {
     /// Faces that are enrolled or were assigned by a user, and have vectors of both pipelines.
     pub labelled_faces: usize,
-    /// Those that were compared: all, or whole persons by chance, those with several faces first.
+    /// Those that were compared: all, or where there are more than 4000, up to 20 of each of some persons by chance, those with
+    /// several faces first. A person is judged by the compared faces alone, where a job judges by up to 64.
     pub faces: usize,
     /// Their persons.
     pub persons: usize,

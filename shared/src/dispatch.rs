@@ -64,6 +64,7 @@ fn message(jobs: &[DueJob]) -> Message {
     Message {
         lane: first.lane,
         pipeline: first.pipeline.clone(),
+        needs_models: first.kind.needs_models(),
         jobs: jobs.iter().map(|j| j.id).collect(),
         alone: first.alone,
         traceparent: first.traceparent.clone().filter(|_| same_trace),

@@ -44,6 +44,11 @@ impl JobKind {
         }
     }
 
+    /// Whether whoever runs it has to have the pipeline's models: all but a rematch see pictures or crops.
+    pub fn needs_models(self) -> bool {
+        self != Self::Rematch
+    }
+
     /// The lane a job of this kind waits in: somebody waits for all but `index`, `rematch` and `reembed`.
     pub fn lane(self) -> Lane {
         match self {

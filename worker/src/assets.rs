@@ -17,6 +17,10 @@ const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Folders inside folders that are looked through; a link that leads back up ends here.
 const MAX_DEPTH: usize = 8;
+/// Why there is no download.
+const NO_ADDRESS: &str = "; there is no address to fetch it from (models/README.md says where it comes from; addresses of models that \
+    were added over HTTP are not called)";
+const SWITCHED_OFF: &str = "; downloads are switched off (models.allow_download)";
 
 /// Where to look and what is allowed.
 #[derive(Clone, Debug)]
@@ -51,7 +55,7 @@ impl Assets {
 pub enum AssetError {
     /// It is nowhere.
     #[error(
-        "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{downloads}. Put the file below \
+        "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{beside}{downloads}. Put the file below \
          FACE_ID_ASSETS_DIR/models, or run `face-id models pull` with {pipeline}, or with its entry's file, where there is a network"
     )]
     Missing {
@@ -61,6 +65,8 @@ pub enum AssetError {
         file: String,
         /// Every place that was looked at.
         looked: String,
+        /// Which other file has its name.
+        beside: String,
         /// What became of downloads.
         downloads: String,
     },
@@ -83,7 +89,7 @@ pub enum AssetError {
     #[error(
         "{path} is not the expected file, or its entry is wrong: it has {found} bytes, the catalogue says {wanted} (size_bytes). Put \
          the right one beside it, in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an \
-         address, or put the entry right"
+         address; or put the entry with the right size_bytes into models.catalogue_dir, where it goes before the one of its name"
     )]
     Size {
         /// The pipeline that needs it.
@@ -148,33 +154,45 @@ impl Assets {
     /// The path of a file of weights with the right length and checksum: the operator's copy, else the cache's, else a download.
     /// Others may have its name: two models' files are often called alike.
     pub async fn weights(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
-        match self.search(file).await? {
+        let search = self.search(file).await?;
+        if !self.can_download(file) {
+            let why = if self.allow_download { NO_ADDRESS } else { SWITCHED_OFF };
+            return search.result(pipeline, file, || self.missing(pipeline, file, why.to_owned(), None));
+        }
+        let namesake = match search {
             Search::Found(path) => return Ok(path),
-            Search::Missing { namesake: Some(namesake), .. } if !self.can_download(file) => {
-                return Err(namesake.refused(pipeline, file));
-            }
-            Search::Missing { failed: Some(error), .. } if !self.can_download(file) => return Err(error),
-            Search::Missing { .. } => {}
-        }
+            Search::Missing { namesake, .. } => namesake,
+        };
         let mut downloads = String::new();
-        if self.allow_download {
-            for url in &file.urls {
-                match self.download(url, file).await {
-                    Ok(path) => return Ok(path),
-                    Err(why) => downloads.extend(["; ", url, " failed: ", &why.to_string()]),
-                }
+        for url in &file.urls {
+            match self.download(url, file).await {
+                Ok(path) => return Ok(path),
+                Err(why) => downloads.extend(["; ", url, " failed: ", &why.to_string()]),
             }
-            if file.urls.is_empty() {
-                downloads.push_str(
-                    "; there is no address to fetch it from (models/README.md says where it comes from; addresses of models \
-                     that were added over HTTP are not called)",
-                );
-            }
-        } else {
-            downloads.push_str("; downloads are switched off (models.allow_download)");
         }
-        let looked = self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and ");
-        Err(AssetError::Missing { pipeline: pipeline.name.clone(), file: file.name.clone(), looked, downloads })
+        Err(self.missing(pipeline, file, downloads, namesake.as_ref()))
+    }
+
+    /// The same without a download.
+    pub async fn here(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
+        let missing = || self.missing(pipeline, file, String::new(), None);
+        self.search(file).await?.result(pipeline, file, missing)
+    }
+
+    fn missing(
+        &self,
+        pipeline: &Pipeline,
+        file: &ModelFile,
+        downloads: String,
+        namesake: Option<&Namesake>,
+    ) -> AssetError {
+        AssetError::Missing {
+            pipeline: pipeline.name.clone(),
+            file: file.name.clone(),
+            looked: self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and "),
+            beside: namesake.map_or_else(String::new, |namesake| format!("; {}", namesake.told(file))),
+            downloads,
+        }
     }
 
     /// Whether a file that is missing may be fetched, and can be.
@@ -204,7 +222,12 @@ impl Assets {
             let found = assets.look(&file.name, &mut |found| {
                 match found.and_then(|path| Ok((difference(&path, &file)?, path))) {
                     Ok((None, path)) => return ControlFlow::Break(path),
-                    Ok((Some(difference), path)) => namesake = namesake.take().or(Some(Namesake { path, difference })),
+                    Ok((Some(difference), path)) => {
+                        let found = Namesake { path, difference };
+                        if namesake.as_ref().is_none_or(|known: &Namesake| !known.is_as_long() && found.is_as_long()) {
+                            namesake = Some(found);
+                        }
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "weights are looked for elsewhere");
                         failed = failed.take().or(Some(error));
@@ -242,21 +265,18 @@ impl Assets {
         self.assets_dir.iter().chain([&self.cache_dir]).map(|p| p.join("models")).collect()
     }
 
-    /// Fetches under a temporary name, so that a file that is there is whole. Where another one has its name, it lies in a folder
-    /// that is called as its checksum.
+    /// Fetches under a temporary name, so that a file that is there is whole; then it lies in a folder that is called as its
+    /// checksum, where nothing but the same file can be in its place.
     async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, DownloadError> {
         tracing::info!(file = file.name, size_bytes = file.size_bytes, "downloading weights");
-        let folder = self.cache_dir.join("models");
-        tokio::fs::create_dir_all(&folder).await?;
-        let unfinished = folder.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4()));
+        let models = self.cache_dir.join("models");
+        tokio::fs::create_dir_all(&models).await?;
+        let unfinished = models.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4()));
         let fetched = async {
             fetch(url, file, &unfinished).await?;
-            let mut path = folder.join(&file.name);
-            if tokio::fs::try_exists(&path).await? {
-                let own = folder.join(&file.sha256);
-                tokio::fs::create_dir_all(&own).await?;
-                path = own.join(&file.name);
-            }
+            let folder = models.join(&file.sha256);
+            tokio::fs::create_dir_all(&folder).await?;
+            let path = folder.join(&file.name);
             tokio::fs::rename(&unfinished, &path).await?;
             Ok(path)
         };
@@ -286,23 +306,34 @@ async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), Downloa
     }
     written.sync_all().await?;
     let (path, wanted) = (target.to_owned(), file.clone());
-    match tokio::task::spawn_blocking(move || difference(&path, &wanted)).await?? {
-        None => Ok(()),
-        Some(Difference::Size(found)) => {
-            Err(format!("it has {found} bytes, the catalogue says {}", file.size_bytes).into())
-        }
-        Some(Difference::Checksum(found)) => {
-            Err(format!("its sha256 is {found}, the catalogue says {}", file.sha256).into())
-        }
-    }
+    let difference = tokio::task::spawn_blocking(move || difference(&path, &wanted)).await??;
+    difference.map_or(Ok(()), |difference| Err(difference.told(file).into()))
 }
 
 /// What lies under a name.
 enum Search {
     /// The right file.
     Found(PathBuf),
-    /// At most others, of which this is the first, and the first thing that could not be read.
+    /// At most others, of which this is the first, one of the right length before any other; and the first thing that could
+    /// not be read.
     Missing { namesake: Option<Namesake>, failed: Option<AssetError> },
+}
+
+impl Search {
+    /// The right file, or what tells most of why there is none.
+    fn result(
+        self,
+        pipeline: &Pipeline,
+        file: &ModelFile,
+        missing: impl FnOnce() -> AssetError,
+    ) -> Result<PathBuf, AssetError> {
+        match self {
+            Self::Found(path) => Ok(path),
+            Self::Missing { namesake: Some(namesake), .. } => Err(namesake.refused(pipeline, file)),
+            Self::Missing { failed: Some(error), .. } => Err(error),
+            Self::Missing { .. } => Err(missing()),
+        }
+    }
 }
 
 /// A file that has another's name.
@@ -319,7 +350,24 @@ enum Difference {
     Checksum(String),
 }
 
+impl Difference {
+    fn told(&self, file: &ModelFile) -> String {
+        match self {
+            Self::Size(found) => format!("it has {found} bytes, the catalogue says {}", file.size_bytes),
+            Self::Checksum(found) => format!("its sha256 is {found}, the catalogue says {}", file.sha256),
+        }
+    }
+}
+
 impl Namesake {
+    fn is_as_long(&self) -> bool {
+        matches!(self.difference, Difference::Checksum(_))
+    }
+
+    fn told(&self, file: &ModelFile) -> String {
+        format!("{} has its name, but {}", self.path.display(), self.difference.told(file))
+    }
+
     fn refused(self, pipeline: &Pipeline, file: &ModelFile) -> AssetError {
         let (pipeline, path) = (pipeline.name.clone(), self.path);
         match self.difference {
@@ -490,20 +538,46 @@ mod tests {
         let models = folder.path().join("cache/models");
         assert_eq!(std::fs::read_dir(&models).unwrap().count(), 0);
 
-        assert_eq!(assets.weights(pipeline, &file).await.unwrap(), models.join("x.onnx"));
-        assert_eq!(std::fs::read(models.join("x.onnx")).unwrap(), b"weights");
+        let own = models.join(&file.sha256).join("x.onnx");
+        assert_eq!(assets.weights(pipeline, &file).await.unwrap(), own);
+        assert_eq!(std::fs::read(&own).unwrap(), b"weights");
         assert_eq!(std::fs::read_dir(&models).unwrap().count(), 1);
         server.await.unwrap();
         assert!(assets.weights(pipeline, &file).await.is_ok());
 
         let (url, server) = serve(vec!["namesake"]).await;
         let namesake = ModelFile { urls: vec![url], ..tiny_file(b"namesake") };
-        let own = models.join(&namesake.sha256).join("x.onnx");
-        assert_eq!(assets.weights(pipeline, &namesake).await.unwrap(), own);
+        let beside = models.join(&namesake.sha256).join("x.onnx");
+        assert_eq!(assets.weights(pipeline, &namesake).await.unwrap(), beside);
         server.await.unwrap();
-        for (file, path) in [(&namesake, own), (&file, models.join("x.onnx"))] {
+        for (file, path) in [(&namesake, beside), (&file, own)] {
             assert_eq!(assets.weights(pipeline, file).await.unwrap(), path);
         }
+    }
+
+    #[tokio::test]
+    async fn who_can_fetch_nothing_is_told_what_lies_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = Assets { allow_download: true, ..assets(folder.path()) };
+        let catalogue = Catalogue::load(None).unwrap();
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let file = ModelFile { urls: vec!["http://127.0.0.1:9/x.onnx".to_owned()], ..tiny_file(b"weights") };
+        let cached = folder.path().join("cache/models");
+        for (name, content) in [("a", "others"), ("b", "badness")] {
+            std::fs::create_dir_all(cached.join(name)).unwrap();
+            std::fs::write(cached.join(name).join("x.onnx"), content).unwrap();
+        }
+        let missing = assets.weights(pipeline, &file).await.unwrap_err();
+        assert!(matches!(missing, AssetError::Missing { .. }), "{missing}");
+        let missing = missing.to_string();
+        for part in ["b/x.onnx has its name", "its sha256 is", "127.0.0.1:9/x.onnx failed", "models pull"] {
+            assert!(missing.contains(part), "{missing} lacks {part}");
+        }
+        let damaged = assets.here(pipeline, &file).await.unwrap_err();
+        assert!(matches!(damaged, AssetError::Checksum { .. }), "{damaged}");
+        std::fs::remove_dir_all(&cached).unwrap();
+        let missing = assets.here(pipeline, &file).await.unwrap_err().to_string();
+        assert!(missing.contains("models pull") && !missing.contains("switched off"), "{missing}");
     }
 
     #[test]

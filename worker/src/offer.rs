@@ -137,7 +137,8 @@ pub enum Obstacles {
     MayPass,
 }
 
-/// Whether this process can run a pipeline, without fetching anything: weights that can be downloaded count as there.
+/// Whether this process can run a pipeline, without fetching anything: weights that can be downloaded count as there, unless
+/// a damaged file is.
 /// A recognizer with a fingerprint is loaded and has to answer as it says.
 ///
 /// # Errors
@@ -146,10 +147,16 @@ pub async fn try_out(pipeline: &Pipeline, assets: &Assets, options: &EngineOptio
     Engine::check_terms(pipeline, assets, options)?;
     let mut is_complete = true;
     for file in pipeline.files() {
-        if assets.can_download(file) {
-            is_complete &= assets.present(file).await?.is_some();
-        } else {
+        if !assets.can_download(file) {
             assets.weights(pipeline, file).await?;
+            continue;
+        }
+        match assets.here(pipeline, file).await {
+            Ok(_) => {}
+            Err(AssetError::Missing { .. } | AssetError::Size { .. } | AssetError::Io { .. }) => is_complete = false,
+            // Of the right length, and still another, as damaged files are: somebody thinks that it is there, and jobs would pay
+            // where it cannot be fetched.
+            Err(error) => return Err(error.into()),
         }
     }
     if is_complete && pipeline.fingerprint.is_some() {
@@ -238,6 +245,29 @@ mod tests {
             "the others have no address"
         );
         assert_eq!(Offer::of_all(&catalogue, &here, &int8).await.left_out().len(), catalogue.pipelines().count());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_an_obstacle_though_another_could_be_fetched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (catalogue, cached) = (testing::catalogue(), folder.path().join("models"));
+        let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let file = &pipeline.detector.file;
+        let assets = Assets {
+            assets_dir: None,
+            cache_dir: folder.path().to_owned(),
+            allow_download: true,
+            ..testing::tiny_assets()
+        };
+        std::fs::create_dir_all(&cached).unwrap();
+        std::fs::write(cached.join(&file.name), b"another model's").unwrap();
+        try_out(pipeline, &assets, &options(&[])).await.unwrap();
+        let damaged = std::fs::File::create(cached.join(&file.name)).unwrap();
+        damaged.set_len(file.size_bytes).unwrap();
+        let refused = try_out(pipeline, &assets, &options(&[])).await.unwrap_err();
+        assert!(matches!(refused, EngineError::Asset(AssetError::Checksum { .. })), "{refused}");
+        let offer = Offer::of_all(&catalogue, &assets, &options(&[])).await;
+        assert!(offer.may_grow() && offer.left_out()["yunet-mobilefacenet"].contains(&file.name), "{offer:?}");
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
 //! Batches: many pictures in one request.
 
 use std::path::Path as FilePath;
-use std::time::Duration;
 
 use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -14,9 +13,7 @@ use shared::db::batches::read::{self, BatchWithCounts, ItemFilter};
 use shared::db::batches::submit::{NewBatch, Submitted, submit};
 use shared::db::entity::batch::{BatchState, OnGone};
 use shared::db::entity::collection;
-use shared::db::idempotency::{self, Idempotency};
 use shared::db::jobs::read::JobWithAnswer;
-use shared::digest::sha256_hex;
 use shared::ids::{BatchId, CollectionId, WebhookEndpointId};
 use shared::job::{JobKind, JobState, Problem};
 use shared::objects::ImportRoots;
@@ -24,7 +21,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
 use super::jobs::JobView;
-use super::submit::{check_text, key_reused};
+use super::models::check_runnable;
+use super::submit::{check_text, key_reused, promise};
 use super::webhooks::check_endpoints;
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
@@ -230,14 +228,11 @@ pub async fn create(
         BatchSource::Manifest(manifest) => Some(manifest.clone()),
         BatchSource::S3(_) | BatchSource::Folder(_) => None,
     };
-    let keep = Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600);
     let mut text = serde_json::json!([identity, kind, tag, on_gone]).to_string();
     if let Some(only) = &webhook_endpoints {
         text.push_str(&serde_json::json!(only).to_string());
     }
-    let fingerprint = sha256_hex(text);
-    let route = idempotency::route(&caller, collection.id, "batches");
-    let idempotency = Some(Idempotency { route, key, fingerprint, keep });
+    let idempotency = Some(promise(&state, &caller, (collection.id, "batches"), key, &text));
     let new = NewBatch {
         collection: collection.id,
         kind,
@@ -284,6 +279,7 @@ async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequ
     check_kind("#/kind", request.kind)?;
     request.tag.as_ref().map_or(Ok(()), |tag| check_text("#/tag", tag))?;
     let collection = extract::collection(state, grant, &request.collection).await?;
+    check_runnable(state, &collection.pipeline).await?;
     state.backlog.check_bulk(&collection.pipeline)?;
     let source = match (request.source.s3, request.source.folder) {
         (Some(prefix), None) => {
@@ -313,6 +309,7 @@ async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, requ
     check_kind("kind", kind)?;
     query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
     let collection = extract::collection(state, grant, &query.collection.ok_or_else(|| absent("collection"))?).await?;
+    check_runnable(state, &collection.pipeline).await?;
     state.backlog.check_bulk(&collection.pipeline)?;
     let webhook_endpoints = query.webhook_endpoint_ids.as_deref().map(endpoint_ids).transpose()?;
     check_endpoints(state, collection.id, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
@@ -385,11 +382,7 @@ pub async fn get(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let view = load(&state, &caller, id).await?;
-    let etag = [view.version().header()];
-    if view.version().is_known(&headers) {
-        return Ok((StatusCode::NOT_MODIFIED, etag).into_response());
-    }
-    Ok((etag, axum::Json(view)).into_response())
+    Ok(view.version().answer(&headers, view))
 }
 
 /// Lists a batch's jobs in the order of its pictures.

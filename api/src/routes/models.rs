@@ -156,15 +156,26 @@ pub(super) async fn named(state: &AppState, pipeline: &str) -> ApiResult<Arc<Pip
 pub(super) async fn check_pipeline(state: &AppState, pipeline: &str) -> ApiResult<Arc<Pipeline>> {
     let entry = named(state, pipeline).await?;
     check_licence(state, &entry)?;
-    if state.workers == Workers::Here {
-        let serving = Serving::of(pipeline, &workers::alive(&state.db).await?);
-        // One that was just added may not have been tried yet.
-        if serving.workers == 0 && !serving.problems.is_empty() {
-            let detail = format!("this server cannot run {pipeline}; its log and /readyz say why");
-            return Err(ApiError::unprocessable("pipeline_not_runnable", detail));
-        }
-    }
+    check_runnable(state, pipeline).await?;
     Ok(entry)
+}
+
+/// Refuses work that would wait for good: where jobs are run in this process, no other worker comes that runs the pipeline.
+pub(super) async fn check_runnable(state: &AppState, pipeline: &str) -> ApiResult<()> {
+    if state.workers == Workers::Elsewhere {
+        return Ok(());
+    }
+    let serving = Serving::of(pipeline, &workers::alive(&state.db).await?);
+    // One that was just added may not have been tried yet.
+    if serving.workers > 0 || serving.problems.is_empty() {
+        return Ok(());
+    }
+    let detail = format!(
+        "this server cannot run {pipeline} now; its log and /readyz say why. Fetch its weights (face-id models pull {pipeline}), \
+         accept its licence (models.accepted_licences), or put its entry in models.catalogue_dir right, whichever they name, and \
+         jobs that wait are run; or give the collection a model that runs here (reprocess)"
+    );
+    Err(ApiError::unprocessable("pipeline_not_runnable", detail))
 }
 
 /// Refuses pipelines whose licence has to be accepted and is not.

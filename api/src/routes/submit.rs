@@ -16,12 +16,13 @@ use shared::db::uploads::NewUpload;
 use shared::digest::sha256_hex;
 use shared::dispatch::dispatch;
 use shared::failpoints::failpoint;
-use shared::ids::{PersonId, WebhookEndpointId};
+use shared::ids::{CollectionId, PersonId, WebhookEndpointId};
 use shared::job::{FaceChoice, ImageRef, JobArgs, JobKind, PersonRef, UploadedImage, VerifyTarget};
 use shared::telemetry::metrics;
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, fresh_view};
+use super::models::check_runnable;
 use super::webhooks::check_endpoints;
 use crate::auth::{Caller, Identify, Write};
 use crate::error::{ApiError, ApiResult};
@@ -423,6 +424,7 @@ async fn accept(
     {
         return again(state, grant, repeated).await;
     }
+    check_runnable(state, &collection.pipeline).await?;
     let admission = state.backlog.admit(&collection.pipeline, checked.kind.lane())?;
     let mut inline_uploads: Vec<NewUpload> = Vec::new();
     let mut images = Vec::new();
@@ -486,12 +488,23 @@ fn promised(
     if let Some(only) = &checked.webhook_endpoints {
         text.push_str(&serde_json::json!(only).to_string());
     }
-    Some(Idempotency {
-        route: idempotency::route(grant, collection.id, checked.kind.as_str()),
+    Some(promise(state, grant, (collection.id, checked.kind.as_str()), key, &text))
+}
+
+/// What a key stands for that a caller sends with this text to something of a collection.
+pub(super) fn promise(
+    state: &AppState,
+    grant: &Grant,
+    (collection, to): (CollectionId, &str),
+    key: String,
+    text: &str,
+) -> Idempotency {
+    Idempotency {
+        route: idempotency::route(grant, collection, to),
         key,
         fingerprint: sha256_hex(text),
         keep: Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600),
-    })
+    }
 }
 
 /// Tells the queue at once. The job is durable: where this fails or takes long, the dispatcher finds it.

@@ -97,7 +97,7 @@ async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
     // It only looks.
     let assets = Assets { allow_download: false, ..Assets::configured(config) };
     for file in pipeline.files() {
-        let path = assets.weights(pipeline, file).await?;
+        let path = assets.here(pipeline, file).await?;
         println!("{}  {}", file.sha256, path.display());
     }
     let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await?;

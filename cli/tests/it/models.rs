@@ -216,6 +216,87 @@ async fn a_model_that_nobody_runs_says_why(site: Site) {
     server.stop().await;
 }
 
+/// Where jobs are run in the one process, and it does not run the collection's model any more.
+#[tokio::test]
+async fn what_nobody_could_run_is_refused_and_what_waits_is_kept() {
+    let site = Site::embedded();
+    let restricted = entry("restricted").replace("use = \"permissive\"", "use = \"non-commercial\"");
+    let accepted = [ALL[0], ("FACE_ID_MODELS__ACCEPTED_LICENCES", "restricted")];
+    let server = Server::start_with(&site, &accepted).await;
+    assert_eq!(add(&server, restricted).await.0, StatusCode::CREATED);
+    assert_eq!(tried(&server, "restricted").await["workers"], 1);
+    let made = server.request(Method::POST, "/v1/collections").json(&json!({ "name": "c", "pipeline": "restricted" }));
+    assert_eq!(read(made).await.0, StatusCode::CREATED);
+    server.enroll("c", 1).await;
+    server.stop().await;
+
+    // A job is accepted, and the process dies before a worker hears of it.
+    let server = Server::start_with(&site, &[&accepted[..], &[("FACE_ID_CRASH_AT", "after_submit")]].concat()).await;
+    let image = inline(&crate::server::photo(&[2]));
+    let path = "/v1/collections/c/index";
+    server.request(Method::POST, path).json(&json!({ "image": image })).send().await.unwrap_err();
+    server.wait_for_crash().await;
+
+    let server = Server::start_with(&site, &ALL).await;
+    tried(&server, "restricted").await;
+    let expected = (StatusCode::UNPROCESSABLE_ENTITY, &json!("pipeline_not_runnable"));
+    for kind in ["index", "identify"] {
+        let request = server.request(Method::POST, &format!("/v1/collections/c/{kind}"));
+        let (status, problem) = read(request.json(&json!({ "image": image }))).await;
+        assert_eq!((status, &problem["code"]), expected, "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("models.accepted_licences"), "{problem}");
+    }
+    let line = json!({ "file": "/nowhere.png" }).to_string();
+    let (status, problem) = crate::batches::post_manifest(&server, &[line], "nobody").await;
+    assert_eq!((status, &problem["code"]), expected, "{problem}");
+    // No model is needed for that, and it does not wait behind what needs one.
+    let (status, job) = read(server.request(Method::POST, "/v1/collections/c/rematch")).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{job}");
+    assert_eq!(server.ended(&job).await["state"], "succeeded");
+    let queued = server.get("/v1/jobs?collection=c&state=queued").await;
+    let waiting = queued["items"].as_array().unwrap().iter().find(|job| job["kind"] == "index").unwrap();
+    server.stop().await;
+
+    let server = Server::start_with(&site, &accepted).await;
+    assert_eq!(server.ended(waiting).await["state"], "succeeded");
+    server.enroll("c", 3).await;
+    server.stop().await;
+}
+
+/// A damaged copy of weights that could be fetched, were there a network: what there would be to say when jobs failed is
+/// said before.
+#[tokio::test]
+async fn damaged_weights_are_told_before_jobs_fail() {
+    let (site, folder) = (Site::embedded(), tempfile::tempdir().unwrap());
+    let models = folder.path().join("models");
+    std::fs::create_dir_all(&models).unwrap();
+    for part in ["tiny_detector.onnx", "tiny_recognizer.onnx"] {
+        std::fs::copy(repository().join("models/tiny").join(part), models.join(part)).unwrap();
+    }
+    let yunet = shared::catalogue::Catalogue::load(None).unwrap().pipeline("yunet-mobilefacenet").unwrap().clone();
+    let damaged = models.join(&yunet.detector.file.name);
+    std::fs::File::create(&damaged).unwrap().set_len(yunet.detector.file.size_bytes).unwrap();
+    // It lies in the cache that servers of tests have otherwise.
+    let runtime = worker::testing::tiny_assets().runtime_library().unwrap();
+    let place = folder.path().to_str().unwrap();
+    let settings = [
+        ALL[0],
+        ("FACE_ID_ASSETS_DIR", place),
+        ("FACE_ID_CACHE_DIR", place),
+        ("FACE_ID_MODELS__ALLOW_DOWNLOAD", "true"),
+        ("ORT_DYLIB_PATH", runtime.to_str().unwrap()),
+    ];
+    let server = Server::start_with(&site, &settings).await;
+    let model = tried(&server, "yunet-mobilefacenet").await;
+    let problem = model["problems"][0].as_str().unwrap();
+    assert!(problem.contains(damaged.to_str().unwrap()) && problem.contains("its sha256 is"), "{problem}");
+    let asked = json!({ "name": "c", "pipeline": "yunet-mobilefacenet" });
+    let (status, problem) = read(server.request(Method::POST, "/v1/collections").json(&asked)).await;
+    let expected = (StatusCode::UNPROCESSABLE_ENTITY, &json!("pipeline_not_runnable"));
+    assert_eq!((status, &problem["code"]), expected, "{problem}");
+    server.stop().await;
+}
+
 async fn the_command_adds_a_model(site: Site) {
     let server = Server::start_with(&site, &ALL).await;
     let folder = tempfile::tempdir().unwrap();

@@ -39,7 +39,8 @@ where
 }
 
 fn message(lane: Lane) -> Message {
-    Message { lane, pipeline: "tiny".to_owned(), jobs: vec![JobId::new(), JobId::new()], alone: 0, traceparent: None }
+    let (pipeline, jobs) = ("tiny".to_owned(), vec![JobId::new(), JobId::new()]);
+    Message { lane, pipeline, needs_models: true, jobs, alone: 0, traceparent: None }
 }
 
 fn of(pipeline: &str) -> Message {

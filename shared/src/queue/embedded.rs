@@ -31,11 +31,11 @@ struct Line {
 
 #[derive(Debug, Default)]
 struct State {
-    /// By pipeline, in the order in which they came.
-    waiting: BTreeMap<String, BTreeMap<u64, Message>>,
+    /// By pipeline and whether they need its models, in the order in which they came.
+    waiting: BTreeMap<(String, bool), BTreeMap<u64, Message>>,
     /// The number of the next message that comes.
     next: u64,
-    /// The pipelines whose messages are given out.
+    /// The pipelines whose messages are given out; those that need no models are in any case.
     bound: BTreeSet<String>,
     closed: bool,
 }
@@ -56,17 +56,23 @@ impl EmbeddedQueue {
 
 impl State {
     fn put(&mut self, number: u64, message: Message) {
-        self.waiting.entry(message.pipeline.clone()).or_default().insert(number, message);
+        self.waiting.entry(line_of(&message)).or_default().insert(number, message);
     }
 
     /// The oldest message of those that may be given out, with its number.
     fn take(&mut self) -> Option<(u64, Message)> {
-        let bound = self.waiting.iter_mut().filter(|(pipeline, _)| self.bound.contains(*pipeline));
+        let is_open = |(pipeline, needs_models): &(String, bool)| !needs_models || self.bound.contains(pipeline);
+        let bound = self.waiting.iter_mut().filter(|(line, _)| is_open(line));
         let oldest = bound.map(|(_, messages)| messages).min_by_key(|messages| messages.keys().next().copied());
         let taken = oldest.and_then(BTreeMap::pop_first);
         self.waiting.retain(|_, messages| !messages.is_empty());
         taken
     }
+}
+
+/// Which messages it waits behind.
+fn line_of(message: &Message) -> (String, bool) {
+    (message.pipeline.clone(), message.needs_models)
 }
 
 impl Line {
@@ -85,7 +91,7 @@ impl JobQueue for EmbeddedQueue {
             if state.closed {
                 return Err(QueueError::Closed);
             }
-            if state.waiting.get(&message.pipeline).is_some_and(|waiting| waiting.len() >= self.capacity) {
+            if state.waiting.get(&line_of(&message)).is_some_and(|waiting| waiting.len() >= self.capacity) {
                 return Err(QueueError::Full(lane));
             }
             let number = state.next;
@@ -191,10 +197,38 @@ impl Drop for EmbeddedDelivery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::JobId;
     use crate::queue::contract;
 
     #[tokio::test]
     async fn keeps_the_contract() {
         contract::run(|| async { Arc::new(EmbeddedQueue::new(contract::CAPACITY)) as Arc<dyn JobQueue> }).await;
+    }
+
+    #[tokio::test]
+    async fn gives_what_needs_no_models_whatever_it_is_bound_to() {
+        let queue = EmbeddedQueue::new(1);
+        let sent = |needs_models| Message {
+            lane: Lane::Bulk,
+            pipeline: "tiny".to_owned(),
+            needs_models,
+            jobs: vec![JobId::new()],
+            alone: 0,
+            traceparent: None,
+        };
+        let [waits, goes] = [true, false].map(sent);
+        for message in [&waits, &goes] {
+            queue.publish(message.clone()).await.unwrap();
+        }
+        let receive = async || {
+            let delivery = queue.receive(Lane::Bulk, Duration::from_millis(50)).await.unwrap()?;
+            let message = delivery.message().clone();
+            delivery.ack().await.unwrap();
+            Some(message)
+        };
+        assert_eq!(receive().await, Some(goes), "it is not behind the other one");
+        assert_eq!(receive().await, None);
+        queue.bind(&["tiny".to_owned()]).await.unwrap();
+        assert_eq!(receive().await, Some(waits));
     }
 }

@@ -21,6 +21,8 @@ pub struct Message {
     pub lane: Lane,
     /// The pipeline that the jobs are pinned to.
     pub pipeline: String,
+    /// Whether whoever runs them has to have the pipeline's models.
+    pub needs_models: bool,
     /// The jobs, at least one.
     pub jobs: Vec<JobId>,
     /// 0: may run beside others; 1: in a message of its own; 2: with nothing else in the process.
@@ -50,7 +52,7 @@ pub enum QueueError {
 /// - a published message is delivered at least once, to one consumer at a time;
 /// - a delivery that is dropped unsettled is delivered again, before newer ones where that is possible;
 /// - `publish` takes a message wholly or not at all, and refuses at once when the lane is full of the pipeline's;
-/// - `receive` gives messages of those pipelines only that it is bound to;
+/// - `receive` gives messages that need models of those pipelines only that it is bound to;
 /// - it remembers an epoch for as long as it remembers the messages published in it.
 #[async_trait]
 pub trait JobQueue: Send + Sync {
@@ -58,7 +60,8 @@ pub trait JobQueue: Send + Sync {
     async fn publish(&self, message: Message) -> Result<(), QueueError>;
 
     /// Has `receive` give messages of these pipelines from now on, and of no others; of none before the first call, unless the
-    /// queue was made so. What is in a worker's hands stays there; what nobody has begun waits until somebody is bound to it.
+    /// queue was made so. What is in a worker's hands stays there; what nobody has begun waits until somebody is bound to it. A
+    /// queue within one process, to which nobody else can be bound, gives messages that need no models in any case.
     async fn bind(&self, pipelines: &[String]) -> Result<(), QueueError>;
 
     /// The next message of a lane, or `None` after `timeout` without one, also while the queue cannot be reached.

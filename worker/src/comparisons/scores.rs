@@ -7,6 +7,8 @@ use shared::embedding::Embedding;
 use shared::face_index::matches::candidates;
 use shared::ids::PersonId;
 
+use crate::jobs::identify::RUNNER_UP;
+
 /// False accept rates at which true accept rates are told.
 const RATES: [f64; 2] = [1e-2, 1e-3];
 /// A rate is told where so many pairs of two persons are expected beyond its threshold, and there are so many of one person:
@@ -19,7 +21,8 @@ const CELLS: usize = 1 << 16;
 pub(super) struct Scores {
     pub(super) genuine: Histogram,
     pub(super) impostor: Histogram,
-    /// Of each face the nearest other one of each of the persons that are nearest to it, with the cosine, best first.
+    /// Of each face the nearest other one of each of the persons that are nearest to it, with the cosine, best first: as many as
+    /// a job looks up.
     pub(super) near: Vec<Vec<(usize, f32)>>,
 }
 
@@ -66,7 +69,7 @@ impl Scores {
 
 /// Keeps a face among the nearest, if it is its person's nearest and no others are nearer.
 fn keep_near(near: &mut Vec<(usize, f32)>, persons: &[PersonId], (face, cosine): (usize, f32)) {
-    let is_full = near.len() >= candidates(1);
+    let is_full = near.len() >= candidates(RUNNER_UP);
     if is_full && near.last().is_some_and(|(_, last)| *last >= cosine) {
         return;
     }

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use shared::catalogue::Pipeline;
 use shared::comparison::{MovedDecisions, Outcome, OutcomeCounts};
+use shared::face_index::matches::candidates;
 use shared::ids::PersonId;
 
 use super::*;
 use crate::calibrations::InUse;
+use crate::jobs::identify::RUNNER_UP;
 use crate::testing;
 
 fn labels(persons: &[usize]) -> Vec<Labelled> {
@@ -80,6 +82,16 @@ fn persons_are_judged_by_all_their_faces() {
 
     assert_eq!(comparisons_of_one(&labels), 4 + 1);
     assert_eq!(comparisons_of_one(&[]), 0);
+}
+
+#[test]
+fn as_many_persons_are_near_a_face_as_a_job_looks_up() {
+    let persons: Vec<PersonId> = (0..10).map(|_| PersonId::new()).collect();
+    let vectors: Vec<Embedding> = (0..10u8).map(|n| at(f32::from(n) * 5.0)).collect();
+    let scores = scores::Scores::of(&persons, &vectors, &AtomicBool::new(false)).unwrap();
+    assert!(scores.near.iter().all(|near| near.len() == candidates(RUNNER_UP)));
+    let nearest: Vec<usize> = scores.near[0].iter().map(|(face, _)| *face).collect();
+    assert!(nearest.is_sorted() && nearest[0] == 1, "{nearest:?}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::vision::quality::Gate;
 /// that each change of templates asks for, and which waits longer.
 const MAX_AGE: Duration = Duration::from_millis(250);
 /// So many persons are looked up at least: the second one says how sure the first one is.
-const RUNNER_UP: usize = 2;
+pub(crate) const RUNNER_UP: usize = 2;
 
 pub(super) async fn run(
     ctx: &WorkerContext,

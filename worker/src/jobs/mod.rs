@@ -2,7 +2,7 @@
 
 mod collections;
 mod enroll;
-mod identify;
+pub(crate) mod identify;
 mod index;
 mod pictures;
 mod reembed;

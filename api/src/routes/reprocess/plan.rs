@@ -1,7 +1,5 @@
 //! What a run would have to do, and how it begins.
 
-use std::time::Duration;
-
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -10,11 +8,10 @@ use shared::access::Grant;
 use shared::catalogue::Pipeline;
 use shared::db::calibrations;
 use shared::db::entity::collection;
-use shared::db::idempotency::{self, Idempotency};
+use shared::db::idempotency::Idempotency;
 use shared::db::reprocess::plan::plan;
 use shared::db::reprocess::{self, Begun, NewRun, Side};
 use shared::db::workers::{self, Serving};
-use shared::digest::sha256_hex;
 use shared::ids::CollectionId;
 use utoipa::ToSchema;
 
@@ -24,7 +21,7 @@ use crate::auth::{Admin, Caller};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{self, Json, Path, SubmitHeaders};
 use crate::routes::models::{ModelFileView, check_pipeline, files, licence_accepted, named};
-use crate::routes::submit::{check_text, key_reused};
+use crate::routes::submit::{check_text, key_reused, promise};
 use crate::state::AppState;
 
 /// What a collection is to be given.
@@ -141,12 +138,8 @@ fn promised(
     new: &NewReprocess,
 ) -> Option<Idempotency> {
     let key = headers.idempotency_key.clone().filter(|_| !new.dry_run)?;
-    Some(Idempotency {
-        route: idempotency::route(grant, collection, "reprocess"),
-        key,
-        fingerprint: sha256_hex(serde_json::json!([new.pipeline, new.match_cosine, new.tag]).to_string()),
-        keep: Duration::from_secs(u64::from(state.config.retention.idempotency_hours) * 3600),
-    })
+    let text = serde_json::json!([new.pipeline, new.match_cosine, new.tag]).to_string();
+    Some(promise(state, grant, (collection, "reprocess"), key, &text))
 }
 
 async fn answer(state: &AppState, grant: &Grant, begun: Begun) -> ApiResult<Response> {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use shared::access::Grant;
 use shared::db::reprocess::plan::{Progress, progress};
@@ -48,7 +48,7 @@ pub struct ReprocessRunView {
     /// Images that were given up, by the code of why.
     images_failed: BTreeMap<String, i64>,
     /// The part of the images that lack nothing, 0 to 1. As all figures, of a run that ends or has ended what it was when its
-    /// end began; null where an older version ended it.
+    /// end began; null where an older version began or made that end.
     coverage: Option<f64>,
     /// Faces that only the old detector found. Those that somebody named keep their place and have a vector.
     faces_lost: i64,
@@ -151,12 +151,7 @@ pub async fn get(
     let alive = alive_for(&state, &caller).await?;
     let run = view_beside(&state, find(&state, &caller, id).await?, &alive).await?;
     let content = serde_json::to_value(&run).map_err(|error| ApiError::internal(&error))?;
-    let version = Version::of_content(&content);
-    let etag = [version.header()];
-    if version.is_known(&headers) {
-        return Ok((StatusCode::NOT_MODIFIED, etag).into_response());
-    }
-    Ok((etag, axum::Json(run)).into_response())
+    Ok(Version::of_content(&content).answer(&headers, content))
 }
 
 /// Lists the faces that only one of a run's two detectors found, for somebody to look at.
@@ -207,6 +202,7 @@ fn problem(run: &Run, serving: &Serving) -> Option<String> {
 async fn view_beside(state: &AppState, run: Run, alive: &[Served]) -> ApiResult<ReprocessRunView> {
     let serving = Serving::of(&run.pipeline, alive);
     let Progress { images, missing, failed, lost, new } = progress(&state.db, &run).await?;
+    let is_ending = run.ended_at.is_some() || run.kept_and_gone().is_some();
     let left = missing - failed.values().sum::<i64>();
     let pace = run.pace.filter(|pace| *pace > 0.0);
     #[expect(clippy::cast_precision_loss, reason = "figures to read")]
@@ -227,7 +223,8 @@ async fn view_beside(state: &AppState, run: Run, alive: &[Served]) -> ApiResult<
         images,
         images_missing: missing,
         images_failed: failed,
-        coverage: (run.ended_at.is_none() || run.figures.is_some()).then_some(coverage),
+        // What an end deletes is not there to be counted.
+        coverage: (run.figures.is_some() || !is_ending).then_some(coverage),
         faces_lost: lost,
         faces_new: new,
         images_per_second: pace,

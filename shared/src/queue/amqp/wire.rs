@@ -22,8 +22,15 @@ struct Body {
     v: u32,
     lane: Lane,
     pipeline: String,
+    /// Older versions do not say it.
+    #[serde(default = "needs_models")]
+    needs_models: bool,
     jobs: Vec<JobId>,
     alone: i32,
+}
+
+fn needs_models() -> bool {
+    true
 }
 
 /// Why bytes are no message. The texts show nothing of the bytes.
@@ -46,6 +53,7 @@ pub(super) fn encode(message: &Message) -> (Vec<u8>, BasicProperties) {
         v: VERSION,
         lane: message.lane,
         pipeline: message.pipeline.clone(),
+        needs_models: message.needs_models,
         jobs: message.jobs.clone(),
         alone: message.alone,
     };
@@ -74,6 +82,7 @@ pub(super) fn decode(body: &[u8], properties: &BasicProperties) -> Result<Messag
     Ok(Message {
         lane: body.lane,
         pipeline: body.pipeline,
+        needs_models: body.needs_models,
         jobs: body.jobs,
         alone: body.alone,
         traceparent: traceparent(properties),
@@ -103,7 +112,8 @@ mod tests {
     fn comes_back_as_it_was() {
         for traceparent in [None, Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned())] {
             let jobs = vec![JobId::new(), JobId::new()];
-            let message = Message { lane: Lane::Bulk, pipeline: "tiny".to_owned(), jobs, alone: 2, traceparent };
+            let (lane, pipeline) = (Lane::Bulk, "tiny".to_owned());
+            let message = Message { lane, pipeline, needs_models: false, jobs, alone: 2, traceparent };
             let (body, properties) = encode(&message);
             assert_eq!(decode(&body, &properties).unwrap(), message);
             assert_eq!(properties.delivery_mode(), &Some(PERSISTENT));
@@ -115,6 +125,9 @@ mod tests {
         let properties = BasicProperties::default();
         let secret = decode(br#"{"v":1,"secret":"hush"}"#, &properties).unwrap_err().to_string();
         assert!(!secret.contains("hush") && !secret.contains("secret"), "{secret}");
+        let older =
+            br#"{"v":1,"lane":"bulk","pipeline":"tiny","jobs":["01890000-0000-7000-8000-000000000000"],"alone":0}"#;
+        assert!(decode(older, &properties).unwrap().needs_models);
         let newer = br#"{"v":2,"lane":"bulk","pipeline":"tiny","jobs":[],"alone":0}"#;
         assert!(matches!(decode(newer, &properties), Err(WireError::Version(2))));
         let empty = br#"{"v":1,"lane":"bulk","pipeline":"tiny","jobs":[],"alone":0}"#;

@@ -43,7 +43,8 @@ fn worker(url: &str, namespace: &str) -> AmqpOptions {
 
 fn message(lane: Lane) -> Message {
     let traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned());
-    Message { lane, pipeline: "tiny".to_owned(), jobs: vec![JobId::new()], alone: 1, traceparent }
+    let pipeline = "tiny".to_owned();
+    Message { lane, pipeline, needs_models: true, jobs: vec![JobId::new()], alone: 1, traceparent }
 }
 
 async fn start(options: AmqpOptions) -> AmqpQueue {
