@@ -71,6 +71,7 @@ async fn take_in(
     lines: &mut Lines,
 ) -> ApiResult<ImportView> {
     let begun_at = shared::db::now(&state.db.read).await?;
+    check_nobody_goes(state, collection).await?;
     let target = Target { collection: collection.id, begun_at, key: &state.secret_key };
     let mut checker = Checker::default();
     let mut portion = Portion::default();
@@ -92,6 +93,15 @@ async fn take_in(
     check_unchanged(state, grant, collection).await?;
     done += portion.write_all(&state.db, target).await?;
     Ok(ImportView { read, added: done.added, erased: done.erased })
+}
+
+/// Refuses a file while faces of a person go, slice by slice: what it has of them would be taken for what is still to go.
+async fn check_nobody_goes(state: &AppState, collection: &collection::Model) -> ApiResult<()> {
+    if shared::db::erasures::takes_a_person(&state.db.read, collection.id).await? {
+        let detail = "a person of the collection is being erased; send the file again in some seconds";
+        return Err(ApiError::conflict("erasure_open", detail));
+    }
+    Ok(())
 }
 
 /// Refuses to go on where the collection went over to another pipeline meanwhile, or is about to.

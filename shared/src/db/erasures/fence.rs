@@ -38,7 +38,8 @@ impl Stored<'_> {
 
 /// The erasures of a collection, as far as they concern jobs that are recorded in one transaction. Read with the first question,
 /// which is asked once the transaction holds what it writes to: an erasure that comes later waits for it, and looks through
-/// what it has written.
+/// what it has written. One look is enough, since a job that locks more only later (to enroll, it takes a person) is recorded
+/// alone: whatever its transaction has asked, it asked after that lock.
 #[derive(Debug)]
 pub struct Fence<'a> {
     key: &'a SecretKey,

@@ -169,6 +169,13 @@ pub async fn open(db: &Db, after: Option<ErasureId>, limit: u64) -> Result<Vec<E
     Erasure::find_by_statement(statement(&db.read, &sql, [after.into()])).all(&db.read).await
 }
 
+/// Whether faces of a person that was to be erased are still there.
+pub async fn takes_a_person(conn: &impl ConnectionTrait, collection: CollectionId) -> Result<bool, DbErr> {
+    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM persons WHERE collection_id = $1 AND erased_at IS NOT NULL
+        LIMIT 1) AS one";
+    Ok(crate::db::count(conn, sql, [collection.into()]).await? > 0)
+}
+
 /// The latest erasure of that subject.
 async fn latest(conn: &impl ConnectionTrait, subject_hash: &str) -> Result<Option<Erasure>, DbErr> {
     let sql = format!("SELECT {COLUMNS} FROM erasures WHERE subject_hash = $1 ORDER BY id DESC LIMIT 1");

@@ -204,12 +204,14 @@ async fn a_person_of_many_faces_goes_in_slices_that_may_be_repeated() {
         let first = rows::slice(db, key, &erasure, None).await.unwrap();
         assert!(matches!(first, rows::Sliced::More(Some(_))), "{first:?}");
         assert_eq!(scene.n("faces").await, 50);
+        assert!(takes_a_person(&db.read, *collection).await.unwrap());
         // Another process begins anew; the first one goes on and finds nothing.
         assert_eq!(rows::slice(db, key, &erasure, None).await.unwrap(), rows::Sliced::Done);
         let rows::Sliced::More(after) = first else { unreachable!() };
         assert_eq!(rows::slice(db, key, &erasure, after).await.unwrap(), rows::Sliced::Done);
         let receipt = scene.receipt(&erasure).await;
         assert_eq!((receipt.persons, receipt.faces, receipt.images), (1, 249, 1));
+        assert!(!takes_a_person(&db.read, *collection).await.unwrap());
         assert_eq!(faces::of_image(&db.read, shared).await.unwrap().len(), 1);
     })
     .await;
@@ -408,6 +410,19 @@ async fn answers_and_events_forget_it() {
         assert_eq!(scene.n("webhook_events").await, 1);
         let receipt = scene.receipt(&erasure).await;
         assert_eq!((receipt.jobs, receipt.events), (2, 1), "an answer that named her, and a tag");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rematch_is_waited_for() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (_, faces) = scene.picture("aa", &[Some(*ann)]).await;
+        let job = scene.submit(JobArgs::Rematch { all: true, progress: None }, Vec::new()).await.id;
+        scene.claim(job).await;
+        let erasure = request::face(db, key, *collection, faces[0]).await.unwrap().unwrap();
+        assert_eq!(scene.trace(&erasure).await, [job], "it may be at this face, and note so when it ends");
     })
     .await;
 }

@@ -13,7 +13,7 @@ use crate::db::jobs::transition::{Move, transition};
 use crate::db::rows::{self, Column, Rows};
 use crate::db::{Db, count, execute, is_postgres, now, placeholders, statement, uploads};
 use crate::ids::{CollectionId, ErasureId, FaceId, JobId, PersonId, WebhookEventId};
-use crate::job::{ImageRef, JobArgs, JobState, PersonRef, RematchProgress, RematchScope, VerifyTarget};
+use crate::job::{ImageRef, JobArgs, JobKind, JobState, PersonRef, RematchProgress, RematchScope, VerifyTarget};
 
 /// Jobs that are read at once.
 const JOBS: u64 = 500;
@@ -67,7 +67,9 @@ pub struct Slice {
 #[derive(FromQueryResult)]
 struct Row {
     id: JobId,
+    kind: JobKind,
     state: JobState,
+    started_at: Option<i64>,
     /// See [`ACCEPTED_AT`].
     accepted_at: i64,
     tag: Option<String>,
@@ -83,7 +85,7 @@ const ACCEPTED_AT: &str =
 
 fn read() -> String {
     format!(
-        "SELECT j.id, j.state, j.tag, {ACCEPTED_AT} AS accepted_at, p.args, p.result, p.problem
+        "SELECT j.id, j.kind, j.state, j.started_at, j.tag, {ACCEPTED_AT} AS accepted_at, p.args, p.result, p.problem
          FROM jobs j JOIN job_payloads p ON p.job_id = j.id LEFT JOIN batches b ON b.id = j.batch_id"
     )
 }
@@ -149,7 +151,16 @@ impl Traces {
     fn concerns(&self, row: &Row) -> bool {
         let texts = [Some(&row.args), row.result.as_ref(), row.problem.as_ref()];
         let has_id = texts.into_iter().flatten().any(|text| uuids(text).any(|id| self.ids.contains_key(&id)));
-        has_id || self.by_tag(row.tag.as_deref(), row.accepted_at).is_some() || self.by_args(row).is_some()
+        has_id
+            || self.will_name(row)
+            || self.by_tag(row.tag.as_deref(), row.accepted_at).is_some()
+            || self.by_args(row).is_some()
+    }
+
+    /// Whether a job may yet note what is erased: a rematch that began before keeps the last face that it looked at.
+    fn will_name(&self, row: &Row) -> bool {
+        let began_before = row.started_at.is_some_and(|started_at| started_at <= self.gone_at);
+        row.kind == JobKind::Rematch && row.state == JobState::Running && began_before
     }
 
     /// Which erasure a job is about, by its arguments or by the image that it stored.
@@ -235,7 +246,7 @@ impl Traces {
             execute(txn, "UPDATE jobs SET tag = NULL, version = version + 1 WHERE id = $1", [row.id.into()]).await?;
         }
         match row.state {
-            JobState::Running if by_args.is_some() || self.names(&row.args) => {
+            JobState::Running if by_args.is_some() || self.names(&row.args) || self.will_name(row) => {
                 slice.running.push(row.id);
                 if by_args.is_some() {
                     let sql = "UPDATE jobs SET cancel_requested = TRUE, tag = NULL, version = version + 1

@@ -281,20 +281,22 @@ pub async fn change(db: &Db, run: &Run, wish: Wish) -> Result<bool, DbErr> {
         Wish::Resume => ("paused = FALSE, paced_at = {now}", "paused AND state IN ('filling', 'ready', 'active')"),
         Wish::Retry => ("paced_at = {now}", "state IN ('filling', 'ready', 'active')"),
         Wish::Cancel => {
-            ("state = 'cancelling', paused = FALSE, pace = NULL, checkpoint = NULL", "state IN ('filling', 'ready')")
+            let changes = "state = 'cancelling', paused = FALSE, pace = NULL, checkpoint = NULL, figures = $2";
+            (changes, "state IN ('filling', 'ready')")
         }
         Wish::Prune { .. } => ("prune_after = {now} + $2, lacking_accepted = $3", "state = 'active'"),
     };
-    let txn = db.begin().await?;
     let mut values = vec![Value::from(run.id)];
-    if let Wish::Prune { after_s, accept_lacking } = wish {
-        values.extend([Value::from(i64::from(after_s) * 1_000_000), accept_lacking.into()]);
+    match wish {
+        Wish::Prune { after_s, accept_lacking } => {
+            values.extend([Value::from(i64::from(after_s) * 1_000_000), accept_lacking.into()]);
+        }
+        Wish::Cancel => values.push(plan::figures_to_keep(db, run).await?.into()),
+        Wish::Pause | Wish::Resume | Wish::Retry => {}
     }
+    let txn = db.begin().await?;
     let sql = format!("UPDATE reprocess_runs SET {changes}, version = version + 1 WHERE id = $1 AND {guard}");
     let is_changed = execute(&txn, &sql, values).await? > 0;
-    if is_changed && wish == Wish::Cancel {
-        plan::keep_figures(&txn, run).await?;
-    }
     if is_changed && wish == Wish::Retry {
         // Each in a job of its own now, so that none fails for another.
         let sql = "UPDATE reprocess_pending SET job_id = NULL, problem = NULL, tries = tries + 1

@@ -104,6 +104,9 @@ pub async fn make_jobs(db: &Db, run: &Run, pipeline: &str, limit: usize, images_
         tries: i32,
     }
     let txn = db.begin().await?;
+    // An erasure that takes its tag away is waited for, or waits and then sees the jobs.
+    let lock = "SELECT id FROM reprocess_runs WHERE id = $1 {for update}";
+    txn.query_all_raw(statement(&txn, lock, [run.id.into()])).await?;
     // An image that is being recorded at this moment is left to the next time.
     let lock = if is_postgres(&txn) { "FOR UPDATE SKIP LOCKED" } else { "" };
     let sql = format!(
@@ -152,7 +155,8 @@ async fn insert_jobs(
     let sql = format!(
         "INSERT INTO jobs (id, collection_id, kind, lane, pipeline, state, attempt, run_at, alone, cancel_requested, tag,
             version, created_at, traceparent, source_id)
-         SELECT r.id, $2, $3, $4, $5, 'queued', 0, {{now}}, 0, FALSE, $6, 0, {{now}}, $7, $2 FROM {}",
+         SELECT r.id, $2, $3, $4, $5, 'queued', 0, {{now}}, 0, FALSE, (SELECT o.tag FROM reprocess_runs o WHERE o.id = $6),
+            0, {{now}}, $7, $2 FROM {}",
         jobs.table(txn)
     );
     let values = [
@@ -161,7 +165,7 @@ async fn insert_jobs(
         JobKind::Reembed.as_str().into(),
         JobKind::Reembed.lane().as_str().into(),
         pipeline.into(),
-        run.tag.clone().into(),
+        run.id.into(),
         run.traceparent.clone().into(),
     ];
     execute(txn, &sql, values).await?;

@@ -7,7 +7,8 @@ use sea_orm::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Run, Side};
-use crate::db::{Db, count, execute, statement};
+use crate::access::Grant;
+use crate::db::{Db, count, statement};
 use crate::ids::CollectionId;
 
 /// What a run would have to do.
@@ -111,11 +112,16 @@ pub async fn progress(db: &Db, run: &Run) -> Result<Progress, DbErr> {
     Ok(counted)
 }
 
-/// Keeps what a run has done whose end begins: the rows that are counted go.
-pub(super) async fn keep_figures(txn: &impl ConnectionTrait, run: &Run) -> Result<(), DbErr> {
-    let figures = serde_json::to_string(&counted(txn, run).await?).map_err(|error| DbErr::Json(error.to_string()))?;
-    execute(txn, "UPDATE reprocess_runs SET figures = $1 WHERE id = $2", [figures.into(), run.id.into()]).await?;
-    Ok(())
+/// What a run has done whose end is about to begin, to be kept with it: the rows that are counted go. Counted before, since
+/// nobody is to wait for that.
+pub(super) async fn figures_to_keep(db: &Db, run: &Run) -> Result<String, DbErr> {
+    let txn = db.snapshot().await?;
+    // The caller may have read it a while ago.
+    let run = super::find(&txn, &Grant::everything(), run.id).await?;
+    let run = run.ok_or_else(|| DbErr::RecordNotFound("the reprocess run is gone".to_owned()))?;
+    let figures = counted(&txn, &run).await?;
+    txn.commit().await?;
+    serde_json::to_string(&figures).map_err(|error| DbErr::Json(error.to_string()))
 }
 
 async fn counted(txn: &impl ConnectionTrait, run: &Run) -> Result<Progress, DbErr> {

@@ -24,18 +24,17 @@ pub async fn begin_due(db: &Db, run: &Run) -> Result<bool, DbErr> {
     if !is_due(&db.read, run).await? {
         return Ok(false);
     }
+    let figures = plan::figures_to_keep(db, run).await?;
     let txn = db.begin().await?;
     // Whoever pins a job to a pipeline, or records what one made, holds the collection meanwhile.
     if lock(&txn, run.collection_id).await?.is_none() || !is_due(&txn, run).await? {
         txn.rollback().await?;
         return Ok(false);
     }
-    let sql = "UPDATE reprocess_runs SET state = 'pruning', checkpoint = NULL, paused = FALSE, version = version + 1
+    let sql = "UPDATE reprocess_runs SET state = 'pruning', checkpoint = NULL, paused = FALSE, figures = $2,
+            version = version + 1
         WHERE id = $1 AND state = 'active'";
-    let begun = execute(&txn, sql, [run.id.into()]).await? > 0;
-    if begun {
-        plan::keep_figures(&txn, run).await?;
-    }
+    let begun = execute(&txn, sql, [run.id.into(), figures.into()]).await? > 0;
     txn.commit().await?;
     Ok(begun)
 }
