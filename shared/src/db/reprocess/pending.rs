@@ -104,6 +104,8 @@ pub async fn make_jobs(db: &Db, run: &Run, pipeline: &str, limit: usize, images_
         tries: i32,
     }
     let txn = db.begin().await?;
+    // As the jobs will; before the run, in the order in which who switches the pipeline takes both.
+    collections::hold_pipeline(&txn, run.collection_id).await?;
     // An erasure that takes its tag away is waited for, or waits and then sees the jobs.
     let lock = "SELECT id FROM reprocess_runs WHERE id = $1 {for update}";
     txn.query_all_raw(statement(&txn, lock, [run.id.into()])).await?;

@@ -113,15 +113,17 @@ pub async fn progress(db: &Db, run: &Run) -> Result<Progress, DbErr> {
 }
 
 /// What a run has done whose end is about to begin, to be kept with it: the rows that are counted go. Counted before, since
-/// nobody is to wait for that.
-pub(super) async fn figures_to_keep(db: &Db, run: &Run) -> Result<String, DbErr> {
+/// nobody is to wait for that. `None`: it is gone.
+pub(super) async fn figures_to_keep(db: &Db, run: &Run) -> Result<Option<String>, DbErr> {
     let txn = db.snapshot().await?;
     // The caller may have read it a while ago.
-    let run = super::find(&txn, &Grant::everything(), run.id).await?;
-    let run = run.ok_or_else(|| DbErr::RecordNotFound("the reprocess run is gone".to_owned()))?;
-    let figures = counted(&txn, &run).await?;
+    let figures = match super::find(&txn, &Grant::everything(), run.id).await? {
+        Some(run) => Some(counted(&txn, &run).await?),
+        None => None,
+    };
     txn.commit().await?;
-    serde_json::to_string(&figures).map_err(|error| DbErr::Json(error.to_string()))
+    let text = |figures| serde_json::to_string(&figures).map_err(|error| DbErr::Json(error.to_string()));
+    figures.map(text).transpose()
 }
 
 async fn counted(txn: &impl ConnectionTrait, run: &Run) -> Result<Progress, DbErr> {

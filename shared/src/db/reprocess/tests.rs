@@ -495,6 +495,29 @@ async fn a_cancelled_run_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn jobs_have_the_tag_that_the_run_has_by_now() {
+    on_both(async |scene| {
+        scene.index(&[0.0]).await;
+        scene.index(&[0.0]).await;
+        let run = scene.begin(NEW).await;
+        let tag = async |tag: Option<&str>| {
+            let sql = "UPDATE reprocess_runs SET tag = $2 WHERE id = $1";
+            execute(&scene.db.write, sql, [run.id.into(), tag.into()]).await.unwrap();
+        };
+        tag(Some("ann")).await;
+        let run = scene.list(&run).await;
+        assert_eq!(run.tag.as_deref(), Some("ann"));
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
+        tag(None).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
+        let mut tags: Vec<_> = scene.reembeds().await.into_iter().map(|job| job.tag).collect();
+        tags.sort();
+        assert_eq!(tags, [None, Some("ann".to_owned())]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_fails_is_named_and_tried_again() {
     on_both(async |scene| {
         let (image, _) = scene.index(&[0.0]).await;
