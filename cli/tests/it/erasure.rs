@@ -186,7 +186,7 @@ async fn until_nothing_is_left(site: &Site, server: &Server, needles: &[Needle],
         if left.is_empty() {
             return;
         }
-        assert!(began.elapsed() < Duration::from_secs(10), "{when}: {left:#?}");
+        assert!(began.elapsed() < PATIENCE, "{when}: {left:#?}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -267,7 +267,8 @@ impl Doomed {
         assert_eq!(server.run("c", "verify", &body).await["state"], "succeeded");
         let known = server.get(&format!("{}/faces", person(&first["person_id"]))).await;
         let mut faces: Vec<Value> = known["items"].as_array().unwrap().iter().map(|face| face["id"].clone()).collect();
-        assert_eq!(faces.len(), 2, "enrolled and matched");
+        // A rematch may have found one of all the others like her by now.
+        assert!(faces.len() >= 2, "enrolled and matched");
         faces.extend(strangers["faces"].as_array().unwrap().iter().map(|face| face["face_id"].clone()));
         faces.push(lone.clone());
         let mut needles = of_faces(site, server, &faces).await;

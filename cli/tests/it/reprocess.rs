@@ -176,6 +176,7 @@ async fn a_collection_goes_over_without_its_pictures(site: Site) {
     assert_eq!((figures, &plan["detects"]), ([4, 5, 5, 0, 0], &json!(false)), "{plan}");
     // The picture of person 1 came twice and is one.
     server.wait_for_crops(5).await;
+    server.wait_for_objects(4).await;
     for picture in server.objects() {
         std::fs::remove_file(picture).unwrap();
     }
