@@ -130,7 +130,12 @@ async fn identify_beside_batches(
         batches = open;
     }
     for batch in batches {
-        site.client.post(&format!("/v1/batches/{batch}/cancel"), &json!({})).await?;
+        let path = format!("/v1/batches/{batch}");
+        let cancelled = site.client.post(&format!("{path}/cancel"), &json!({})).await;
+        // It may have ended by itself since.
+        if site.client.get(&path).await?["finished_at"].is_null() {
+            cancelled?;
+        }
         site.follow(&batch, None).await?;
     }
     for collection in collections {
