@@ -45,8 +45,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Which pipelines it takes jobs of is said once they were tried.
     let backends = Backends::open(&config, Some(Vec::new())).await?;
     let models = Arc::new(Models::open(&backends.db, &entries).await?);
-    let offer = offer(&config, &models.now()).await?;
-    let context = context(&config, models, offer, &backends).await?;
+    let engines = engines(&config, Arc::clone(&models)).await?;
+    // After them: what the default pipeline has fetched is there.
+    let offer = offer(&config, &models.now(), &engines).await?;
+    let context = context(&config, engines, offer, &backends);
     context.running.beat(&backends.db).await.context("say that this worker is there")?;
     let pipelines = context.running.served().pipelines;
     backends.queue.bind(&pipelines).await.context("bind to the queues")?;
@@ -69,29 +71,28 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     worked.and(probed)
 }
 
-/// The pipelines whose jobs this worker takes.
-async fn offer(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Offer> {
+/// The engines, with that of the default pipeline.
+async fn engines(config: &Config, models: Arc<Models>) -> anyhow::Result<Arc<Engines>> {
     let (assets, options) = (Assets::configured(config), EngineOptions::configured(&config.worker));
-    // An empty variable is a list of one empty name.
-    let named: Vec<String> = config.worker.pipelines.iter().filter(|name| !name.is_empty()).cloned().collect();
-    if named.is_empty() {
-        return Ok(Offer::of_all(catalogue, &assets, &options).await);
-    }
-    Offer::of_named(&named, catalogue, &assets, &options).await
-}
-
-async fn context(
-    config: &Arc<Config>,
-    models: Arc<Models>,
-    offer: Offer,
-    backends: &Backends,
-) -> anyhow::Result<WorkerContext> {
-    let assets = Assets::configured(config);
-    let options = EngineOptions::configured(&config.worker);
     let engines = Arc::new(Engines::new(models, assets, options, config.worker.models_memory()));
     let pipeline = &config.models.default_pipeline;
     engines.get(pipeline).await.with_context(|| format!("load the default pipeline {pipeline}"))?;
-    Ok(WorkerContext {
+    Ok(engines)
+}
+
+/// The pipelines whose jobs this worker takes.
+async fn offer(config: &Config, catalogue: &Catalogue, engines: &Engines) -> anyhow::Result<Offer> {
+    let (assets, options) = (engines.assets(), engines.options());
+    // An empty variable is a list of one empty name.
+    let named: Vec<String> = config.worker.pipelines.iter().filter(|name| !name.is_empty()).cloned().collect();
+    if named.is_empty() {
+        return Ok(Offer::of_all(catalogue, assets, options).await);
+    }
+    Offer::of_named(&named, catalogue, assets, options).await
+}
+
+fn context(config: &Arc<Config>, engines: Arc<Engines>, offer: Offer, backends: &Backends) -> WorkerContext {
+    WorkerContext {
         config: Arc::clone(config),
         secret_key: backends.secret_key.clone(),
         db: backends.db.clone(),
@@ -106,7 +107,7 @@ async fn context(
         stages: Stages::configured(config),
         pulse: Pulse::new(),
         listed: Arc::new(Notify::new()),
-    })
+    }
 }
 
 fn checks(backends: &Backends, context: &WorkerContext) -> Vec<Check> {
