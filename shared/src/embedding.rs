@@ -1,8 +1,8 @@
-//! Embedding: a model's vector of one face, of unit length.
+//! Embedding: a model's vector of one face.
 
 use std::fmt;
 
-/// A finite vector of unit L2 length, as one model's recognizer gave it for one face.
+/// A finite vector, as one model's recognizer gave it for one face: of unit L2 length but where its entry says otherwise.
 ///
 /// Vectors of two models must never be compared: whoever stores or searches them names the pipeline beside them.
 #[derive(Clone, PartialEq)]
@@ -33,6 +33,14 @@ impl Embedding {
         Ok(Self(values))
     }
 
+    /// Keeps the length of `values`.
+    pub fn as_given(values: Vec<f32>) -> Result<Self, EmbeddingError> {
+        if values.iter().any(|v| !v.is_finite()) || values.iter().all(|v| *v == 0.0) {
+            return Err(EmbeddingError::Degenerate);
+        }
+        Ok(Self(values))
+    }
+
     /// The components.
     pub fn as_slice(&self) -> &[f32] {
         &self.0
@@ -43,7 +51,7 @@ impl Embedding {
         self.0.len()
     }
 
-    /// Cosine similarity in -1..1 of two vectors of the same model.
+    /// Cosine similarity in -1..1 of two vectors of the same model, which are of unit length.
     pub fn cosine(&self, other: &Self) -> f32 {
         debug_assert_eq!(self.0.len(), other.0.len(), "vectors of two models were compared");
         self.0.iter().zip(&other.0).map(|(a, b)| a * b).sum()
@@ -60,7 +68,7 @@ impl Embedding {
         if !rest.is_empty() {
             return Err(EmbeddingError::Length(bytes.len()));
         }
-        Self::normalised(chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
+        Self::as_given(chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
     }
 }
 

@@ -2,21 +2,27 @@
 
 use std::sync::Arc;
 
-use shared::catalogue::{Detector, Pipeline};
-use shared::embedding::Embedding;
+use shared::catalogue::{Detector, DetectorFamily, LandmarkModel, Pipeline};
+use shared::embedding::{Embedding, EmbeddingError};
 use shared::failpoints::failpoint;
 
 use crate::cores::BrokenOff;
 use crate::inference::{Engine, InferenceError, OnCore};
-use crate::vision::align::aligned_crop;
+use crate::vision::align::{Affine, aligned_crop};
 use crate::vision::crops::{Keep, face_crops};
 use crate::vision::decode::photo::Photo;
 use crate::vision::decode::{DecodeError, DecodeLimits, decode};
-use crate::vision::detect::{self, DetectError, Pass};
+use crate::vision::detect::{self, DetectError, Pass, View};
+use crate::vision::landmark_network;
 use crate::vision::margin::MarginCrop;
+use crate::vision::mtcnn::{self, Candidate};
 use crate::vision::quality::Quality;
+use crate::vision::recognize;
 use crate::vision::tensor::{Range, Tensor};
-use crate::vision::{BoundingBox, Detection, Landmarks};
+use crate::vision::{BoundingBox, Detection, Landmarks, Picture};
+
+/// The smallest face of an entry that says none, in pixels as shown.
+const SMALLEST_FACE: u32 = 20;
 
 /// A face with all that a pipeline knows of it.
 #[derive(Clone, Debug)]
@@ -160,9 +166,9 @@ pub async fn embed_crops(
         let inputs = core.pipeline().clone();
         let mut vectors = Vec::with_capacity(crops.len());
         for (file, landmarks) in crops {
-            let input = core.step(|| crop_input(&inputs, file, &landmarks, &limits)).await;
-            vectors.push(match input {
-                Some(input) => left_out(Embedding::normalised(core.embed(input).await?)),
+            let shown = core.step(|| crop_inputs(&inputs, file, landmarks, &limits)).await;
+            vectors.push(match shown {
+                Some(shown) => left_out(vector(&core, shown).await?),
                 None => None,
             });
         }
@@ -171,12 +177,24 @@ pub async fn embed_crops(
     engine.on_core(work).await?
 }
 
-fn crop_input(pipeline: &Pipeline, file: Vec<u8>, landmarks: &Landmarks, limits: &DecodeLimits) -> Option<Tensor> {
+fn crop_inputs(pipeline: &Pipeline, file: Vec<u8>, landmarks: Landmarks, limits: &DecodeLimits) -> Option<Vec<Tensor>> {
     let photo = left_out(decode(file, limits, u32::MAX))?;
-    let (alignment, recognizer) = (&pipeline.alignment, &pipeline.recognizer);
-    let size = [alignment.width, alignment.height];
-    let crop = left_out(aligned_crop(&photo.overview.picture, landmarks, &alignment.points, size))?;
-    Some(Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale }.tensor(&crop))
+    let picture = &photo.overview.picture;
+    // What a margin is cut around is not kept: those pipelines read pictures.
+    let all = BoundingBox { x: 0.0, y: 0.0, width: picture.width as f32, height: picture.height as f32 };
+    let face = Detection { bounding_box: all, landmarks, score: 1.0 };
+    let placing = left_out(Affine::placing(&face, &pipeline.alignment))?;
+    let crop = aligned_crop(picture, &placing, pipeline.alignment.size());
+    Some(recognize::inputs(&pipeline.recognizer, &crop))
+}
+
+/// A face's vector from all that its recognizer is to be shown of it.
+async fn vector(core: &OnCore, shown: Vec<Tensor>) -> Result<Result<Embedding, EmbeddingError>, InferenceError> {
+    let mut answers = Vec::with_capacity(shown.len());
+    for input in shown {
+        answers.push(core.embed(input).await?);
+    }
+    Ok(recognize::vector(&core.pipeline().recognizer, answers))
 }
 
 fn left_out<T, E: std::fmt::Display>(made: Result<T, E>) -> Option<T> {
@@ -189,22 +207,96 @@ async fn found(
     photo: &Photo,
     known: &[BoundingBox],
 ) -> Result<Vec<Detection>, AnalysisError> {
-    let passes = core.step(|| detect::passes(&photo.overview.picture, detector)).await;
+    let to_original = |faces: Vec<Detection>| faces.iter().map(|face| photo.overview.to_original(face)).collect();
+    let picture = &photo.overview.picture;
+    let least = if known.is_empty() { detector.clone() } else { detect::less_sure(detector) };
+    let (found, unsure): (Vec<_>, Vec<_>) = if detector.family == DetectorFamily::Mtcnn {
+        let seen = cascade(core, &least, picture).await?;
+        let sure = seen.iter().filter(|face| face.score >= detector.store_score).cloned().collect();
+        (to_original(sure), to_original(seen))
+    } else {
+        let answers = answers(core, detector, picture).await?;
+        let unsure = if known.is_empty() { Vec::new() } else { detect::merge(&least, &answers)? };
+        (to_original(detect::merge(detector, &answers)?), to_original(unsure))
+    };
+    let found = if known.is_empty() { found } else { detect::with_known(found, unsure, known) };
+    placed(core, photo, found).await
+}
+
+/// What the detector answers to each showing of the picture.
+async fn answers(
+    core: &OnCore,
+    detector: &Detector,
+    picture: &Picture,
+) -> Result<Vec<(View, Vec<Tensor>)>, InferenceError> {
+    let passes = core.step(|| detect::passes(picture, detector)).await;
     let run = |pass: Pass| {
         let core = core.clone();
         async move { Ok((pass.view, core.detect(pass.input).await?)) }
     };
-    let answers = core.all(passes.into_iter().map(run)).await?;
-    let places = |detector: &Detector| -> Result<Vec<Detection>, DetectError> {
-        let found = detect::merge(detector, &answers)?;
-        Ok(found.iter().map(|face| photo.overview.to_original(face)).collect())
-    };
-    let found = places(detector)?;
-    if known.is_empty() {
-        return Ok(found);
+    core.all(passes.into_iter().map(run)).await
+}
+
+/// Leads a picture through the three networks of MTCNN; faces in its own pixels, best first.
+async fn cascade(core: &OnCore, detector: &Detector, picture: &Picture) -> Result<Vec<Detection>, AnalysisError> {
+    let range = Range { channels: detector.channels, mean: detector.mean, scale: detector.scale };
+    let (shown, to_picture) = core.step(|| detect::cascade_view(picture, detector)).await;
+    let levels = core.step(|| mtcnn::levels(&shown, detector.min_face.unwrap_or(SMALLEST_FACE), &range)).await;
+    let mut proposed = Vec::new();
+    for level in levels {
+        let outputs = core.stage(0, level.input.clone()).await?;
+        proposed.extend(mtcnn::proposals(&level, &outputs)?);
     }
-    let unsure = places(&detect::less_sure(detector))?;
-    Ok(detect::with_known(found, unsure, known))
+    let [refine, output] = mtcnn::SIDES;
+    let candidates = core.step(|| mtcnn::after_first(proposed)).await;
+    let refined = mtcnn::after_second(seen(core, 1, candidates, |at| mtcnn::crop(&shown, at, refine, &range)).await?)?;
+    let faces = seen(core, 2, refined, |at| mtcnn::crop(&shown, at, output, &range)).await?;
+    let faces = mtcnn::after_third(faces, detector.store_score)?;
+    Ok(faces.into_iter().map(|face| face.placed(to_picture, [0.0; 2])).collect())
+}
+
+/// What a stage of the cascade answers to each candidate.
+async fn seen(
+    core: &OnCore,
+    stage: usize,
+    candidates: Vec<Candidate>,
+    crop: impl Fn(&Candidate) -> Tensor,
+) -> Result<Vec<(Candidate, Vec<Tensor>)>, InferenceError> {
+    let inputs = core.step(|| candidates.iter().map(crop).collect::<Vec<_>>()).await;
+    let run = |(candidate, input): (Candidate, Tensor)| {
+        let core = core.clone();
+        async move { Ok((candidate, core.stage(stage, input).await?)) }
+    };
+    core.all(candidates.into_iter().zip(inputs).map(run)).await
+}
+
+/// The faces with the points that the pipeline's landmark model places on them, where it has one; one that has no extent is
+/// left out.
+async fn placed(core: &OnCore, photo: &Photo, faces: Vec<Detection>) -> Result<Vec<Detection>, AnalysisError> {
+    let Some(model) = &core.pipeline().landmarks else { return Ok(faces) };
+    let mut placed = Vec::with_capacity(faces.len());
+    for face in faces {
+        if let Some(landmarks) = landmarks(core, model, photo, &face).await? {
+            placed.push(Detection { landmarks, ..face });
+        }
+    }
+    Ok(placed)
+}
+
+async fn landmarks(
+    core: &OnCore,
+    model: &LandmarkModel,
+    photo: &Photo,
+    face: &Detection,
+) -> Result<Option<Landmarks>, AnalysisError> {
+    let Some(input) = &model.input else { return Ok(None) };
+    let area = photo.overview.face(face).bounding_box;
+    let Some(mut shown) = core.step(|| landmark_network::shown(&photo.overview.picture, &area, input)).await else {
+        return Ok(None);
+    };
+    let answer = core.place(shown.take_input()).await?;
+    let points = shown.points(model.scheme, &answer).map_err(DetectError::from)?;
+    Ok(Some(photo.overview.landmarks_to_original(&points)))
 }
 
 async fn embedded(
@@ -213,10 +305,11 @@ async fn embedded(
     detections: Vec<Detection>,
     keep: Keep,
 ) -> Result<Vec<AnalysedFace>, AnalysisError> {
+    let detections = aligned(core, photo, detections).await?;
     let crops = core.step(|| crops(core.pipeline(), photo, detections, keep)).await?;
     let run = |cut: CutFace| {
         let core = core.clone();
-        async move { Ok((cut.detection, cut.quality, cut.margin, Embedding::normalised(core.embed(cut.input).await?))) }
+        async move { Ok((cut.detection, cut.quality, cut.margin, vector(&core, cut.inputs).await?)) }
     };
     let vectors = core.all(crops.into_iter().map(run)).await?;
     Ok(vectors
@@ -227,10 +320,25 @@ async fn embedded(
         .collect())
 }
 
+/// The faces with points that the pipeline aligns by: of a face that another detector has found, its own landmark model may
+/// have to place them.
+async fn aligned(core: &OnCore, photo: &Photo, faces: Vec<Detection>) -> Result<Vec<Detection>, AnalysisError> {
+    let wanted = core.pipeline().alignment.scheme;
+    if faces.iter().all(|face| face.landmarks.scheme().gives(wanted)) {
+        return Ok(faces);
+    }
+    let mut aligned = Vec::with_capacity(faces.len());
+    for face in faces {
+        let has = face.landmarks.scheme().gives(wanted);
+        aligned.extend(if has { vec![face] } else { placed(core, photo, vec![face]).await? });
+    }
+    Ok(aligned)
+}
+
 struct CutFace {
     detection: Detection,
     quality: Quality,
-    input: Tensor,
+    inputs: Vec<Tensor>,
     margin: Option<MarginCrop>,
 }
 
@@ -240,13 +348,12 @@ fn crops(
     detections: Vec<Detection>,
     keep: Keep,
 ) -> Result<Vec<CutFace>, DecodeError> {
-    let recognizer = &pipeline.recognizer;
-    let range = Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale };
     let crops = face_crops(photo, &detections, &pipeline.alignment, keep)?;
     let faces = detections.into_iter().zip(crops).filter_map(|(detection, crops)| {
         let crops = crops.inspect_err(|error| tracing::debug!(%error, "a detection was left out")).ok()?;
         let quality = Quality::measure(&detection, &crops.aligned);
-        Some(CutFace { detection, quality, input: range.tensor(&crops.aligned), margin: crops.margin })
+        let inputs = recognize::inputs(&pipeline.recognizer, &crops.aligned);
+        Some(CutFace { detection, quality, inputs, margin: crops.margin })
     });
     Ok(faces.collect())
 }

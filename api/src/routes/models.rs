@@ -94,8 +94,10 @@ pub struct ModelFileView {
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelPart {
-    /// It finds faces.
+    /// It finds faces, or is a stage of what does.
     Detector,
+    /// It places points on a face.
+    Landmarks,
     /// It makes vectors.
     Recognizer,
 }
@@ -108,6 +110,8 @@ pub enum AllowedUseView {
     Permissive,
     /// Research only.
     NonCommercial,
+    /// No licence is stated.
+    None,
 }
 
 /// False accept rates of one comparison of two persons' faces.
@@ -133,9 +137,13 @@ pub(super) fn files(pipeline: &Pipeline) -> Vec<ModelFileView> {
         allowed_use: match file.allowed_use() {
             AllowedUse::Permissive => AllowedUseView::Permissive,
             AllowedUse::NonCommercial => AllowedUseView::NonCommercial,
+            AllowedUse::None => AllowedUseView::None,
         },
     };
-    vec![view(ModelPart::Detector, &pipeline.detector.file), view(ModelPart::Recognizer, &pipeline.recognizer.file)]
+    let detector = std::iter::once(&pipeline.detector.file).chain(&pipeline.detector.stages);
+    let detector = detector.map(|file| view(ModelPart::Detector, file));
+    let landmarks = pipeline.landmarks.iter().map(|model| view(ModelPart::Landmarks, &model.file));
+    detector.chain(landmarks).chain([view(ModelPart::Recognizer, &pipeline.recognizer.file)]).collect()
 }
 
 /// Whether the operator accepts what restricts a pipeline's use; `None` where nothing does.

@@ -108,7 +108,7 @@ async fn embed_one(setup: Setup, path: PathBuf) -> anyhow::Result<(Option<Embedd
 async fn central_face(engine: &Engine, detector: &Detector, photo: &Arc<Photo>) -> anyhow::Result<Option<Embedding>> {
     let faces = find_faces(engine, detector, photo).await?;
     let Ok(chosen) = choose_face(&faces, FaceChoice::Center, photo.size) else { return Ok(None) };
-    let mut analysed = embed_faces(engine, photo, vec![faces[chosen]]).await?;
+    let mut analysed = embed_faces(engine, photo, vec![faces[chosen].clone()]).await?;
     Ok(analysed.pop().map(|face| face.embedding))
 }
 

@@ -73,8 +73,11 @@ pub(crate) fn terms(model: &Value) -> Table {
 fn allowed(allowed_use: &str, accepted: &Value) -> String {
     match (allowed_use, accepted.as_bool()) {
         ("permissive", _) => "any use".to_owned(),
-        (restricted, Some(true)) => format!("{restricted}, accepted by the server's operator"),
-        (restricted, _) => format!("{restricted}, not accepted by the server's operator"),
+        (restricted, accepted) => {
+            let restricted = if restricted == "none" { "no licence stated" } else { restricted };
+            let accepted = if accepted == Some(true) { "accepted" } else { "not accepted" };
+            format!("{restricted}, {accepted} by the server's operator")
+        }
     }
 }
 

@@ -26,11 +26,9 @@ pub(super) async fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Resu
             let found = found.map_or_else(|| "missing".to_owned(), |path| path.display().to_string());
             let [name, runs] = if n == 0 { [pipeline.name.as_str(), runs] } else { [""; 2] };
             let allowed = match file.allowed_use() {
-                AllowedUse::Permissive => file.allowed_use().to_string(),
-                AllowedUse::NonCommercial if assets.check_licence(pipeline).is_ok() => {
-                    format!("{}, accepted", file.allowed_use())
-                }
-                AllowedUse::NonCommercial => format!("{}, not accepted", file.allowed_use()),
+                AllowedUse::Permissive => AllowedUse::Permissive.to_string(),
+                restricted if assets.check_licence(pipeline).is_ok() => format!("{restricted}, accepted"),
+                restricted => format!("{restricted}, not accepted"),
             };
             table.add_row([name, runs, &file.name, &allowed, &found]);
         }

@@ -89,7 +89,7 @@ impl Pipeline {
                 ..pipeline.clone()
             };
             bare.detector.match_score = bare.detector.store_score;
-            for file in [&mut bare.detector.file, &mut bare.recognizer.file] {
+            for file in bare.files_mut() {
                 *file = ModelFile {
                     name: String::new(),
                     size_bytes: 0,
@@ -107,8 +107,7 @@ impl Pipeline {
     /// The same without addresses of weights.
     #[must_use]
     pub fn without_addresses(mut self) -> Self {
-        self.detector.file.urls.clear();
-        self.recognizer.file.urls.clear();
+        self.files_mut().into_iter().for_each(|file| file.urls.clear());
         self
     }
 

@@ -1,29 +1,35 @@
 //! The catalogue: which pipelines (detector + alignment + recognizer) can be run, one TOML each.
 
+mod alignment;
 mod calibration;
+mod detector;
 mod entry;
 mod fingerprint;
+mod landmarks;
+mod recognizer;
 mod requires;
+mod weights;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
+pub use alignment::{Alignment, AlignmentKind};
 pub(crate) use calibration::check_points;
 pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
+pub use detector::{Detector, DetectorFamily};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
+pub use landmarks::{LandmarkFamily, LandmarkModel, LandmarkScheme};
+pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
+pub use weights::{AllowedUse, ModelFile};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
 /// stored under another policy are not taken for this one's.
 const INPUT_POLICY: u32 = 2;
-
-/// Longest name of a file in bytes, as file systems have it (`NAME_MAX` of Linux).
-const LONGEST_FILE_NAME: usize = 255;
 
 /// The entries that come with face-id.
 const BUILT_IN: [(&str, &str); 4] = [
@@ -32,13 +38,6 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
     ("scrfd-mobilefacenet.toml", include_str!("../../../models/scrfd-mobilefacenet.toml")),
 ];
-
-/// SHA-256 of the weights that a built-in entry knows to be restricted.
-static RESTRICTED: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-    let pipelines = BUILT_IN.iter().map(|(file, text)| Pipeline::parse(file, text).expect("a test reads them all"));
-    let files = pipelines.flat_map(|pipeline| pipeline.files().map(ModelFile::clone));
-    files.filter(|file| file.allowed_use != AllowedUse::Permissive).map(|file| file.sha256).collect()
-});
 
 /// All known pipelines by name.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +58,8 @@ pub struct Pipeline {
     pub requires: Vec<CpuFeature>,
     /// What finds faces.
     pub detector: Detector,
+    /// What places points on a face that was found; without it, the detector's own five are taken.
+    pub landmarks: Option<LandmarkModel>,
     /// How a face is cut out for the recognizer.
     pub alignment: Alignment,
     /// What makes vectors.
@@ -69,38 +70,6 @@ pub struct Pipeline {
     pub fingerprint: Option<Fingerprint>,
 }
 
-/// `[detector]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Detector {
-    /// Which head is decoded.
-    pub family: DetectorFamily,
-    /// The weights.
-    pub file: ModelFile,
-    /// The longest side at which a picture is shown, in pixels.
-    pub input_side: u32,
-    /// Order of the input's planes.
-    pub channels: Channels,
-    /// Subtracted from each plane's 0..255 values.
-    pub mean: [f32; 3],
-    /// Multiplied afterwards.
-    pub scale: [f32; 3],
-    /// A face that scores below is not reported.
-    pub store_score: f32,
-    /// A face that scores below is stored, but not matched.
-    pub match_score: f32,
-}
-
-/// Detector families that have code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DetectorFamily {
-    /// `YuNet`, anchor-free with `cls`, `obj`, `bbox` and `kps` outputs at strides 8, 16, 32.
-    Yunet,
-    /// SCRFD, two anchors a cell with scores, boxes and points at strides 8, 16, 32.
-    Scrfd,
-}
-
 /// Order of colour planes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -109,84 +78,23 @@ pub enum Channels {
     Rgb,
     /// Blue first.
     Bgr,
+    /// One plane of luma (ITU-R BT.601), with the first number of a mean and a scale.
+    Gray,
 }
 
-/// `[alignment]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Alignment {
-    /// How the landmarks are brought to the template.
-    pub kind: AlignmentKind,
-    /// Width of the crop in pixels.
-    pub width: u32,
-    /// Height of the crop in pixels.
-    pub height: u32,
-    /// Where the image-left eye, image-right eye, nose, image-left and image-right mouth corners shall lie.
-    pub points: [[f32; 2]; 5],
+impl Channels {
+    /// How many planes there are.
+    pub fn planes(self) -> usize {
+        if self == Self::Gray { 1 } else { 3 }
+    }
 }
 
-/// Ways to align.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AlignmentKind {
-    /// The similarity transform nearest in least squares (Umeyama 1991), bilinear, black outside.
-    Similarity,
-}
-
-/// `[recognizer]`
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recognizer {
-    /// The weights.
-    pub file: ModelFile,
-    /// Order of the input's planes.
-    pub channels: Channels,
-    /// Subtracted from each plane's 0..255 values.
-    pub mean: [f32; 3],
-    /// Multiplied afterwards.
-    pub scale: [f32; 3],
-    /// Components of a vector.
-    pub dimension: usize,
-    /// Order of the input's axes.
-    pub layout: Layout,
-}
-
-/// Order of a tensor's axes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Layout {
-    /// Batch, channel, height, width.
-    Nchw,
-}
-
-/// A file of weights.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelFile {
-    /// Its file name.
-    pub name: String,
-    /// SHA-256, lower-case hex; a file with another one is refused.
-    pub sha256: String,
-    /// Its length.
-    pub size_bytes: u64,
-    /// Where it can be fetched, tried in turn; may be empty.
-    #[serde(default)]
-    pub urls: Vec<String>,
-    /// The licence of the weights, and what is to be known of their training.
-    pub licence: String,
-    /// What the licence allows.
-    #[serde(rename = "use")]
-    pub allowed_use: AllowedUse,
-}
-
-/// What a licence allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AllowedUse {
-    /// Any use.
-    Permissive,
-    /// Research only; runs only where the operator accepts that.
-    NonCommercial,
+/// Refuses numbers that are no colour range.
+fn check_range(mean: [f32; 3], scale: [f32; 3]) -> Result<(), String> {
+    if !mean.iter().chain(&scale).all(|number| number.is_finite()) {
+        return Err("mean, scale and points must be finite".to_owned());
+    }
+    Ok(())
 }
 
 /// Why the catalogue, or an entry of it, cannot be used.
@@ -295,87 +203,69 @@ impl Pipeline {
         if self.name.is_empty() || self.name.len() > 64 || !self.name.chars().all(plain) {
             return Err("name must be 1 to 64 of a-z, 0-9 and -".to_owned());
         }
-        for file in self.files() {
-            if file.sha256.len() != 64 || !file.sha256.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')) {
-                return Err(format!("sha256 of {} must be 64 lower-case hex digits", file.name));
-            }
-            if Path::new(&file.name).file_name().is_none_or(|n| n != file.name.as_str()) {
-                return Err(format!("{:?} must be a file name without folders", file.name));
-            }
-            if file.name.len() > LONGEST_FILE_NAME || file.name.chars().any(char::is_control) {
-                return Err(format!(
-                    "a file name must have at most {LONGEST_FILE_NAME} bytes and no control characters"
-                ));
-            }
-        }
-        if !(160..=4096).contains(&self.detector.input_side) {
-            return Err("detector.input_side must lie between 160 and 4096 pixels".to_owned());
-        }
-        let scores = self.detector.store_score..=1.0;
-        if !(0.0..=1.0).contains(&self.detector.store_score) || !scores.contains(&self.detector.match_score) {
-            return Err("detector scores must satisfy 0 <= store_score <= match_score <= 1".to_owned());
-        }
-        let planes = [self.detector.mean, self.detector.scale, self.recognizer.mean, self.recognizer.scale];
-        if !planes.iter().flatten().chain(self.alignment.points.iter().flatten()).all(|number| number.is_finite()) {
-            return Err("mean, scale and points must be finite".to_owned());
-        }
-        if !(1..=4096).contains(&self.recognizer.dimension) {
-            return Err("recognizer.dimension must lie between 1 and 4096".to_owned());
-        }
-        if !(16..=1024).contains(&self.alignment.width) || !(16..=1024).contains(&self.alignment.height) {
-            return Err("alignment width and height must lie between 16 and 1024 pixels".to_owned());
-        }
+        self.files().into_iter().try_for_each(ModelFile::check)?;
+        self.detector.check()?;
+        self.landmarks.as_ref().map_or(Ok(()), LandmarkModel::check)?;
+        let scheme = self.landmark_scheme().ok_or_else(|| {
+            format!("the {} detector places no points on a face: a [landmarks] model must", self.detector.family)
+        })?;
+        self.alignment.check(scheme)?;
+        self.recognizer.check()?;
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;
         }
         self.calibration.as_ref().map_or(Ok(()), Calibration::check)
     }
 
-    /// A short stable text that changes whenever the detector could give other boxes; keys stored geometry.
+    /// A short stable text that changes whenever the detector could give other boxes or points; keys stored geometry.
     pub fn detector_revision(&self) -> String {
         let detector = &self.detector;
-        format!(
+        let mut revision = format!(
             "{}-{}-{}-{}-p{INPUT_POLICY}",
             detector.family,
             &detector.file.sha256[..12],
             detector.input_side,
             detector.store_score
-        )
+        );
+        for stage in &detector.stages {
+            revision += &format!("-{}", &stage.sha256[..12]);
+        }
+        if let Some(min_face) = detector.min_face {
+            revision += &format!("-f{min_face}");
+        }
+        if let Some(landmarks) = &self.landmarks {
+            revision += &format!("-{}-{}", landmarks.scheme, &landmarks.file.sha256[..12]);
+        }
+        revision
+    }
+
+    /// Which points its faces have; none where neither the detector nor another model places any.
+    pub fn landmark_scheme(&self) -> Option<LandmarkScheme> {
+        self.landmarks.as_ref().map_or_else(|| self.detector.family.landmark_scheme(), |model| Some(model.scheme))
+    }
+
+    /// Whether a vector can be made from a crop that was kept, in place of the picture.
+    pub fn reads_crops(&self) -> bool {
+        self.alignment.kind != AlignmentKind::Margin
     }
 
     /// The weights it needs.
-    pub fn files(&self) -> [&ModelFile; 2] {
-        [&self.detector.file, &self.recognizer.file]
+    pub fn files(&self) -> Vec<&ModelFile> {
+        let detector = std::iter::once(&self.detector.file).chain(&self.detector.stages);
+        detector.chain(self.landmarks.as_ref().map(|model| &model.file)).chain([&self.recognizer.file]).collect()
+    }
+
+    fn files_mut(&mut self) -> Vec<&mut ModelFile> {
+        let detector = std::iter::once(&mut self.detector.file).chain(&mut self.detector.stages);
+        detector
+            .chain(self.landmarks.as_mut().map(|model| &mut model.file))
+            .chain([&mut self.recognizer.file])
+            .collect()
     }
 
     /// The files whose licence restricts their use.
     pub fn restricted_files(&self) -> Vec<&ModelFile> {
         self.files().into_iter().filter(|file| file.allowed_use() != AllowedUse::Permissive).collect()
-    }
-}
-
-impl ModelFile {
-    /// What its licence allows: not more than a built-in entry says of the same weights, whatever this one says.
-    pub fn allowed_use(&self) -> AllowedUse {
-        if RESTRICTED.contains(&self.sha256) { AllowedUse::NonCommercial } else { self.allowed_use }
-    }
-}
-
-impl fmt::Display for DetectorFamily {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Yunet => "yunet",
-            Self::Scrfd => "scrfd",
-        })
-    }
-}
-
-impl fmt::Display for AllowedUse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Permissive => "any use",
-            Self::NonCommercial => "non-commercial",
-        })
     }
 }
 

@@ -4,7 +4,7 @@ use shared::catalogue::Fingerprint;
 use shared::embedding::Embedding;
 
 use super::{Engine, EngineError, InferenceError};
-use crate::vision::tensor::Range;
+use crate::vision::recognize;
 use crate::vision::test_crop::test_crop;
 
 /// Test crops of an entry that is made here.
@@ -50,8 +50,8 @@ impl Engine {
     /// What the recognizer gives for a test crop.
     async fn answer(&self, crop: usize) -> Result<Vec<f32>, InferenceError> {
         let pipeline = self.pipeline();
-        let (alignment, recognizer) = (&pipeline.alignment, &pipeline.recognizer);
-        let range = Range { channels: recognizer.channels, mean: recognizer.mean, scale: recognizer.scale };
-        self.embed(range.tensor(&test_crop(crop as u64 + 1, alignment.width, alignment.height))).await
+        let [width, height] = pipeline.alignment.size();
+        let crop = test_crop(crop as u64 + 1, width, height);
+        self.embed(recognize::inputs(&pipeline.recognizer, &crop).swap_remove(0)).await
     }
 }

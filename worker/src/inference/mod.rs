@@ -1,4 +1,4 @@
-//! Running a pipeline's two models: [`Engine`] is what the rest of the worker sees of ONNX Runtime.
+//! Running a pipeline's models: [`Engine`] is what the rest of the worker sees of ONNX Runtime.
 
 mod batcher;
 mod fingerprint;
@@ -7,11 +7,12 @@ mod on_core;
 mod pool;
 mod session;
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::catalogue::{CpuFeature, DetectorFamily, Pipeline, any_of};
+use shared::catalogue::{CpuFeature, DetectorFamily, LandmarkModel, ModelFile, Pipeline, any_of};
 use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
 
@@ -24,6 +25,7 @@ use self::session::{Model, Wanted};
 use crate::assets::{AssetError, Assets};
 use crate::cores::{BrokenOff, Cores};
 use crate::vision::tensor::Tensor;
+use crate::vision::{detect, mtcnn, recognize, ultraface};
 
 /// How many sessions to open and how to feed them.
 #[derive(Clone, Debug)]
@@ -75,7 +77,10 @@ pub struct Engine {
 #[derive(Debug)]
 struct Loaded {
     pipeline: Pipeline,
-    detector: Runner,
+    /// One, or each stage of a cascade.
+    detector: Vec<Runner>,
+    /// What places points, where that is a network of its own.
+    landmarks: Option<Runner>,
     recognizer: Runner,
 }
 
@@ -154,6 +159,9 @@ pub enum InferenceError {
         /// What came out.
         shape: Vec<i64>,
     },
+    /// The pipeline has no such model.
+    #[error("the pipeline has no such model; this is a bug: its entry was checked")]
+    NoModel,
     /// The thread caught a panic.
     #[error("the model's thread panicked on this input")]
     Panicked,
@@ -192,12 +200,12 @@ impl Engine {
     pub async fn load(pipeline: &Pipeline, assets: &Assets, options: EngineOptions) -> Result<Self, EngineError> {
         Self::check_terms(pipeline, assets, &options)?;
         let library = assets.runtime_library()?;
-        let detector_file = assets.weights(pipeline, &pipeline.detector.file).await?;
-        let recognizer_file = assets.weights(pipeline, &pipeline.recognizer.file).await?;
+        let mut files = HashMap::new();
+        for file in pipeline.files() {
+            files.insert(file.name.clone(), assets.weights(pipeline, file).await?);
+        }
         let pipeline = pipeline.clone();
-        let engine =
-            tokio::task::spawn_blocking(move || load(pipeline, &library, &detector_file, &recognizer_file, &options))
-                .await??;
+        let engine = tokio::task::spawn_blocking(move || load(pipeline, &library, &files, &options)).await??;
         engine.probe().await?;
         engine.check_fingerprint().await?;
         Ok(engine)
@@ -235,59 +243,84 @@ impl Engine {
         self.cores.run(self.lane, work(OnCore::of(self.clone()))).await
     }
 
-    /// Runs the detector on `[1, 3, height, width]`, both sides multiples of 32.
+    /// Runs the detector, of a cascade the first stage, on `[1, 3, height, width]`.
     pub async fn detect(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
         self.on_core(|core| async move { core.detect(input).await }).await?
     }
 
-    /// Runs the recognizer on one aligned crop, `[1, 3, height, width]`; the vector is as the model gave it.
+    /// Runs the recognizer on one aligned crop, as `vision::recognize::inputs` lays it out; the vector is as the model gave it.
     pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
         self.on_core(|core| async move { core.embed(input).await }).await?
     }
 
-    /// Runs both models on black pictures: they are ready when this returns.
+    /// Runs all models on black pictures: they are ready when this returns.
     pub async fn probe(&self) -> Result<(), InferenceError> {
-        let alignment = &self.loaded.pipeline.alignment;
-        self.detect(black(64, 64)).await?;
-        self.embed(black(alignment.height, alignment.width)).await?;
-        Ok(())
+        let pipeline = self.loaded.pipeline.clone();
+        self.on_core(|core| async move {
+            for (stage, shape) in detect::probe_shapes(pipeline.detector.family).into_iter().enumerate() {
+                core.stage(stage, black(&shape)).await?;
+            }
+            if let Some(input) = pipeline.landmarks.as_ref().and_then(|landmarks| landmarks.input.as_ref()) {
+                core.place(black(&[1, 3, input.side.into(), input.side.into()])).await?;
+            }
+            core.embed(black(&recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size()))).await?;
+            Ok(())
+        })
+        .await?
     }
 }
 
-fn black(height: u32, width: u32) -> Tensor {
-    Tensor { shape: vec![1, 3, height.into(), width.into()], data: vec![0.0; 3 * height as usize * width as usize] }
+fn black(shape: &[i64; 4]) -> Tensor {
+    let numbers = shape.iter().product::<i64>();
+    Tensor { shape: shape.to_vec(), data: vec![0.0; usize::try_from(numbers).unwrap_or_default()] }
 }
 
 fn load(
     pipeline: Pipeline,
-    library: &std::path::Path,
-    detector_file: &PathBuf,
-    recognizer_file: &PathBuf,
+    library: &Path,
+    files: &HashMap<String, PathBuf>,
     options: &EngineOptions,
 ) -> Result<Engine, EngineError> {
-    let outputs = match pipeline.detector.family {
-        DetectorFamily::Yunet => 12,
-        DetectorFamily::Scrfd => 9,
+    let start = |name: &'static str, file: &ModelFile, wanted: &Wanted| {
+        // Each name of the pipeline's files was looked up before.
+        let path = files.get(&file.name).map(PathBuf::as_path).unwrap_or_else(|| Path::new(&file.name));
+        let load = |_| Model::load(library, path, (options.intra_threads, options.provider), wanted);
+        let models = (0..options.sessions).map(load).collect::<Result<Vec<_>, _>>()?;
+        Runner::start(name, models, &options.batches)
     };
-    let alignment = &pipeline.alignment;
-    let recognizer = Wanted::Recognizer {
-        width: alignment.width,
-        height: alignment.height,
-        dimension: pipeline.recognizer.dimension,
+    let detector = &pipeline.detector;
+    let stages = std::iter::once(&detector.file).chain(&detector.stages).zip(detector_stages(detector.family));
+    let stages = stages.map(|(file, wanted)| start("detector", file, &wanted)).collect::<Result<Vec<_>, _>>()?;
+    let landmarks = match &pipeline.landmarks {
+        Some(model) => landmark_network(model).map(|wanted| start("landmarks", &model.file, &wanted)).transpose()?,
+        None => None,
     };
-    let open = |file: &PathBuf, wanted: &Wanted| {
-        (0..options.sessions)
-            .map(|_| Model::load(library, file, (options.intra_threads, options.provider), wanted))
-            .collect::<Result<Vec<_>, _>>()
-    };
-    let detectors = open(detector_file, &Wanted::Detector { outputs })?;
-    let recognizers = open(recognizer_file, &recognizer)?;
-    let loaded = Arc::new(Loaded {
-        detector: Runner::start("detector", detectors, &options.batches)?,
-        recognizer: Runner::start("recognizer", recognizers, &options.batches)?,
-        pipeline,
-    });
+    let [_, first, second, third] = recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size());
+    let recognizer = Wanted::Recognizer { input: [first, second, third], dimension: pipeline.recognizer.dimension };
+    let recognizer = start("recognizer", &pipeline.recognizer.file, &recognizer)?;
+    let loaded = Arc::new(Loaded { detector: stages, landmarks, recognizer, pipeline });
     Ok(Engine { loaded, cores: Cores::new(options.sessions), lane: Lane::Interactive })
+}
+
+/// What each file of a detector has to be.
+fn detector_stages(family: DetectorFamily) -> Vec<Wanted> {
+    let free = |outputs| Wanted::Detector { outputs };
+    match family {
+        DetectorFamily::Yunet => vec![free(12)],
+        DetectorFamily::Scrfd => vec![free(9)],
+        DetectorFamily::Mmod => vec![free(1)],
+        DetectorFamily::Ultraface => vec![Wanted::Fixed { input: ultraface::INPUT, outputs: 2 }],
+        DetectorFamily::Mtcnn => {
+            let [refine, output] = mtcnn::SIDES.map(|side| [side; 2]);
+            vec![free(2), Wanted::Fixed { input: refine, outputs: 2 }, Wanted::Fixed { input: output, outputs: 3 }]
+        }
+    }
+}
+
+/// What the file of a landmark model has to be, where ONNX Runtime runs it.
+fn landmark_network(model: &LandmarkModel) -> Option<Wanted> {
+    let side = model.input.as_ref()?.side;
+    Some(Wanted::Fixed { input: [side; 2], outputs: 1 })
 }
 
 #[cfg(test)]

@@ -32,9 +32,23 @@ impl OnCore {
 
     /// As [`Engine::detect`].
     pub async fn detect(&self, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
-        let outputs = self.engine.loaded.detector.run(input).await;
+        self.stage(0, input).await
+    }
+
+    /// Runs one stage of a cascade, counted from 0, on one input.
+    pub async fn stage(&self, stage: usize, input: Tensor) -> Result<Vec<Tensor>, InferenceError> {
+        let Some(runner) = self.engine.loaded.detector.get(stage) else { return Err(InferenceError::NoModel) };
+        let outputs = runner.run(input).await;
         self.give_way().await;
         outputs
+    }
+
+    /// Runs the landmark network on one face, `[1, 3, side, side]`; its answer is x and y of each point.
+    pub async fn place(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
+        let Some(runner) = &self.engine.loaded.landmarks else { return Err(InferenceError::NoModel) };
+        let outputs = runner.run(input).await;
+        self.give_way().await;
+        Ok(outputs?.swap_remove(0).data)
     }
 
     /// As [`Engine::embed`].

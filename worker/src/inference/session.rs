@@ -65,8 +65,10 @@ pub(super) struct Model {
 pub(super) enum Wanted {
     /// `[n, 3, any, any]` in, `n` free or 1; this many tensors out.
     Detector { outputs: usize },
-    /// `[n, 3, height, width]` in, `n` free or 1; `[n, dimension]` out.
-    Recognizer { width: u32, height: u32, dimension: usize },
+    /// `[n, 3, height, width]` in with the width and height of `input`, `n` free or 1; this many tensors out.
+    Fixed { input: [u32; 2], outputs: usize },
+    /// `[n, ..input]` in, `n` free or 1; `[n, dimension]` out.
+    Recognizer { input: [i64; 3], dimension: usize },
 }
 
 fn environment(library: &Path) -> Result<Environment, SessionError> {
@@ -140,15 +142,22 @@ impl Model {
                     return refuse(text, found);
                 }
             }
-            Wanted::Recognizer { width, height, dimension } => {
-                let (width, height) = (i64::from(*width), i64::from(*height));
+            Wanted::Fixed { input: [width, height], outputs } => {
+                let wanted = [1, 3, i64::from(*height), i64::from(*width)];
+                if !is_f32 || !fits(wanted) || self.session.outputs().len() != *outputs {
+                    let text = format!("one f32 input [n, 3, {height}, {width}], n free or 1, and {outputs} outputs");
+                    return refuse(text, found);
+                }
+            }
+            Wanted::Recognizer { input: [first, second, third], dimension } => {
                 let output = self.session.outputs().first().and_then(|o| o.dtype().tensor_shape());
                 let components = output.and_then(|s| s.last().copied()).unwrap_or_default();
                 #[expect(clippy::cast_possible_wrap, reason = "the catalogue bounds it to 4096")]
                 let right = components < 0 || components == *dimension as i64;
-                if !is_f32 || !fits([1, 3, height, width]) || !right {
-                    let text =
-                        format!("one f32 input [n, 3, {height}, {width}], n free or 1, and {dimension} components out");
+                if !is_f32 || !fits([1, *first, *second, *third]) || !right {
+                    let text = format!(
+                        "one f32 input [n, {first}, {second}, {third}], n free or 1, and {dimension} components out"
+                    );
                     return refuse(text, format!("{found}, the first with {components} components"));
                 }
             }

@@ -118,7 +118,7 @@ async fn a_model_whose_batch_size_is_fixed_runs_one_by_one_or_is_refused() {
     let (one, eight) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (pipeline, assets) = with_batch_of(1, one.path());
     let engine = Engine::load(&pipeline, &assets, options.clone()).await.unwrap();
-    let answers = try_join_all((0..20).map(|_| engine.embed(black(112, 112)))).await.unwrap();
+    let answers = try_join_all((0..20).map(|_| engine.embed(black(&[1, 3, 112, 112])))).await.unwrap();
     assert!(answers.iter().all(|answer| *answer == answers[0] && answer.len() == 64));
 
     let (pipeline, assets) = with_batch_of(8, eight.path());
@@ -144,7 +144,7 @@ async fn a_gpu_that_is_not_there_is_an_error_and_no_fallback() {
 #[tokio::test]
 async fn an_input_that_the_model_refuses_is_an_error_and_no_end() {
     let engine = tiny(EngineOptions::for_cpu(1)).await;
-    let refused = engine.embed(black(64, 64)).await.unwrap_err();
+    let refused = engine.embed(black(&[1, 3, 64, 64])).await.unwrap_err();
     assert!(matches!(refused, InferenceError::Run(_)), "{refused}");
     engine.probe().await.unwrap();
 }
@@ -156,7 +156,7 @@ async fn callers_that_go_away_leave_the_line_usable() {
     let impatient = (0..64).map(|_| {
         let (engine, answered) = (engine.clone(), Arc::clone(&answered));
         async move {
-            let gone = tokio::time::timeout(Duration::from_micros(200), engine.detect(black(640, 640))).await;
+            let gone = tokio::time::timeout(Duration::from_micros(200), engine.detect(black(&[1, 3, 640, 640]))).await;
             answered.fetch_add(usize::from(gone.is_ok()), Ordering::Relaxed);
         }
     });
@@ -208,8 +208,8 @@ async fn the_default_pipeline_loads_and_runs() {
     let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
     let Some(assets) = testing::real_assets(pipeline) else { return };
     let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await.unwrap();
-    assert_eq!(engine.detect(black(96, 160)).await.unwrap().len(), 12);
-    assert_eq!(engine.embed(black(112, 112)).await.unwrap().len(), 128);
+    assert_eq!(engine.detect(black(&[1, 3, 96, 160])).await.unwrap().len(), 12);
+    assert_eq!(engine.embed(black(&[1, 3, 112, 112])).await.unwrap().len(), 128);
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn the_int8_pipeline_gives_the_vectors_of_its_entry_or_is_refused() {
     let Some(assets) = testing::real_assets(pipeline) else { return };
     let loaded = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await;
     if pipeline.runs_on(CpuFeature::of_this_machine()) {
-        assert_eq!(loaded.unwrap().embed(black(112, 112)).await.unwrap().len(), 128);
+        assert_eq!(loaded.unwrap().embed(black(&[1, 3, 112, 112])).await.unwrap().len(), 128);
     } else {
         assert!(matches!(loaded, Err(EngineError::Processor { .. })));
     }

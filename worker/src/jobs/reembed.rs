@@ -131,6 +131,9 @@ impl Work<'_> {
 
     /// The crop that is read of a face: of its place by this detector, or else by the other one.
     fn crop_of<'f>(&self, face: &'f KnownFace) -> Option<&'f Crop> {
+        if !self.engine.pipeline().reads_crops() {
+            return None;
+        }
         let seen = face.seen_by(self.revision)?;
         face.crops.iter().find(|crop| crop.detector_revision == seen.detector_revision)
     }

@@ -98,7 +98,7 @@ mod tests {
     fn face(x: f32, y: f32, side: f32) -> Detection {
         Detection {
             bounding_box: BoundingBox { x, y, width: side, height: side },
-            landmarks: Landmarks([[0.0; 2]; 5]),
+            landmarks: Landmarks::five([[0.0; 2]; 5]),
             score: 0.9,
         }
     }
@@ -123,7 +123,7 @@ mod tests {
         let refused = choose_face(&faces, FaceChoice::Only, SIZE).unwrap_err();
         assert_eq!(refused.code(), "multiple_faces");
         assert_eq!(refused, ChooseError::MultipleFaces { boxes });
-        assert_eq!(choose_face(&[faces[0], faces[2]], FaceChoice::Only, SIZE), Ok(0));
+        assert_eq!(choose_face(&[faces[0].clone(), faces[2].clone()], FaceChoice::Only, SIZE), Ok(0));
     }
 
     #[test]

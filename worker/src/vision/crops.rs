@@ -2,7 +2,7 @@
 
 use shared::catalogue::Alignment;
 
-use crate::vision::align::{AlignError, aligned_crop, crop_area};
+use crate::vision::align::{Affine, AlignError, aligned_crop, crop_area};
 use crate::vision::decode::DecodeError;
 use crate::vision::decode::photo::Photo;
 use crate::vision::frame::Frame;
@@ -51,12 +51,11 @@ pub fn face_crops(
     let close_up = close_up(photo, &small, alignment, keep)?;
     let cut = |face: &Detection| {
         let frame = close_up.as_ref().filter(|_| is_small(&face)).unwrap_or(&photo.overview);
-        let landmarks = frame.landmarks(&face.landmarks);
-        let size = [alignment.width, alignment.height];
+        let shown = frame.face(face);
         Ok(FaceCrops {
-            aligned: aligned_crop(&frame.picture, &landmarks, &alignment.points, size)?,
+            aligned: aligned_crop(&frame.picture, &Affine::placing(&shown, alignment)?, alignment.size()),
             margin: match keep {
-                Keep::Crops => Some(MarginCrop::cut(&frame.picture, &landmarks)?),
+                Keep::Crops => Some(MarginCrop::cut(&frame.picture, &shown.landmarks)?),
                 Keep::Nothing => None,
             },
         })
@@ -71,11 +70,14 @@ fn close_up(
     alignment: &Alignment,
     keep: Keep,
 ) -> Result<Option<Frame>, DecodeError> {
-    let (points, size) = match keep {
-        Keep::Crops => (margin::points(), [margin::SIDE; 2]),
-        Keep::Nothing => (alignment.points, [alignment.width, alignment.height]),
+    let read = |face: &&Detection| -> Result<BoundingBox, AlignError> {
+        let for_recognizer = crop_area(&Affine::placing(face, alignment)?, alignment.size());
+        Ok(match keep {
+            Keep::Crops => margin::area(&face.landmarks)?.around(for_recognizer),
+            Keep::Nothing => for_recognizer,
+        })
     };
-    let areas = small.iter().filter_map(|face| crop_area(&face.landmarks, &points, size).ok());
+    let areas = small.iter().filter_map(|face| read(face).ok());
     let smallest = small.iter().map(|face| face.bounding_box.shorter_side()).min_by(f32::total_cmp);
     match (areas.reduce(BoundingBox::around), smallest) {
         (Some(area), Some(side)) => photo.close_up(area, side / alignment.width as f32),
@@ -112,7 +114,7 @@ mod tests {
                 width,
                 height: width * 1.2,
             },
-            landmarks: Landmarks(points.map(|[x, y]| [center[0] + x * width, center[1] + y * width])),
+            landmarks: Landmarks::five(points.map(|[x, y]| [center[0] + x * width, center[1] + y * width])),
             score: 0.9,
         }
     }
@@ -131,9 +133,9 @@ mod tests {
         assert_eq!((reduced.overview.picture.width, reduced.overview.picture.height), (401, 302));
         let large = face([800.0, 600.0], 500.0);
         let cases = [
-            (vec![large], 3.0),
+            (vec![large.clone()], 3.0),
             (vec![face([700.0, 300.0], 60.0)], 0.01),
-            (vec![face([700.0, 300.0], 60.0), large, face([1500.0, 1150.0], 300.0)], 3.0),
+            (vec![face([700.0, 300.0], 60.0), large.clone(), face([1500.0, 1150.0], 300.0)], 3.0),
             // Reaches out of the picture on two sides.
             (vec![face([20.0, 1190.0], 90.0)], 0.01),
         ];
@@ -151,7 +153,7 @@ mod tests {
     fn a_face_without_an_alignment_does_not_keep_the_others_from_theirs() {
         let alignment = Catalogue::load(None).unwrap().pipeline("yunet-mobilefacenet").unwrap().alignment.clone();
         let reduced = decode(camera_jpeg(&motley(1600, 1200)), &LIMITS, 400).unwrap();
-        let lost = Detection { landmarks: Landmarks([[f32::NAN; 2]; 5]), ..face([300.0, 300.0], 20.0) };
+        let lost = Detection { landmarks: Landmarks::five([[f32::NAN; 2]; 5]), ..face([300.0, 300.0], 20.0) };
         let crops = aligned_crops(&reduced, &[lost, face([700.0, 300.0], 60.0)], &alignment).unwrap();
         assert_eq!(crops.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true]);
     }

@@ -1,14 +1,15 @@
 //! What a detector is shown of a picture, and what its answers mean.
 //!
-//! Every picture is shown at a side that finds small faces, and where that is a large one a second time, small, which finds
-//! faces so large that the first pass cannot take them in. The answers are mapped back to upright original pixels and merged.
+//! To detectors that see many sizes, every picture is shown at a side that finds small faces, and where that is a large one a
+//! second time, small, which finds faces so large that the first pass cannot take them in; to those that see one size, at
+//! many scales. The answers are mapped back to upright original pixels and merged.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{Filter, FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{Filter, FilterType, ResizeAlg};
 use shared::catalogue::{Detector, DetectorFamily};
 
+use crate::vision::resize::{part, resized};
 use crate::vision::tensor::{Range, Tensor};
-use crate::vision::{BoundingBox, Detection, Picture, nms, scrfd, yunet};
+use crate::vision::{BoundingBox, Detection, LandmarksError, Picture, mmod, mtcnn, nms, scrfd, ultraface, yunet};
 
 /// Cell sizes of both families' three output levels, in input pixels.
 pub(crate) const STRIDES: [u32; 3] = [8, 16, 32];
@@ -45,6 +46,8 @@ pub struct Pass {
 pub struct View {
     /// Sides of the input with its padding.
     size: [u32; 2],
+    /// Input pixels before the picture begins, along x and y.
+    padding: f32,
     /// Input pixels times this are original pixels, along x and y.
     to_picture: [f32; 2],
 }
@@ -71,6 +74,20 @@ pub enum DetectError {
         /// Input height.
         height: u32,
     },
+    /// A stage of a cascade answers in other shapes.
+    #[error(
+        "stage {stage} of the detector gave outputs of the shapes {shapes:?}, which are not those of its family; check the \
+         pipeline's detector family and stages"
+    )]
+    Cascade {
+        /// Which one, from 1.
+        stage: usize,
+        /// What came out.
+        shapes: Vec<Vec<i64>>,
+    },
+    /// A landmark model answers with another number of points.
+    #[error("check the pipeline's landmark model and scheme")]
+    Landmarks(#[from] LandmarksError),
 }
 
 /// The longer side from which a picture at a reduced scale shows the detector what the original would.
@@ -90,28 +107,116 @@ fn largest_side(detector: &Detector) -> u32 {
     detector.input_side.max(MIN_SIDE)
 }
 
-/// The inputs to run for `picture`: the main pass, and a small one where the main one has room for a face that is too large
-/// for it.
+/// The inputs to run for `picture`, of a cascade none: `crate::analysis` leads it from stage to stage.
 pub fn passes(picture: &Picture, detector: &Detector) -> Vec<Pass> {
     let range = Range { channels: detector.channels, mean: detector.mean, scale: detector.scale };
+    match detector.family {
+        DetectorFamily::Yunet | DetectorFamily::Scrfd => two_passes(picture, detector, &range),
+        DetectorFamily::Mmod => pyramid(picture, detector, &range),
+        DetectorFamily::Ultraface => vec![fixed(picture, &range)],
+        DetectorFamily::Mtcnn => Vec::new(),
+    }
+}
+
+/// The picture as a cascade sees it: at its own size up to the detector's, and what its pixels are of the picture's.
+pub(crate) fn cascade_view(picture: &Picture, detector: &Detector) -> (Picture, [f32; 2]) {
+    let longest = picture.width.max(picture.height);
+    let shown = shown_at(picture, longest.min(detector.input_side));
+    let to_picture = to_picture(picture, &shown);
+    (shown, to_picture)
+}
+
+/// The shapes of inputs that each stage of a detector takes.
+pub(crate) fn probe_shapes(family: DetectorFamily) -> Vec<[i64; 4]> {
+    let [width, height] = ultraface::INPUT.map(i64::from);
+    match family {
+        DetectorFamily::Yunet | DetectorFamily::Scrfd => vec![[1, 3, 64, 64]],
+        DetectorFamily::Mmod => vec![[1, 3, 96, 96]],
+        DetectorFamily::Ultraface => vec![[1, 3, height, width]],
+        DetectorFamily::Mtcnn => {
+            let [refine, output] = mtcnn::SIDES.map(i64::from);
+            vec![[1, 3, 64, 64], [1, 3, refine, refine], [1, 3, output, output]]
+        }
+    }
+}
+
+fn to_picture(picture: &Picture, shown: &Picture) -> [f32; 2] {
+    [picture.width as f32 / shown.width as f32, picture.height as f32 / shown.height as f32]
+}
+
+/// The main pass, and a small one where the main one has room for a face that is too large for it.
+fn two_passes(picture: &Picture, detector: &Detector, range: &Range) -> Vec<Pass> {
     let longest = picture.width.max(picture.height);
     let side = longest.clamp(MIN_SIDE, largest_side(detector));
-    let main = resized(picture, side);
+    let main = shown_at(picture, side);
     // The smaller of the two has all that the small pass can show and is read faster.
     let source = if main.width < picture.width { &main } else { picture };
-    let small = (side as f32 > LARGE_FACE).then(|| resized(source, SMALL_SIDE));
+    let small = (side as f32 > LARGE_FACE).then(|| shown_at(source, SMALL_SIDE));
     let pass = |shown: Picture| Pass {
         view: View {
             size: [shown.width, shown.height].map(|side| side.next_multiple_of(SIDE_STEP)),
-            to_picture: [picture.width as f32 / shown.width as f32, picture.height as f32 / shown.height as f32],
+            padding: 0.0,
+            to_picture: to_picture(picture, &shown),
         },
         input: range.padded_tensor(&shown, SIDE_STEP),
     };
     std::iter::once(main).chain(small).map(pass).collect()
 }
 
+/// The picture and smaller ones, each in a frame of black.
+fn pyramid(picture: &Picture, detector: &Detector, range: &Range) -> Vec<Pass> {
+    let longest = picture.width.max(picture.height).clamp(MIN_SIDE, largest_side(detector));
+    let sides = std::iter::successors(Some(f64::from(longest)), |side| Some(side * mmod::STEP));
+    let levels = sides.map(|side| {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most the detector's side")]
+        shown_at(picture, side.round() as u32)
+    });
+    // The first is run whatever the picture's shape.
+    let is_large = |(n, level): &(usize, Picture)| *n == 0 || level.width.min(level.height) >= mmod::LEAST_SIDE;
+    let pass = |(_, level): (usize, Picture)| {
+        #[expect(clippy::cast_possible_wrap, reason = "some pixels")]
+        let corner = [-(mmod::PADDING as i32); 2];
+        let framed = part(&level, corner, [level.width, level.height].map(|side| side + 2 * mmod::PADDING));
+        let view = View {
+            size: [framed.width, framed.height],
+            padding: mmod::PADDING as f32,
+            to_picture: to_picture(picture, &level),
+        };
+        Pass { view, input: range.tensor(&framed) }
+    };
+    levels.enumerate().take_while(is_large).map(pass).collect()
+}
+
+/// The picture as large as it fits into an input of one size, at its upper left.
+fn fixed(picture: &Picture, range: &Range) -> Pass {
+    let size = ultraface::INPUT;
+    let (wide, high) = (u64::from(picture.width) * u64::from(size[1]), u64::from(picture.height) * u64::from(size[0]));
+    // As the longer side of what fits: the input's own, or what the other side leaves.
+    let along = |one: u32, other: u32, room: u32| {
+        u32::try_from(u64::from(one) * u64::from(room) / u64::from(other.max(1))).unwrap_or(room).max(1)
+    };
+    let fit = if wide >= high {
+        [size[0], along(picture.height, picture.width, size[0])]
+    } else {
+        [along(picture.width, picture.height, size[1]), size[1]]
+    };
+    let shown = resized(picture, fit, ResizeAlg::Convolution(kernel()));
+    let view = View { size, padding: 0.0, to_picture: to_picture(picture, &shown) };
+    Pass { view, input: range.tensor(&part(&shown, [0, 0], size)) }
+}
+
 /// Faces of at least the detector's `store_score`, best first, from the answers to the main pass and those after it.
 pub fn merge(detector: &Detector, answers: &[(View, Vec<Tensor>)]) -> Result<Vec<Detection>, DetectError> {
+    let same_face = match detector.family {
+        DetectorFamily::Yunet | DetectorFamily::Scrfd => return merge_two(detector, answers),
+        DetectorFamily::Mmod => mmod::SAME_FACE_IOU,
+        DetectorFamily::Ultraface | DetectorFamily::Mtcnn => nms::SAME_FACE_IOU,
+    };
+    let found = answers.iter().map(|answer| read(detector, answer)).collect::<Result<Vec<_>, _>>()?.concat();
+    Ok(nms::suppress(nms::best_first(found), same_face))
+}
+
+fn merge_two(detector: &Detector, answers: &[(View, Vec<Tensor>)]) -> Result<Vec<Detection>, DetectError> {
     let Some((main, small)) = answers.split_first() else { return Ok(Vec::new()) };
     let fits = |face: &Detection| {
         let [x, y] = main.0.to_picture;
@@ -121,7 +226,7 @@ pub fn merge(detector: &Detector, answers: &[(View, Vec<Tensor>)]) -> Result<Vec
     let small = small.iter().map(|answer| read(detector, answer)).collect::<Result<Vec<_>, _>>()?.concat();
     // A face that both passes see is told by the one that takes it in better, whatever the scores.
     let ranked = [sharp, small, too_large].map(nms::best_first).concat();
-    Ok(nms::best_first(nms::suppress(ranked)))
+    Ok(nms::best_first(nms::suppress(ranked, nms::SAME_FACE_IOU)))
 }
 
 /// The detector as it looks for faces that are known already.
@@ -148,8 +253,12 @@ fn read(detector: &Detector, (view, outputs): &(View, Vec<Tensor>)) -> Result<Ve
     let found = match detector.family {
         DetectorFamily::Yunet => yunet::read(&head, detector.store_score),
         DetectorFamily::Scrfd => scrfd::read(&head, detector.store_score),
+        DetectorFamily::Mmod => mmod::read(&head, detector.store_score),
+        DetectorFamily::Ultraface => ultraface::read(&head, detector.store_score),
+        DetectorFamily::Mtcnn => Ok(Vec::new()),
     }?;
-    Ok(found.into_iter().map(|face| face.placed(view.to_picture, [0.0; 2])).collect())
+    let shift = view.to_picture.map(|factor| -view.padding * factor);
+    Ok(found.into_iter().map(|face| face.placed(view.to_picture, shift)).collect())
 }
 
 /// A detector's outputs beside the size of the input they answer.
@@ -167,6 +276,19 @@ impl<'a> Head<'a> {
     /// Cells in all at `stride`.
     pub(crate) fn cells(&self, stride: u32) -> usize {
         self.columns(stride) * (self.size[1] / stride) as usize
+    }
+
+    /// The numbers of output `index`, which must be one map, and how many columns it has.
+    pub(crate) fn map(&self, index: usize) -> Result<(&'a [f32], usize), DetectError> {
+        let output = self.outputs.get(index);
+        if let Some(Tensor { shape, data }) = output
+            && let [1, 1, _, columns @ 1..] = shape[..]
+        {
+            return Ok((data, usize::try_from(columns).unwrap_or(1)));
+        }
+        let [width, height] = self.size;
+        let shape = output.map(|tensor| tensor.shape.clone()).unwrap_or_default();
+        Err(DetectError::Shape { index, shape, rows: 1, columns: 1, width, height })
     }
 
     /// The numbers of output `index`, which must be `rows` x `columns`, with or without a leading batch of one.
@@ -188,22 +310,12 @@ impl<'a> Head<'a> {
 }
 
 /// `picture` with `side` as its longer side.
-fn resized(picture: &Picture, side: u32) -> Picture {
+fn shown_at(picture: &Picture, side: u32) -> Picture {
     let longest = picture.width.max(picture.height);
-    if longest == side {
-        return picture.clone();
-    }
     let scale = f64::from(side) / f64::from(longest);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most `side`")]
     let fit = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
-    let (width, height) = (fit(picture.width), fit(picture.height));
-    let mut target = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(kernel()));
-    ImageRef::new(picture.width, picture.height, &picture.rgb, PixelType::U8x3)
-        .map_err(|cause| cause.to_string())
-        .and_then(|source| Resizer::new().resize(&source, &mut target, &options).map_err(|cause| cause.to_string()))
-        .expect("resize RGB pixels; this is a bug: a picture holds width x height x 3 bytes");
-    Picture { width, height, rgb: target.into_vec() }
+    resized(picture, [fit(picture.width), fit(picture.height)], ResizeAlg::Convolution(kernel()))
 }
 
 /// Radius of the resizing kernel, in target pixels when shrinking and in source pixels when enlarging.
@@ -272,7 +384,7 @@ mod tests {
 
     #[test]
     fn yunet_rows_become_faces_in_picture_pixels() {
-        let view = View { size: [64, 32], to_picture: [2.0, 3.0] };
+        let view = View { size: [64, 32], padding: 0.0, to_picture: [2.0, 3.0] };
         let mut main = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
         // Stride 16: cell (2, 1) of 4 x 2.
         (main[1].data[6], main[4].data[6]) = (0.81, 1.2);
@@ -287,13 +399,13 @@ mod tests {
         for (found, wanted) in [found.x, found.y, found.width, found.height].into_iter().zip(wanted) {
             assert!((found - wanted).abs() < 1e-4, "{faces:?}");
         }
-        assert_eq!(faces[0].landmarks.0[0], [40.0 * 2.0, 12.0 * 3.0]);
-        assert_eq!(faces[0].landmarks.0[1], [32.0 * 2.0, 16.0 * 3.0]);
+        assert_eq!(faces[0].landmarks.points()[0], [40.0 * 2.0, 12.0 * 3.0]);
+        assert_eq!(faces[0].landmarks.points()[1], [32.0 * 2.0, 16.0 * 3.0]);
     }
 
     #[test]
     fn scrfd_rows_become_faces_with_or_without_a_batch_axis() {
-        let view = View { size: [64, 32], to_picture: [1.0, 1.0] };
+        let view = View { size: [64, 32], padding: 0.0, to_picture: [1.0, 1.0] };
         for batch in [&[][..], &[1]] {
             let mut main = outputs(view.size, &[1, 4, 10], 2, batch);
             // Stride 32: second anchor of cell (1, 0) of 2 x 1.
@@ -305,14 +417,16 @@ mod tests {
             assert_eq!(faces.len(), 1);
             let wanted = crate::vision::BoundingBox { x: 16.0, y: -8.0, width: 48.0, height: 24.0 };
             assert_eq!(faces[0].bounding_box, wanted);
-            assert_eq!(faces[0].landmarks.0[0], [40.0, 4.0]);
+            assert_eq!(faces[0].landmarks.points()[0], [40.0, 4.0]);
         }
     }
 
     #[test]
     fn each_face_is_told_by_the_pass_that_takes_it_in_better() {
-        let (main, small) =
-            (View { size: [640, 640], to_picture: [1.0; 2] }, View { size: [192, 192], to_picture: [3.2; 2] });
+        let (main, small) = (
+            View { size: [640, 640], padding: 0.0, to_picture: [1.0; 2] },
+            View { size: [192, 192], padding: 0.0, to_picture: [3.2; 2] },
+        );
         // One face of `side` picture pixels around (320, 320), seen by both passes with these scores.
         let seen = |view: View, side: f32, score: f32| {
             let mut head = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
@@ -334,7 +448,7 @@ mod tests {
     fn a_known_face_needs_less_to_be_found() {
         let face = |x: f32, score: f32| Detection {
             bounding_box: BoundingBox { x, y: 0.0, width: 100.0, height: 100.0 },
-            landmarks: crate::vision::Landmarks([[x, 0.0]; 5]),
+            landmarks: crate::vision::Landmarks::five([[x, 0.0]; 5]),
             score,
         };
         let known = [0.0, 300.0, 600.0].map(|x| face(x, 0.9).bounding_box);
@@ -353,7 +467,7 @@ mod tests {
 
     #[test]
     fn outputs_of_another_family_are_refused() {
-        let view = View { size: [64, 32], to_picture: [1.0; 2] };
+        let view = View { size: [64, 32], padding: 0.0, to_picture: [1.0; 2] };
         let right = outputs(view.size, &[1, 1, 4, 10], 1, &[1]);
         let other_family = outputs(view.size, &[1, 4, 10], 2, &[]);
         let other_size = outputs([64, 64], &[1, 1, 4, 10], 1, &[1]);

@@ -6,8 +6,10 @@ use image::codecs::png::PngEncoder;
 use image::imageops::FilterType;
 use image::{ExtendedColorType, ImageEncoder as _, RgbImage};
 
-use super::align::{AlignError, crop_area};
-use super::{Landmarks, Picture, encode};
+use shared::catalogue::LandmarkScheme;
+
+use super::align::{Affine, AlignError, crop_area};
+use super::{BoundingBox, Landmarks, Picture, encode};
 
 /// Width and height in pixels at most.
 pub const SIDE: u32 = 224;
@@ -19,10 +21,20 @@ const ENLARGED: f32 = 1.4;
 const TEMPLATE: [[f32; 2]; 5] =
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]];
 
-/// Where the five points would lie in an upright crop of [`SIDE`] pixels that has all that is kept.
-pub fn points() -> [[f32; 2]; 5] {
+/// dlib's five points of the same face: the mean shape of its alignment (`get_face_chip_details`), its eyes brought to those of
+/// [`TEMPLATE`].
+const DLIB_TEMPLATE: [[f32; 2]; 5] = [[80.69, 51.08], [66.37, 52.11], [31.14, 51.09], [45.45, 52.12], [55.92, 78.86]];
+
+/// The part of a picture that is kept of a face: what lies in an upright crop of [`SIDE`] pixels around the template.
+pub(crate) fn area(landmarks: &Landmarks) -> Result<BoundingBox, AlignError> {
+    let (scheme, template) = match landmarks.scheme() {
+        LandmarkScheme::FivePoint | LandmarkScheme::Ibug68 => (LandmarkScheme::FivePoint, TEMPLATE),
+        LandmarkScheme::Dlib5 => (LandmarkScheme::Dlib5, DLIB_TEMPLATE),
+    };
+    let points = landmarks.as_scheme(scheme).ok_or(AlignError)?;
     let side = SIDE as f32;
-    TEMPLATE.map(|point| point.map(|at| (at - 56.0) * ENLARGED + side / 2.0))
+    let template = template.map(|point| point.map(|at| (at - 56.0) * ENLARGED + side / 2.0));
+    Ok(crop_area(&Affine::similarity(&points, &template)?, [SIDE; 2]))
 }
 
 /// Crops up to this many pixels wide and high are kept without loss: of a small face every pixel matters.
@@ -48,20 +60,20 @@ impl MarginCrop {
     /// Cuts the face at `landmarks` out of `picture`, pixel by pixel as they are; only what is larger than [`SIDE`] is reduced to
     /// it. What would lie outside of the picture is black to every alignment, here as there.
     pub fn cut(picture: &Picture, landmarks: &Landmarks) -> Result<Self, AlignError> {
-        let area = crop_area(landmarks, &points(), [SIDE; 2])?;
+        let area = area(landmarks)?;
         let [left, right] = clipped(area.x, area.width, picture.width);
         let [top, bottom] = clipped(area.y, area.height, picture.height);
         let crop = part(picture, [left, top], [right - left, bottom - top]);
-        let moved = landmarks.0.map(|[x, y]| [x - left as f32, y - top as f32]);
+        let moved = landmarks.map(|[x, y]| [x - left as f32, y - top as f32]);
         let longer = crop.width.max(crop.height);
         if longer <= SIDE {
-            return Ok(Self { file: file_of(&crop), landmarks: Landmarks(moved) });
+            return Ok(Self { file: file_of(&crop), landmarks: moved });
         }
         let reduced = reduced(crop, longer);
         let factor = [reduced.width as f32 / (right - left) as f32, reduced.height as f32 / (bottom - top) as f32];
         // A whole number is the middle of a pixel, in both.
         let along = |axis: usize, at: f32| (at + 0.5) * factor[axis] - 0.5;
-        let landmarks = Landmarks(moved.map(|[x, y]| [along(0, x), along(1, y)]));
+        let landmarks = moved.map(|[x, y]| [along(0, x), along(1, y)]);
         Ok(Self { file: file_of(&reduced), landmarks })
     }
 }

@@ -11,13 +11,22 @@ pub mod decode;
 pub mod detect;
 mod encode;
 pub mod frame;
+pub mod landmark_network;
+mod landmarks;
 pub mod margin;
+mod mmod;
+pub mod mtcnn;
 mod nms;
 pub mod quality;
+pub mod recognize;
+mod resize;
 mod scrfd;
 pub mod tensor;
 pub mod test_crop;
+pub(crate) mod ultraface;
 mod yunet;
+
+pub use landmarks::{Landmarks, LandmarksError};
 
 #[cfg(test)]
 mod tests;
@@ -46,17 +55,12 @@ pub struct BoundingBox {
     pub height: f32,
 }
 
-/// Five points of a face in upright original pixels: image-left eye, image-right eye, nose tip, image-left mouth
-/// corner, image-right mouth corner. "Image-left eye" is the person's right one in a frontal, unmirrored picture.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Landmarks(pub [[f32; 2]; 5]);
-
 /// One face as the detector saw it, in upright original pixels.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Detection {
     /// Where the face is.
     pub bounding_box: BoundingBox,
-    /// Its five points.
+    /// Its points.
     pub landmarks: Landmarks,
     /// The detector's confidence, 0..1, on the scale of that detector family.
     pub score: f32,
@@ -115,7 +119,7 @@ impl Detection {
                 width: self.bounding_box.width * factor[0],
                 height: self.bounding_box.height * factor[1],
             },
-            landmarks: Landmarks(self.landmarks.0.map(place)),
+            landmarks: self.landmarks.map(place),
             score: self.score,
         }
     }

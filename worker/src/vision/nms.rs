@@ -12,11 +12,11 @@ pub(crate) fn best_first(mut detections: Vec<Detection>) -> Vec<Detection> {
     detections
 }
 
-/// Keeps each detection that overlaps none kept before it.
-pub(crate) fn suppress(ranked: Vec<Detection>) -> Vec<Detection> {
+/// Keeps each detection that overlaps none kept before it by more than that `IoU`.
+pub(crate) fn suppress(ranked: Vec<Detection>, same_face_iou: f32) -> Vec<Detection> {
     let mut kept: Vec<Detection> = Vec::new();
     for candidate in ranked {
-        let same = |face: &Detection| face.bounding_box.iou(&candidate.bounding_box) > SAME_FACE_IOU;
+        let same = |face: &Detection| face.bounding_box.iou(&candidate.bounding_box) > same_face_iou;
         if !kept.iter().any(same) {
             kept.push(candidate);
         }
@@ -33,7 +33,7 @@ mod tests {
 
     fn face([x, y, width, height]: [f32; 4], score: f32) -> Detection {
         let bounding_box = BoundingBox { x, y, width, height };
-        Detection { bounding_box, landmarks: Landmarks([[x, y]; 5]), score }
+        Detection { bounding_box, landmarks: Landmarks::five([[x, y]; 5]), score }
     }
 
     #[test]
@@ -61,8 +61,8 @@ mod tests {
             face([8.0, 0.0, 10.0, 10.0], 0.7),
         ];
         let scores = |kept: Vec<Detection>| kept.iter().map(|face| face.score).collect::<Vec<_>>();
-        assert_eq!(scores(suppress(best_first(faces.clone()))), [0.9, 0.7]);
-        assert_eq!(scores(suppress(faces)), [0.8, 0.7]);
+        assert_eq!(scores(suppress(best_first(faces.clone()), SAME_FACE_IOU)), [0.9, 0.7]);
+        assert_eq!(scores(suppress(faces, SAME_FACE_IOU)), [0.8, 0.7]);
     }
 
     proptest! {
@@ -71,7 +71,7 @@ mod tests {
             rows in prop::collection::vec((prop::array::uniform4(1f32..60.0), 0f32..1.0), 0..40),
         ) {
             let faces: Vec<_> = rows.into_iter().map(|(place, score)| face(place, score)).collect();
-            let kept = suppress(best_first(faces.clone()));
+            let kept = suppress(best_first(faces.clone()), SAME_FACE_IOU);
             let overlap = |a: &Detection, b: &Detection| a.bounding_box.iou(&b.bounding_box) > SAME_FACE_IOU;
             for (at, face) in kept.iter().enumerate() {
                 prop_assert!(!kept[at + 1..].iter().any(|other| overlap(face, other)));
@@ -79,7 +79,7 @@ mod tests {
             for face in &faces {
                 prop_assert!(kept.iter().any(|other| other == face || (overlap(face, other) && other.score >= face.score)));
             }
-            prop_assert_eq!(suppress(kept.clone()), kept);
+            prop_assert_eq!(suppress(kept.clone(), SAME_FACE_IOU), kept);
         }
     }
 }

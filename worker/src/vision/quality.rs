@@ -1,6 +1,7 @@
 //! How fit a face is for recognition: measures of one face, and the gates that turn them into reasons.
 
 use serde::{Deserialize, Serialize};
+use shared::catalogue::LandmarkScheme;
 
 use crate::vision::{Detection, Landmarks, Picture};
 
@@ -70,6 +71,8 @@ pub struct Gate {
 /// How far the nose tip stands out of the plane of eyes and mouth, in distances between the eyes: about 28 mm of
 /// 63 mm in an adult.
 const NOSE_DEPTH: f32 = 0.45;
+/// How far the base of the nose stands out of the plane of the eyes, in distances between them: about 15 mm of 63 mm.
+const NOSE_BASE_DEPTH: f32 = 0.24;
 /// Where the nose tip lies between eye line and mouth line in a face seen from the front: the median of LFW's faces as
 /// YuNet marks them.
 const NOSE_HEIGHT: f32 = 0.555;
@@ -160,7 +163,31 @@ struct Pose {
 
 impl Pose {
     fn estimate(landmarks: &Landmarks) -> Self {
-        let [left_eye, right_eye, nose, left_mouth, right_mouth] = landmarks.0;
+        if let Some([left_eye, right_eye, nose, left_mouth, right_mouth]) =
+            landmarks.as_scheme(LandmarkScheme::FivePoint).as_deref()
+        {
+            return Self::of_five([*left_eye, *right_eye, *nose, *left_mouth, *right_mouth]);
+        }
+        match landmarks.points() {
+            [right_outer, right_inner, left_outer, left_inner, nose_base] => {
+                Self::of_corners(middle(*left_outer, *left_inner), middle(*right_outer, *right_inner), *nose_base)
+            }
+            _ => unreachable!("the only other scheme has five points"),
+        }
+    }
+
+    /// From the eyes and the base of the nose, which do not tell a nod from a long nose: no pitch.
+    fn of_corners(left_eye: [f32; 2], right_eye: [f32; 2], nose_base: [f32; 2]) -> Self {
+        let across = [right_eye[0] - left_eye[0], right_eye[1] - left_eye[1]];
+        let eyes = middle(left_eye, right_eye);
+        let roll = across[1].atan2(across[0]);
+        let (sin, cos) = roll.sin_cos();
+        let sideways = (nose_base[0] - eyes[0]) * cos + (nose_base[1] - eyes[1]) * sin;
+        let sideways = sideways / across[0].hypot(across[1]).max(1e-3);
+        Self { yaw: (sideways / NOSE_BASE_DEPTH).atan().to_degrees(), pitch: 0.0, roll: roll.to_degrees() }
+    }
+
+    fn of_five([left_eye, right_eye, nose, left_mouth, right_mouth]: [[f32; 2]; 5]) -> Self {
         let across = [right_eye[0] - left_eye[0], right_eye[1] - left_eye[1]];
         let eyes = middle(left_eye, right_eye);
         let mouth = middle(left_mouth, right_mouth);
@@ -270,7 +297,7 @@ mod tests {
 
     fn detection(landmarks: [[f32; 2]; 5]) -> Detection {
         let bounding_box = BoundingBox { x: 0.0, y: 0.0, width: 90.0, height: 110.0 };
-        Detection { bounding_box, landmarks: Landmarks(landmarks), score: 0.93 }
+        Detection { bounding_box, landmarks: Landmarks::five(landmarks), score: 0.93 }
     }
 
     fn crop(value: impl Fn(usize, usize) -> u8) -> Picture {
@@ -323,13 +350,13 @@ mod tests {
             FRONT.map(|[x, y]| [x * cos - y * sin, x * sin + y * cos])
         };
         for roll in [-40.0, 0.0, 25.0] {
-            let pose = Pose::estimate(&Landmarks(turned(roll)));
+            let pose = Pose::estimate(&Landmarks::five(turned(roll)));
             assert!((pose.roll - roll).abs() < 0.5 && pose.yaw.abs() < 1.0 && pose.pitch.abs() < 1.0);
         }
         let nose = |dx: f32, dy: f32| {
             let mut points = FRONT;
             points[2] = [points[2][0] + dx, points[2][1] + dy];
-            Pose::estimate(&Landmarks(points))
+            Pose::estimate(&Landmarks::five(points))
         };
         assert!(nose(8.0, 0.0).yaw > 20.0 && nose(-8.0, 0.0).yaw < -20.0);
         assert!(nose(0.0, 8.0).pitch > 15.0 && nose(0.0, -8.0).pitch < -15.0);
@@ -337,7 +364,7 @@ mod tests {
 
     #[test]
     fn degenerate_landmarks_give_finite_angles() {
-        let pose = Pose::estimate(&Landmarks([[3.0; 2]; 5]));
+        let pose = Pose::estimate(&Landmarks::five([[3.0; 2]; 5]));
         assert!([pose.yaw, pose.pitch, pose.roll].iter().all(|angle| angle.is_finite()));
     }
 

@@ -23,7 +23,7 @@ pub(crate) fn read(head: &Head<'_>, min_score: f32) -> Result<Vec<Detection>, De
                 let cell = anchor / ANCHORS;
                 let size = stride as f32;
                 let corner = [(cell % columns) as f32 * size, (cell / columns) as f32 * size];
-                let landmarks = Landmarks(std::array::from_fn(|point| {
+                let landmarks = Landmarks::five(std::array::from_fn(|point| {
                     let at = anchor * 10 + point * 2;
                     [corner[0] + points[at] * size, corner[1] + points[at + 1] * size]
                 }));

@@ -32,9 +32,17 @@ pub struct Range {
 }
 
 impl Range {
-    /// The picture as `[1, 3, height, width]`.
+    /// The picture as `[1, 3, height, width]`, or `[1, 1, height, width]` of [`Channels::Gray`].
     pub fn tensor(&self, picture: &Picture) -> Tensor {
-        self.padded_tensor(picture, 1)
+        if self.channels == Channels::Gray { self.gray_tensor(picture) } else { self.padded_tensor(picture, 1) }
+    }
+
+    fn gray_tensor(&self, picture: &Picture) -> Tensor {
+        // ITU-R BT.601.
+        let luma = |[r, g, b]: &[u8; 3]| f32::from(*r) * 0.299 + f32::from(*g) * 0.587 + f32::from(*b) * 0.114;
+        let value = |pixel: &[u8; 3]| (luma(pixel) - self.mean[0]) * self.scale[0];
+        let data = picture.rgb.as_chunks::<3>().0.iter().map(value).collect();
+        Tensor { shape: vec![1, 1, picture.height.into(), picture.width.into()], data }
     }
 
     /// The picture as `[1, 3, height, width]`, both sides filled up to multiples of `step` with black pixels at the
@@ -51,7 +59,7 @@ impl Range {
         let (first, rest) = data.split_at_mut(rows * columns);
         let (second, third) = rest.split_at_mut(rows * columns);
         let order = match self.channels {
-            Channels::Rgb => [0, 1, 2],
+            Channels::Rgb | Channels::Gray => [0, 1, 2],
             Channels::Bgr => [2, 1, 0],
         };
         for (y, row) in picture.rgb.chunks_exact(width * 3).enumerate() {

@@ -23,7 +23,7 @@ pub(crate) fn read(head: &Head<'_>, min_score: f32) -> Result<Vec<Detection>, De
                 let corner = [(cell % columns) as f32, (cell / columns) as f32];
                 let size = stride as f32;
                 let bounding_box = read_box(&boxes[cell * 4..cell * 4 + 4], corner, size);
-                let landmarks = Landmarks(std::array::from_fn(|point| {
+                let landmarks = Landmarks::five(std::array::from_fn(|point| {
                     let at = cell * 10 + point * 2;
                     [(points[at] + corner[0]) * size, (points[at + 1] + corner[1]) * size]
                 }));

@@ -33,8 +33,15 @@ pub struct Plan {
 /// Jobs whose ends are looked at for the speed.
 const PACED: u32 = 2000;
 
-/// Counts what a run from one side to the other would have to do.
-pub async fn plan(db: &Db, collection: CollectionId, from: Side<'_>, to: Side<'_>) -> Result<Plan, DbErr> {
+/// Counts what a run from one side to the other would have to do, whose pipeline makes vectors from crops that were kept or only
+/// from pictures.
+pub async fn plan(
+    db: &Db,
+    collection: CollectionId,
+    from: Side<'_>,
+    to: Side<'_>,
+    reads_crops: bool,
+) -> Result<Plan, DbErr> {
     let of = async |sql: &str, more: Vec<Value>| {
         let values = std::iter::once(Value::from(collection)).chain(more);
         count(&db.read, &format!("SELECT count(*) AS n FROM {sql}"), values).await
@@ -48,7 +55,7 @@ pub async fn plan(db: &Db, collection: CollectionId, from: Side<'_>, to: Side<'_
             AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = $2 AND e.face_id = f.id)",
         || vec![Value::from(to.pipeline)],
     );
-    let cropped = "EXISTS (SELECT 1 FROM crops k WHERE k.face_id = f.id)";
+    let cropped = if reads_crops { "EXISTS (SELECT 1 FROM crops k WHERE k.face_id = f.id)" } else { "1 = 0" };
     let (from_crops, from_images) = if detects {
         (0, images)
     } else {

@@ -186,7 +186,7 @@ async fn a_run_fills_what_is_missing() {
         for places in [&[0.0, 20.0][..], &[0.0], &[]] {
             images.push(scene.index(places).await.0);
         }
-        let wanted = plan(&scene.db, scene.collection, OLD, NEW).await.unwrap();
+        let wanted = plan(&scene.db, scene.collection, OLD, NEW, true).await.unwrap();
         assert_eq!((wanted.images, wanted.faces, wanted.embedded, wanted.detects), (3, 3, 0, false));
         assert_eq!((wanted.from_crops, wanted.from_images), (3, 0));
         let run = scene.begin(NEW).await;

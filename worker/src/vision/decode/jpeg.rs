@@ -193,7 +193,8 @@ mod tests {
 
     /// That the pixels show the places of the upright original at which the frame says they lie.
     fn is_in_place(frame: &Frame) {
-        let [origin, one, ..] = frame.landmarks(&Landmarks([[0.0; 2], [1.0; 2], [0.0; 2], [0.0; 2], [0.0; 2]])).0;
+        let placed = frame.landmarks(&Landmarks::five([[0.0; 2], [1.0; 2], [0.0; 2], [0.0; 2], [0.0; 2]]));
+        let [origin, one, ..] = placed.points() else { unreachable!("there are five") };
         let width = frame.picture.width as usize;
         let mut apart = [0.0; 2];
         for (n, pixel) in frame.picture.rgb.chunks_exact(3).enumerate() {

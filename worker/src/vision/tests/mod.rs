@@ -14,7 +14,7 @@ use shared::catalogue::Pipeline;
 use shared::embedding::Embedding;
 use shared::job::FaceChoice;
 
-use super::align::aligned_crop;
+use super::align::{Affine, aligned_crop};
 use super::choose::choose_face;
 use super::decode::DecodeLimits;
 use super::decode::photo::Photo;
@@ -64,10 +64,10 @@ impl Bench {
     async fn quality(&self, picture: Picture) -> Option<Quality> {
         let picture = Arc::new(picture);
         let faces = self.faces(&picture).await;
-        let face = faces[choose_face(&faces, FaceChoice::Center, [picture.width, picture.height]).ok()?];
+        let face = &faces[choose_face(&faces, FaceChoice::Center, [picture.width, picture.height]).ok()?];
         let alignment = &self.pipeline().alignment;
-        let size = [alignment.width, alignment.height];
-        Some(Quality::measure(&face, &aligned_crop(&picture, &face.landmarks, &alignment.points, size).unwrap()))
+        let placing = Affine::placing(face, alignment).unwrap();
+        Some(Quality::measure(face, &aligned_crop(&picture, &placing, alignment.size())))
     }
 
     /// Every `step`th picture of LFW.
@@ -132,7 +132,7 @@ async fn scrfd_finds_the_same_faces() {
         assert_eq!(found.len(), wanted, "{name}");
         for face in yunet.faces(&picture).await.iter().filter(|face| face.score >= 0.8) {
             let other = found.iter().find(|other| other.bounding_box.iou(&face.bounding_box) > 0.75).expect(name);
-            let points = face.landmarks.0.iter().zip(&other.landmarks.0);
+            let points = face.landmarks.points().iter().zip(other.landmarks.points());
             let apart = points.map(|(p, q)| (p[0] - q[0]).hypot(p[1] - q[1])).sum::<f32>() / 5.0;
             distances.push(apart / face.bounding_box.width);
         }

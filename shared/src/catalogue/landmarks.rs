@@ -1,0 +1,107 @@
+//! What places points on a face that was found: `[landmarks]` of an entry.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Channels, ModelFile, check_range};
+
+/// Which points of a face are meant, and in what order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LandmarkScheme {
+    /// Image-left eye, image-right eye, nose tip, image-left mouth corner, image-right mouth corner.
+    #[default]
+    FivePoint,
+    /// dlib's five: outer and inner corner of the image-right eye, outer and inner corner of the image-left eye, base of the
+    /// nose.
+    #[serde(rename = "dlib-5")]
+    Dlib5,
+    /// The 68 points of iBUG 300-W (Sagonas et al. 2013).
+    #[serde(rename = "ibug-68")]
+    Ibug68,
+}
+
+impl LandmarkScheme {
+    /// How many points it has.
+    pub fn points(self) -> usize {
+        match self {
+            Self::FivePoint | Self::Dlib5 => 5,
+            Self::Ibug68 => 68,
+        }
+    }
+
+    /// Whether points of the other scheme follow from this one's.
+    pub fn gives(self, other: Self) -> bool {
+        self == other || (self == Self::Ibug68 && other == Self::FivePoint)
+    }
+}
+
+/// `[landmarks]`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LandmarkModel {
+    /// How the file is read and asked.
+    pub family: LandmarkFamily,
+    /// Which points it places.
+    pub scheme: LandmarkScheme,
+    /// The weights.
+    pub file: ModelFile,
+    /// What a network is shown; not of a shape predictor, which looks at the picture itself.
+    pub input: Option<LandmarkInput>,
+}
+
+/// `[landmarks.input]`: the face's box, its longer side scaled to the input's, in the middle of black.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LandmarkInput {
+    /// Width and height in pixels.
+    pub side: u32,
+    /// Order of the input's planes.
+    pub channels: Channels,
+    /// Subtracted from each plane's 0..255 values.
+    pub mean: [f32; 3],
+    /// Multiplied afterwards.
+    pub scale: [f32; 3],
+}
+
+/// Landmark models that have code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LandmarkFamily {
+    /// A network that answers x and y of each point, 0..1 of its input.
+    Network,
+    /// dlib's cascade of regression trees (Kazemi and Sullivan 2014), in the file that `face-id models import dlib` writes.
+    ShapePredictor,
+}
+
+impl LandmarkModel {
+    pub(super) fn check(&self) -> Result<(), String> {
+        match (self.family, &self.input) {
+            (LandmarkFamily::Network, Some(input)) => {
+                if !(32..=1024).contains(&input.side) {
+                    return Err("landmarks.input.side must lie between 32 and 1024 pixels".to_owned());
+                }
+                check_range(input.mean, input.scale)
+            }
+            (LandmarkFamily::Network, None) => Err("landmarks.input is needed for the family network".to_owned()),
+            (LandmarkFamily::ShapePredictor, Some(_)) => {
+                Err("landmarks.input must be left out for the family shape-predictor".to_owned())
+            }
+            (LandmarkFamily::ShapePredictor, None) if self.scheme == LandmarkScheme::FivePoint => {
+                Err("landmarks.scheme must be dlib-5 or ibug-68 for the family shape-predictor".to_owned())
+            }
+            (LandmarkFamily::ShapePredictor, None) => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for LandmarkScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FivePoint => "five-point",
+            Self::Dlib5 => "dlib-5",
+            Self::Ibug68 => "ibug-68",
+        })
+    }
+}
