@@ -187,7 +187,7 @@ async fn planned(
     from: Side<'_>,
     (to, entry): (Side<'_>, &Pipeline),
 ) -> ApiResult<ReprocessPlan> {
-    let plan = plan(&state.db, collection.id, from, to).await?;
+    let plan = plan(&state.db, collection.id, from, to, entry.reads_crops()).await?;
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let estimate_s = plan.indexed_per_s.map(|pace| plan.images as f64 / pace);
     Ok(ReprocessPlan {
