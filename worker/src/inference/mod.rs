@@ -283,7 +283,7 @@ fn load(
 ) -> Result<Engine, EngineError> {
     let start = |name: &'static str, file: &ModelFile, wanted: &Wanted| {
         // Each name of the pipeline's files was looked up before.
-        let path = files.get(&file.name).map(PathBuf::as_path).unwrap_or_else(|| Path::new(&file.name));
+        let path = files.get(&file.name).map_or_else(|| Path::new(&file.name), PathBuf::as_path);
         let load = |_| Model::load(library, path, (options.intra_threads, options.provider), wanted);
         let models = (0..options.sessions).map(load).collect::<Result<Vec<_>, _>>()?;
         Runner::start(name, models, &options.batches)
