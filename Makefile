@@ -24,10 +24,13 @@ CONTRACT_EXAMPLES ?= 60
 # Events that a receiver is told of which answers as badly as it can.
 CONTRACT_EVENTS ?= 100
 
+# What to tell `face-id eval lfw --all` besides, and whose restricted licences you accept.
+EVAL ?=
+LICENCES ?=
 # What to tell `face-id bench reprocess` besides (--limit, --detector NAME, ...).
 REPROCESS ?=
 
-.PHONY: help reprocess openapi setup setup-heic setup-services setup-contract build demo test check serve eval calibrate services services-down faults contract bench build-heic test-heic
+.PHONY: help reprocess openapi setup-reference eval-all setup setup-heic setup-services setup-contract build demo test check serve eval calibrate services services-down faults contract bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +65,10 @@ services-down: ## Stop them; their data stays in .cache/services
 setup-contract: ## Install Schemathesis for the tests and for `make contract`
 	@scripts/setup-contract.sh
 
-test: setup-services setup-contract ## Run all tests, those on real services too
+setup-reference: ## Install what the tests compare the models with
+	@scripts/setup-bench.sh
+
+test: setup-services setup-contract setup-reference ## Run all tests, those on real services too
 	cargo test --workspace --locked
 
 faults: setup-services ## Break everything in turn under load; a table, and what became of the jobs as JSON in the last line
@@ -101,6 +107,10 @@ bench: services ## Measure everything, in about 20 minutes; a report in .cache/b
 reprocess: services ## Give LFW's pictures another recognizer, then another detector, while people are identified and servers are killed (LFW=DIR); figures as JSON in the last line
 	@eval "$$($(SERVICES) env)" && $(FACE_ID) --accept-license scrfd-mobilefacenet bench reprocess \
 		--images "$(LFW)/lfw-deepfunneled" $(REPROCESS)
+
+eval-all: build ## Measure every pipeline whose weights are here on LFW, into docs/MODELS.md; it may be interrupted (LICENCES="NAME ..." accepts those, EVAL="--only NAME" takes one)
+	$(FACE_ID) $(addprefix --accept-license ,$(LICENCES)) eval lfw --all --images "$(LFW)/lfw-deepfunneled" --pairs "$(LFW)/pairs.txt" \
+		--plots docs --document docs/MODELS.md $(EVAL)
 
 eval: build ## Measure accuracy and speed on LFW (LFW=DIR with pairs.txt and lfw-deepfunneled)
 	$(FACE_ID) eval lfw --images "$(LFW)/lfw-deepfunneled" --pairs "$(LFW)/pairs.txt"

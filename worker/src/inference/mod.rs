@@ -248,6 +248,11 @@ impl Engine {
         self.on_core(|core| async move { core.detect(input).await }).await?
     }
 
+    /// Runs the landmark network on one face, `[1, 3, side, side]`; its answer is x and y of each point, 0..1.
+    pub async fn place(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
+        self.on_core(|core| async move { core.place(input).await }).await?
+    }
+
     /// Runs the recognizer on one aligned crop, as `vision::recognize::inputs` lays it out; the vector is as the model gave it.
     pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
         self.on_core(|core| async move { core.embed(input).await }).await?

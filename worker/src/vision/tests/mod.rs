@@ -1,5 +1,6 @@
 //! The whole of vision on photographs, with real weights. Needs the weights and data of `FACE_ID_ASSETS_DIR`.
 
+mod families;
 mod kept;
 mod reduced;
 
