@@ -13,6 +13,7 @@ mod crash;
 mod docs_page;
 mod erasure;
 mod eval;
+mod families;
 mod faults;
 mod gone;
 mod jobs;

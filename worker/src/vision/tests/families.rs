@@ -1,4 +1,4 @@
-//! Each detector family against another implementation of it (`scripts/reference/families.py`: OpenCV and NumPy), on photographs.
+//! Each detector family against another implementation of it (`scripts/reference/families.py`), on photographs.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,0 +1,86 @@
+//! Every template of models/templates end to end, on networks of the same inputs and outputs (models/tiny/signatures).
+
+use std::path::Path;
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use shared::catalogue::{Pipeline, Template, templates};
+use shared::digest::sha256_hex;
+use worker::testing::repository;
+
+use crate::server::{Server, Site, inline, photo, read};
+
+/// The section of that name, with the tables below it, up to the next one.
+fn section<'t>(entry: &'t str, name: &str) -> &'t str {
+    let start = entry.find(&format!("[{name}]")).unwrap();
+    let end = ["[landmarks]", "[alignment]"].iter().filter_map(|next| entry[start + 1..].find(next)).min().unwrap();
+    &entry[start..=start + end]
+}
+
+/// The entry that the template makes with its stand-in, on the tiny detector; all files lie below `models`.
+fn entry(template: Template, models: &Path) -> String {
+    let signatures = repository().join("models/tiny/signatures");
+    let read = |name: &str| std::fs::read(signatures.join(format!("{name}.onnx"))).unwrap();
+    let (weights, points) = (read(template.name), read("landmark68"));
+    let file = format!("{}.onnx", template.name);
+    std::fs::write(models.join(&file), &weights).unwrap();
+    std::fs::write(models.join("landmark68.onnx"), &points).unwrap();
+    let text = template.filled(&sha256_hex(&weights), weights.len() as u64);
+    let known = Pipeline::parse(template.name, &text).unwrap();
+    let text = text.replace(&format!("{:?}", known.recognizer.file.name), &format!("{file:?}"));
+    let tiny = std::fs::read_to_string(repository().join("models/tiny/tiny.toml")).unwrap();
+    let text = text.replace(section(&text, "detector"), section(&tiny, "detector"));
+    let Some(landmarks) = known.landmarks else { return text };
+    let known = format!("sha256 = {:?}\nsize_bytes = {}", landmarks.file.sha256, landmarks.file.size_bytes);
+    assert!(text.contains(&known), "{text}");
+    text.replace(&known, &format!("sha256 = {:?}\nsize_bytes = {}", sha256_hex(&points), points.len()))
+}
+
+#[tokio::test]
+async fn every_template_enrolls_and_tells_people_apart() {
+    let (site, own) = (Site::embedded(), tempfile::tempdir().unwrap());
+    let models = own.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    for file in ["tiny_detector.onnx", "tiny_recognizer.onnx", "tiny.toml"] {
+        std::fs::copy(repository().join("models/tiny").join(file), models.join(file)).unwrap();
+    }
+    for template in templates() {
+        std::fs::write(models.join(format!("{}.toml", template.name)), entry(template, &models)).unwrap();
+    }
+    let names: Vec<&str> = templates().map(|template| template.name).collect();
+    let server = Server::start_with(
+        &site,
+        &[
+            ("FACE_ID_ASSETS_DIR", own.path().to_str().unwrap()),
+            ("FACE_ID_MODELS__CATALOGUE_DIR", models.to_str().unwrap()),
+            ("FACE_ID_MODELS__ACCEPTED_LICENCES", &names.join(",")),
+            ("FACE_ID_WORKER__PIPELINES", ""),
+        ],
+    )
+    .await;
+    for template in templates() {
+        let name = template.name;
+        // Of unit vectors of any metric: two patterns of nothing in common have a cosine of 0 and a distance of 1.4.
+        let threshold =
+            if template.pipeline().unwrap().recognizer.metric == shared::catalogue::Metric::Cosine { 0.7 } else { 0.3 };
+        let collection = json!({ "name": name, "pipeline": name, "settings": { "match_cosine": threshold } });
+        let (status, made) = read(server.request(Method::POST, "/v1/collections").json(&collection)).await;
+        assert_eq!(status, StatusCode::CREATED, "{name}: {made}");
+        for seed in 1..=3 {
+            server.enroll(name, seed).await;
+        }
+        for (seed, decision) in [(2, "match"), (9, "unknown")] {
+            let job = server.run(name, "identify", &json!({ "image": inline(&photo(&[seed])) })).await;
+            let faces = job["result"]["faces"].as_array().unwrap_or_else(|| panic!("{name}: {job}"));
+            assert_eq!((faces.len(), &faces[0]["decision"]), (1, &json!(decision)), "{name}: {job}");
+            if decision == "match" {
+                assert_eq!(faces[0]["matches"][0]["external_id"], "person-2", "{name}: {job}");
+            }
+        }
+        let job = server
+            .run(name, "verify", &json!({ "image": inline(&photo(&[1])), "other": { "image": inline(&photo(&[2])) } }))
+            .await;
+        assert_ne!(job["result"]["decision"], "match", "{name}: {job}");
+    }
+    server.stop().await;
+}
