@@ -224,7 +224,7 @@ mod tests {
     fn the_rules_are_those_of_calibrations_that_are_stored() {
         let good = calibration();
         good.check(Metric::Cosine).unwrap();
-        let last = good.cosine.len() - 1;
+        let last = good.score.len() - 1;
         let with = |change: &dyn Fn(&mut Calibration)| {
             let mut changed = good.clone();
             change(&mut changed);
