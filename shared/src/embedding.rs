@@ -56,6 +56,11 @@ impl Embedding {
         self.0.len()
     }
 
+    /// Its L2 length.
+    pub fn length(&self) -> f32 {
+        self.0.iter().map(|v| v * v).sum::<f32>().sqrt()
+    }
+
     /// How alike two vectors of the same model are by its metric: 1 at most, and more is more alike.
     pub fn score(&self, other: &Self, metric: Metric) -> f32 {
         match metric {
