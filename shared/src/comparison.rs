@@ -36,7 +36,8 @@ pub struct PipelineFigures {
     pub tar: Vec<TarAtFar>,
     /// The share of faces with mates that are most like their own person.
     pub rank_1: Option<f64>,
-    /// The threshold by which the collection would decide, at its size; null where nothing says one.
+    /// The threshold by which the collection would decide, at its size, a score by the pipeline's metric; null where nothing says
+    /// one.
     pub match_cosine: Option<f32>,
     /// What each face is when it is looked up among the others; null without a threshold.
     pub outcomes: Option<OutcomeCounts>,
@@ -49,7 +50,7 @@ pub struct TarAtFar {
     pub far: f64,
     /// The true accept rate; null where there are too few pairs to tell.
     pub tar: Option<f64>,
-    /// The cosine that gives both.
+    /// The threshold that gives both, a score by the pipeline's metric.
     pub cosine: Option<f32>,
     /// Why there is none.
     pub why_not: Option<String>,

@@ -2,6 +2,13 @@
 
 use std::fmt;
 
+use crate::catalogue::Metric;
+
+/// Longest vector that is taken, as its length: how far apart two of these are is a number of 32 bits.
+const LONGEST: f64 = 1e15;
+/// Sums side by side: one after the other no processor would add them in parallel.
+const LANES: usize = 8;
+
 /// A finite vector, as one model's recognizer gave it for one face: of unit L2 length but where its entry says otherwise.
 ///
 /// Vectors of two models must never be compared: whoever stores or searches them names the pipeline beside them.
@@ -11,7 +18,7 @@ pub struct Embedding(Vec<f32>);
 /// Why numbers are not an embedding.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EmbeddingError {
-    /// A component is NaN or infinite, or all are zero.
+    /// A component is NaN, infinite or as good as that, or all are zero.
     #[error("the model gave a vector that is zero or not finite")]
     Degenerate,
     /// Stored bytes are no whole number of f32.
@@ -35,10 +42,8 @@ impl Embedding {
 
     /// Keeps the length of `values`.
     pub fn as_given(values: Vec<f32>) -> Result<Self, EmbeddingError> {
-        if values.iter().any(|v| !v.is_finite()) || values.iter().all(|v| *v == 0.0) {
-            return Err(EmbeddingError::Degenerate);
-        }
-        Ok(Self(values))
+        let length = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+        if length > 0.0 && length <= LONGEST { Ok(Self(values)) } else { Err(EmbeddingError::Degenerate) }
     }
 
     /// The components.
@@ -49,6 +54,33 @@ impl Embedding {
     /// How many components there are.
     pub fn dimension(&self) -> usize {
         self.0.len()
+    }
+
+    /// Its L2 length.
+    pub fn length(&self) -> f32 {
+        self.0.iter().map(|v| v * v).sum::<f32>().sqrt()
+    }
+
+    /// How alike two vectors of the same model are by its metric: 1 at most, and more is more alike.
+    pub fn score(&self, other: &Self, metric: Metric) -> f32 {
+        match metric {
+            Metric::Cosine => self.cosine(other),
+            Metric::Euclidean => 1.0 - self.distance(other),
+        }
+    }
+
+    fn distance(&self, other: &Self) -> f32 {
+        debug_assert_eq!(self.0.len(), other.0.len(), "vectors of two models were compared");
+        let (chunks, rest) = self.0.as_chunks::<LANES>();
+        let (other_chunks, other_rest) = other.0.as_chunks::<LANES>();
+        let mut sums = [0.0f32; LANES];
+        for (a, b) in chunks.iter().zip(other_chunks) {
+            for lane in 0..LANES {
+                sums[lane] += (a[lane] - b[lane]) * (a[lane] - b[lane]);
+            }
+        }
+        let rest: f32 = rest.iter().zip(other_rest).map(|(a, b)| (a - b) * (a - b)).sum();
+        (sums.iter().sum::<f32>() + rest).sqrt()
     }
 
     /// Cosine similarity in -1..1 of two vectors of the same model, which are of unit length.
@@ -92,6 +124,28 @@ mod tests {
             prop_assert!((embedding.cosine(&embedding) - 1.0).abs() < 1e-4);
             let stored = Embedding::from_bytes(&embedding.to_bytes()).unwrap();
             prop_assert!(embedding.as_slice().iter().zip(stored.as_slice()).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
+    }
+
+    #[test]
+    fn a_score_follows_the_metric() {
+        let vector = |values: &[f32]| Embedding::as_given(values.to_vec()).unwrap();
+        let (one, other) = (vector(&[3.0, 0.0]), vector(&[0.0, 4.0]));
+        assert!((one.score(&other, Metric::Euclidean) + 4.0).abs() < 1e-6);
+        assert!((one.score(&one, Metric::Euclidean) - 1.0).abs() < 1e-6);
+        let unit = |values: &[f32]| Embedding::normalised(values.to_vec()).unwrap();
+        assert!((unit(&[1.0, 1.0]).score(&unit(&[2.0, 0.0]), Metric::Cosine) - 0.5_f32.sqrt()).abs() < 1e-6);
+        // Nineteen components: two whole chunks, and a rest.
+        let long = |from: u8| vector(&(from..from + 19).map(f32::from).collect::<Vec<_>>());
+        assert!((long(1).score(&long(3), Metric::Euclidean) - (1.0 - (19.0_f32 * 4.0).sqrt())).abs() < 1e-5);
+    }
+
+    #[test]
+    fn lengths_are_kept() {
+        let long = Embedding::as_given(vec![3.0, 4.0]).unwrap();
+        assert_eq!(Embedding::from_bytes(&long.to_bytes()).unwrap().as_slice(), [3.0, 4.0]);
+        for values in [vec![0.0; 4], vec![f32::NAN, 1.0], vec![1e16, 0.0], vec![]] {
+            assert_eq!(Embedding::as_given(values), Err(EmbeddingError::Degenerate));
         }
     }
 

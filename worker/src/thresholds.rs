@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shared::catalogue::{Calibration, Rate, Threshold};
+use shared::catalogue::{Calibration, Metric, Rate, Threshold};
 use shared::db::collections::CollectionSettings;
 use shared::job::Decision;
 
@@ -12,19 +12,23 @@ use crate::calibrations::InUse;
 const UNCERTAIN_RATE: f64 = 10.0;
 /// With a threshold set by hand there is no rate to go by; this much below it is uncertain.
 const UNCERTAIN_COSINE: f32 = 0.05;
+/// The same for a distance, as a part of it: 0.05 at dlib's threshold of 0.6, whatever a pipeline's distances are.
+const UNCERTAIN_SHARE: f32 = 1.0 / 12.0;
 
 /// What a job decides by: the same for all that it compares.
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// Whose scores they are.
     pub pipeline: String,
+    /// How this pipeline's vectors are compared.
+    pub metric: Metric,
     /// The collection's settings, as they hold for this pipeline.
     pub settings: CollectionSettings,
     /// What this pipeline's scores mean in the collection.
     pub calibration: Option<Arc<InUse>>,
 }
 
-/// The thresholds of one search or comparison.
+/// The thresholds of one search or comparison; scores of the pipeline's metric, called as the setting is.
 #[derive(Clone, Debug)]
 pub struct Thresholds<'a> {
     /// A score at or above is a match.
@@ -56,16 +60,16 @@ impl<'a> Thresholds<'a> {
     fn at(terms: &'a Terms, rate: f64, comparisons: usize) -> Result<Self, NoCalibration> {
         let calibration = terms.calibration.as_ref().map(|in_use| &in_use.calibration);
         let (matching, uncertain) = match (terms.settings.match_cosine, calibration) {
-            (Some(cosine), _) => (Threshold { cosine, extrapolated: false }, cosine - UNCERTAIN_COSINE),
+            (Some(score), _) => (Threshold { score, extrapolated: false }, below(score, terms.metric)),
             (None, Some(calibration)) => {
                 let loose = (rate * UNCERTAIN_RATE).min(0.5).max(rate);
-                let uncertain = calibration.threshold_for_gallery(loose, comparisons).cosine;
+                let uncertain = calibration.threshold_for_gallery(loose, comparisons).score;
                 (calibration.threshold_for_gallery(rate, comparisons), uncertain)
             }
             (None, None) => return Err(NoCalibration(terms.pipeline.clone())),
         };
         Ok(Self {
-            match_cosine: matching.cosine,
+            match_cosine: matching.score,
             uncertain_cosine: uncertain,
             extrapolated: matching.extrapolated,
             calibration,
@@ -95,6 +99,14 @@ impl<'a> Thresholds<'a> {
     }
 }
 
+/// Where `uncertain` begins below a threshold that was set by hand.
+fn below(score: f32, metric: Metric) -> f32 {
+    match metric {
+        Metric::Cosine => score - UNCERTAIN_COSINE,
+        Metric::Euclidean => 1.0 - (1.0 - score) * (1.0 + UNCERTAIN_SHARE),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use shared::catalogue::Catalogue;
@@ -106,6 +118,7 @@ mod tests {
         let pipeline = catalogue.pipeline(pipeline).unwrap();
         Terms {
             pipeline: pipeline.name.clone(),
+            metric: pipeline.recognizer.metric,
             settings: CollectionSettings::default(),
             calibration: pipeline.calibration.clone().map(|calibration| Arc::new(InUse { id: None, calibration })),
         }
@@ -149,6 +162,21 @@ mod tests {
         let thresholds = Thresholds::verify(&terms, 1).unwrap();
         assert_eq!(thresholds.decide(0.4), Decision::Match);
         assert_eq!(thresholds.false_positive_rate(0.4), None);
+    }
+
+    #[test]
+    fn below_a_distance_set_by_hand_uncertain_goes_on_for_a_part_of_it() {
+        let mut terms = terms("yunet-sface");
+        terms.metric = Metric::Euclidean;
+        // dlib's 0.6, and a model whose distances are twenty times as long.
+        for (distance, uncertain) in [(0.6, 0.65), (12.0, 13.0)] {
+            terms.settings.match_cosine = Some(1.0 - distance);
+            let thresholds = Thresholds::verify(&terms, 1).unwrap();
+            assert!((thresholds.uncertain_cosine - (1.0 - uncertain)).abs() < 1e-5, "{thresholds:?}");
+            assert_eq!(thresholds.decide(1.0 - distance), Decision::Match);
+            assert_eq!(thresholds.decide(1.0 - f32::midpoint(distance, uncertain)), Decision::Uncertain);
+            assert_eq!(thresholds.decide(1.0 - 1.1 * distance), Decision::Unknown);
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub struct CalibrationView {
 pub struct CalibrationPointView {
     /// How often one comparison of two persons' faces reaches the threshold.
     far: f64,
-    /// The threshold.
+    /// The threshold, a score by the pipeline's metric: a cosine, or 1 less the distance.
     cosine: f32,
     /// The rate is at least this, as surely as the calibration says.
     lower: f64,
@@ -160,7 +160,7 @@ pub async fn create(
         comparisons: new.comparisons,
         confidence: new.confidence,
     };
-    measured.check().map_err(|(pointer, why)| ApiError::invalid(pointer, why))?;
+    measured.check(pipeline.recognizer.metric).map_err(|(pointer, why)| ApiError::invalid(pointer, why))?;
     let stored = calibrations::store(&state.db, collection, &measured, pipeline.calibration.is_none()).await?;
     let row = stored
         .ok_or_else(|| ApiError::conflict("gone_meanwhile", "the collection or the model was deleted meanwhile"))?;

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use shared::access::Reach;
+use shared::catalogue::Metric;
 use shared::db::clusters::queue;
 use shared::db::collections::{self, CollectionSettings, Created};
 use shared::db::entity::collection;
@@ -14,7 +15,8 @@ use utoipa::ToSchema;
 
 use super::erasures::{ErasureView, accepted};
 use super::instant;
-use super::models::check_pipeline;
+use super::models::{check_pipeline, named};
+use super::reprocess::registered;
 use crate::auth::{Admin, Caller, Read};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult};
@@ -78,8 +80,8 @@ async fn view(state: &AppState, row: collection::Model) -> ApiResult<CollectionV
     })
 }
 
-fn check_settings(settings: &CollectionSettings) -> ApiResult<()> {
-    settings.check().map_err(|(field, why)| ApiError::invalid(format!("#/settings/{field}"), why))
+fn check_settings(settings: &CollectionSettings, metric: Metric) -> ApiResult<()> {
+    settings.check(metric).map_err(|(field, why)| ApiError::invalid(format!("#/settings/{field}"), why))
 }
 
 fn check_name(name: &str) -> ApiResult<()> {
@@ -101,8 +103,8 @@ pub async fn create(
         return Err(ApiError::forbidden("a key of single collections makes no others"));
     }
     check_name(&new.name)?;
-    check_settings(&new.settings)?;
     let pipeline = new.pipeline.unwrap_or_else(|| state.config.models.default_pipeline.clone());
+    check_settings(&new.settings, named(&state, &pipeline).await?.recognizer.metric)?;
     let made = make(&state, &new.name, &pipeline, &new.settings).await?;
     let row =
         made.ok_or_else(|| ApiError::conflict("collection_exists", format!("there is a collection {}", new.name)))?;
@@ -168,8 +170,13 @@ pub async fn update(
     headers: HeaderMap,
     Json(changes): Json<CollectionChanges>,
 ) -> ApiResult<impl IntoResponse> {
-    check_settings(&changes.settings)?;
     let row = extract::collection(&state, &caller, &collection).await?;
+    // Only a threshold takes a pipeline that this version knows.
+    let metric = match changes.settings.match_cosine {
+        Some(_) => registered(&state, &row.pipeline).await?.recognizer.metric,
+        None => Metric::default(),
+    };
+    check_settings(&changes.settings, metric)?;
     let had_clusters = row.settings()?.clustering;
     let is_expected = |settings: &CollectionSettings| version_of(settings).is_ok_and(|v| v.may_change(&headers));
     if !collections::update_settings(&state.db, row.id, &changes.settings, is_expected).await? {

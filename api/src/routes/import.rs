@@ -82,6 +82,7 @@ async fn take_in(
         if let Line::FaceIdExport(header) = &read {
             state.models.refresh().await?;
             check_header(state, collection, header)?;
+            checker.go_by(&state.models.now());
         }
         if portion.is_full_before(&read) {
             check_unchanged(state, grant, collection).await?;

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use sea_orm::DbErr;
 use serde::Serialize;
 use shared::access::{Grant, Scope};
-use shared::catalogue::{AllowedUse, Entry, ModelFile, Origin, Pipeline};
+use shared::catalogue::{AllowedUse, Entry, Metric, ModelFile, Origin, Pipeline};
 use shared::db::is_lock_timeout;
 use shared::db::models::{self as rows, Model};
 use shared::db::workers::{self, Served, Serving};
@@ -42,6 +42,8 @@ pub struct ModelView {
     detector_revision: String,
     /// Components of a vector.
     dimension: usize,
+    /// How its vectors are compared, which is what scores and thresholds are.
+    metric: MetricView,
     /// Features of which a processor needs one.
     requires: Vec<String>,
     /// How often two persons' faces score how much; null where nobody measured it.
@@ -62,6 +64,16 @@ pub struct ModelEntryView {
     model: ModelView,
     /// The catalogue entry, TOML.
     entry: String,
+}
+
+/// How two vectors are compared. More is more alike, whichever it is.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricView {
+    /// A score is the cosine of their angle, -1 to 1.
+    Cosine,
+    /// A score is 1 less their distance: 1 at most, and without an end below.
+    Euclidean,
 }
 
 /// Where a model's entry comes from.
@@ -121,7 +133,7 @@ pub struct ModelCalibration {
     measured_on: String,
     /// Rates, falling.
     far: Vec<f64>,
-    /// The cosine from which on each holds, rising.
+    /// The score from which on each holds, rising: a cosine, or 1 less the distance.
     cosine: Vec<f32>,
 }
 
@@ -351,7 +363,7 @@ fn view(state: &AppState, row: &Model, pipeline: &Pipeline, alive: &[Served]) ->
     let calibration = pipeline.calibration.as_ref().map(|measured| ModelCalibration {
         measured_on: measured.measured_on.clone(),
         far: measured.far.clone(),
-        cosine: measured.cosine.clone(),
+        cosine: measured.score.clone(),
     });
     ModelView {
         name: row.name.clone(),
@@ -365,6 +377,10 @@ fn view(state: &AppState, row: &Model, pipeline: &Pipeline, alive: &[Served]) ->
         licence_accepted: licence_accepted(state, pipeline),
         detector_revision: pipeline.detector_revision(),
         dimension: pipeline.recognizer.dimension,
+        metric: match pipeline.recognizer.metric {
+            Metric::Cosine => MetricView::Cosine,
+            Metric::Euclidean => MetricView::Euclidean,
+        },
         requires: pipeline.requires.iter().map(ToString::to_string).collect(),
         calibration,
         workers,

@@ -1,6 +1,7 @@
 //! A gallery of synthetic persons: each has a direction of its own, and faces scattered around it.
 
 use anyhow::Context as _;
+use shared::catalogue::Metric;
 use shared::db::collections::{self, CollectionSettings};
 use shared::db::faces::{self, AssignedBy, NewFace, Origin};
 use shared::db::images::{self, ImageSource};
@@ -74,7 +75,7 @@ impl Random {
 pub(super) async fn make(db: &Db, name: &str) -> anyhow::Result<Gallery> {
     let made = collections::create(db, name, PIPELINE, &CollectionSettings::default()).await?;
     let collection = made.with_context(|| format!("there is a collection {name} already"))?.id;
-    Ok(Gallery { collection, pipeline: PIPELINE.to_owned() })
+    Ok(Gallery { collection, pipeline: PIPELINE.to_owned(), metric: Metric::Cosine })
 }
 
 /// Stores `count` faces of persons whose directions come from `random`, and gives those persons.

@@ -33,6 +33,7 @@ const DRAWS: usize = 64 * LANES;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Point {
     pub(super) far: f64,
+    /// The threshold, called as the API does whatever the metric is.
     pub(super) cosine: f64,
     /// Between these the rate lies.
     pub(super) lower: f64,
@@ -52,7 +53,7 @@ pub(super) fn points(compared: &Comparisons, rates: &[f64], seed: u64) -> anyhow
     if measured.len() < 2 {
         anyhow::bail!(too_few(compared, rates));
     }
-    let cosines: Vec<f64> = measured.iter().map(|far| compared.cosine_at(*far)).collect();
+    let cosines: Vec<f64> = measured.iter().map(|far| compared.score_at(*far)).collect();
     ensure!(
         cosines.is_sorted_by(|a, b| a < b),
         "the rates {measured:?} have the thresholds {cosines:?}, which do not rise: too many of the faces are alike"
@@ -132,7 +133,7 @@ fn draw(compared: &Comparisons, cosines: &[f64], seed: u64) -> Vec<Vec<f64>> {
     // By how many of the thresholds are reached, and by person.
     let mut reached: Vec<Vec<&Kept>> = cosines.iter().map(|_| Vec::new()).collect();
     for kept in &compared.kept {
-        let reaches = cosines.partition_point(|cosine| *cosine <= f64::from(kept.cosine));
+        let reaches = cosines.partition_point(|cosine| *cosine <= f64::from(kept.score));
         if let Some(last) = reaches.checked_sub(1) {
             reached[last].push(kept);
         }

@@ -8,9 +8,10 @@ use std::collections::HashSet;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use shared::catalogue::Metric;
 use shared::embedding::Embedding;
 
-/// Bins of -1..1: a threshold is off by at most 2 / 200,000.
+/// Bins of all scores: a cosine is off by at most 2 / 200,000, and a short distance by no more.
 const BINS: usize = 200_000;
 /// Vectors a side of a block: two blocks of 128 components stay in a core's own cache.
 const BLOCK: usize = 128;
@@ -22,21 +23,23 @@ pub(super) struct Labelled {
     pub(super) embeddings: Vec<Embedding>,
     /// Pairs of people that may be one, the lower number first: they are not compared.
     pub(super) left_out: HashSet<[usize; 2]>,
+    /// How the vectors are compared.
+    pub(super) metric: Metric,
 }
 
 /// A comparison that reached what is kept one by one.
 pub(super) struct Kept {
     pub(super) people: [u32; 2],
-    pub(super) cosine: f32,
+    pub(super) score: f32,
     /// Its part of the pair of people.
     pub(super) weight: f32,
 }
 
 /// The comparisons of a set of faces.
 pub(super) struct Comparisons {
-    /// Pairs of people by cosine.
+    /// Pairs of people by score.
     impostor: Vec<f64>,
-    /// People with several faces, by their own cosines.
+    /// People with several faces, by their own scores.
     genuine: Vec<f64>,
     pub(super) kept: Vec<Kept>,
     /// Pairs of people that were compared.
@@ -46,6 +49,7 @@ pub(super) struct Comparisons {
     pub(super) people: usize,
     pub(super) faces: usize,
     pub(super) left_out: HashSet<[usize; 2]>,
+    pub(super) metric: Metric,
 }
 
 impl Labelled {
@@ -53,6 +57,7 @@ impl Labelled {
     pub(super) fn new<'a>(
         people: impl IntoIterator<Item = (String, Vec<Embedding>)>,
         aliases: impl IntoIterator<Item = [&'a str; 2]>,
+        metric: Metric,
     ) -> Self {
         let people: Vec<_> = people.into_iter().filter(|(_, faces)| !faces.is_empty()).collect();
         let number = |name: &str| people.iter().position(|(other, _)| other == name);
@@ -60,7 +65,7 @@ impl Labelled {
         let left_out = aliases.into_iter().filter_map(pair).collect();
         let faces = people.into_iter().enumerate().flat_map(|(n, (_, faces))| faces.into_iter().map(move |e| (n, e)));
         let (people, embeddings) = faces.unzip();
-        Self { people, embeddings, left_out }
+        Self { people, embeddings, left_out, metric }
     }
 
     /// How many people there are.
@@ -77,7 +82,7 @@ impl Labelled {
         let (people, embeddings) = faces.filter_map(|(person, e)| Some((numbers[*person]?, e.clone()))).unzip();
         let pairs = self.left_out.iter();
         let left_out = pairs.filter_map(|[one, other]| Some([numbers[*one]?, numbers[*other]?])).collect();
-        Self { people, embeddings, left_out }
+        Self { people, embeddings, left_out, metric: self.metric }
     }
 }
 
@@ -95,12 +100,12 @@ impl Comparisons {
         }
         let weight: Vec<f64> = faces_of.iter().map(|count| 1.0 / f64::from((*count).max(1))).collect();
         let own = |person: usize| 2.0 / (f64::from(faces_of[person]) * f64::from(faces_of[person] - 1));
-        let tallies = on_all_cores(faces, |tally: &mut [Vec<f64>; 2], [one, other], cosine| {
+        let tallies = on_all_cores(faces, |tally: &mut [Vec<f64>; 2], [one, other], score| {
             let (which, weight) = if one == other { (1, own(one)) } else { (0, weight[one] * weight[other]) };
             if tally[which].is_empty() {
                 tally[which].resize(BINS, 0.0);
             }
-            tally[which][bin(cosine)] += weight;
+            tally[which][bin(score, faces.metric)] += weight;
         });
         let mut sums = [vec![0.0; BINS], vec![0.0; BINS]];
         for (sum, tally) in tallies.iter().flat_map(|tally| [0, 1].map(|n| (n, &tally[n]))) {
@@ -108,17 +113,17 @@ impl Comparisons {
         }
         let [impostor, genuine] = sums;
         let pairs: f64 = impostor.iter().sum();
-        let floor = edge(&impostor, highest * pairs);
-        let kept = on_all_cores(faces, |(kept, count): &mut (Vec<Kept>, u64), [one, other], cosine| {
+        let floor = edge(&impostor, highest * pairs, faces.metric);
+        let kept = on_all_cores(faces, |(kept, count): &mut (Vec<Kept>, u64), [one, other], score| {
             if one == other {
                 return;
             }
             *count += 1;
-            if f64::from(cosine) >= floor {
+            if f64::from(score) >= floor {
                 #[expect(clippy::cast_possible_truncation, reason = "a set has at most thousands of people")]
                 let people = [one, other].map(|person| person as u32);
                 #[expect(clippy::cast_possible_truncation, reason = "a part of one")]
-                kept.push(Kept { people, cosine, weight: (weight[one] * weight[other]) as f32 });
+                kept.push(Kept { people, score, weight: (weight[one] * weight[other]) as f32 });
             }
         });
         let count = kept.iter().map(|(_, count)| count).sum();
@@ -131,26 +136,27 @@ impl Comparisons {
             people,
             faces: faces.people.len(),
             left_out: faces.left_out.clone(),
+            metric: faces.metric,
         }
     }
 
     /// The lowest threshold that at most this share of the pairs of people reaches, to four decimals.
-    pub(super) fn cosine_at(&self, far: f64) -> f64 {
+    pub(super) fn score_at(&self, far: f64) -> f64 {
         // Rounded up so that the rate is kept.
-        (edge(&self.impostor, far * self.pairs) * 1e4 - 1e-6).ceil() / 1e4
+        (edge(&self.impostor, far * self.pairs, self.metric) * 1e4 - 1e-6).ceil() / 1e4
     }
 
     /// How often two people's faces reach the threshold.
-    pub(super) fn far_at(&self, cosine: f64) -> f64 {
-        share(&self.impostor, cosine)
+    pub(super) fn far_at(&self, score: f64) -> f64 {
+        share(&self.impostor, score, self.metric)
     }
 
     /// How often two faces of one person reach the threshold; `None` where nobody has two.
-    pub(super) fn tar_at(&self, cosine: f64) -> Option<f64> {
-        Some(share(&self.genuine, cosine)).filter(|share| share.is_finite())
+    pub(super) fn tar_at(&self, score: f64) -> Option<f64> {
+        Some(share(&self.genuine, score, self.metric)).filter(|share| share.is_finite())
     }
 
-    /// Percent of two people's comparisons, and of one person's, in each of so many equal bins over -1..1.
+    /// Percent of two people's comparisons, and of one person's, in each of so many equal bins over all scores.
     pub(super) fn distributions(&self, bins: usize) -> [Vec<f64>; 2] {
         [&self.impostor, &self.genuine].map(|histogram| {
             let all: f64 = histogram.iter().sum();
@@ -160,14 +166,14 @@ impl Comparisons {
     }
 }
 
-fn bin(cosine: f32) -> usize {
+fn bin(score: f32, metric: Metric) -> usize {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-    let bin = (f64::midpoint(f64::from(cosine), 1.0) * BINS as f64) as usize;
+    let bin = (metric.place_of(score.into()) * BINS as f64) as usize;
     bin.min(BINS - 1)
 }
 
 /// The lowest bin edge that at most `allowed` of the weight reaches.
-fn edge(histogram: &[f64], allowed: f64) -> f64 {
+fn edge(histogram: &[f64], allowed: f64, metric: Metric) -> f64 {
     let mut above = 0.0;
     // Sums of fractions are off by their rounding.
     let slack = allowed * 1e-9;
@@ -175,13 +181,13 @@ fn edge(histogram: &[f64], allowed: f64) -> f64 {
         above += weight;
         above > allowed + slack
     });
-    refused.map_or(-1.0, |bin| (bin + 1) as f64 / BINS as f64 * 2.0 - 1.0)
+    metric.score_at(refused.map_or(0.0, |bin| (bin + 1) as f64 / BINS as f64))
 }
 
 /// The part of the weight that reaches a threshold.
-fn share(histogram: &[f64], cosine: f64) -> f64 {
+fn share(histogram: &[f64], score: f64, metric: Metric) -> f64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-    let first = (f64::midpoint(cosine, 1.0) * BINS as f64).round() as usize;
+    let first = (metric.place_of(score) * BINS as f64).round() as usize;
     histogram[first.min(BINS)..].iter().sum::<f64>() / histogram.iter().sum::<f64>()
 }
 
@@ -190,7 +196,7 @@ pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Tells every comparison: whose faces they are, the lower number first, and the cosine.
+/// Tells every comparison: whose faces they are, the lower number first, and the score.
 fn on_all_cores<T: Default + Send>(faces: &Labelled, tell: impl Fn(&mut T, [usize; 2], f32) + Sync) -> Vec<T> {
     let count = faces.embeddings.len();
     // Few people are in a pair that is left out: only their pairs are looked up.
@@ -209,7 +215,8 @@ fn on_all_cores<T: Default + Send>(faces: &Labelled, tell: impl Fn(&mut T, [usiz
                     for other in column.max(row + 1)..(column + BLOCK).min(count) {
                         let pair = ordered(faces.people[row], faces.people[other]);
                         if !(is_named[pair[0]] && is_named[pair[1]] && faces.left_out.contains(&pair)) {
-                            tell(&mut tally, pair, faces.embeddings[row].cosine(&faces.embeddings[other]));
+                            let score = faces.embeddings[row].score(&faces.embeddings[other], faces.metric);
+                            tell(&mut tally, pair, score);
                         }
                     }
                 }
@@ -218,7 +225,7 @@ fn on_all_cores<T: Default + Send>(faces: &Labelled, tell: impl Fn(&mut T, [usiz
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..cores()).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|t| t.join().expect("compare faces; this is a bug: cosines do not panic")).collect()
+        threads.into_iter().map(|t| t.join().expect("compare faces; this is a bug: scores do not panic")).collect()
     })
 }
 
@@ -237,7 +244,7 @@ pub(super) mod tests {
             let mut near = || Embedding::normalised(center.iter().map(|at| at + normal() * 0.3).collect()).unwrap();
             (n.to_string(), (0..=n % 3).map(|_| near()).collect())
         };
-        Labelled::new((0..people).map(person).collect::<Vec<_>>(), [])
+        Labelled::new((0..people).map(person).collect::<Vec<_>>(), [], Metric::Cosine)
     }
 
     fn towards(x: f32) -> Embedding {
@@ -251,13 +258,13 @@ pub(super) mod tests {
             let faces = [("Ann", vec![towards(0.9); 100]), ("Bob", vec![towards(1.0)]), ("Cy", vec![towards(-1.0)])];
             faces.map(|(name, faces)| (name.to_owned(), faces))
         };
-        let compared = Comparisons::of(&Labelled::new(people(), []), 0.5);
+        let compared = Comparisons::of(&Labelled::new(people(), [], Metric::Cosine), 0.5);
         assert!((compared.pairs - 3.0).abs() < 1e-9, "three pairs of people");
         assert_eq!((compared.count, compared.people, compared.faces, compared.kept.len()), (201, 3, 102, 100));
         assert!((compared.far_at(0.8) - 1.0 / 3.0).abs() < 1e-6);
         assert!((compared.tar_at(0.99).unwrap() - 1.0).abs() < 1e-9, "one person's are not two people's");
         for aliases in [["Ann", "Bob"], ["Bob", "Ann"]] {
-            let faces = Labelled::new(people(), [aliases, ["Ann", "Dan"]]);
+            let faces = Labelled::new(people(), [aliases, ["Ann", "Dan"]], Metric::Cosine);
             let compared = Comparisons::of(&faces, 0.5);
             assert!((compared.pairs - 2.0).abs() < 1e-9 && compared.far_at(0.8) == 0.0);
             let without_cy = faces.of_people(&[true, true, false]);
@@ -275,9 +282,15 @@ pub(super) mod tests {
         }
         assert_eq!(compared.count, pairs as u64);
         assert!((compared.pairs - 200.0 * 199.0 / 2.0).abs() < 1e-6);
+        let apart = Comparisons::of(&Labelled { metric: Metric::Euclidean, ..crowd(200, 3) }, 0.1);
         for far in [1e-1, 1e-2, 1e-3] {
-            let found = compared.far_at(compared.cosine_at(far));
-            assert!(found <= far * 1.000_001 && found > far * 0.9, "{far}: {found}");
+            for compared in [&compared, &apart] {
+                let found = compared.far_at(compared.score_at(far));
+                assert!(found <= far * 1.000_001 && found > far * 0.9, "{far}: {found}");
+            }
+            // Of unit vectors a cosine is a distance, and orders pairs as that does.
+            let distance = (2.0 - 2.0 * compared.score_at(far)).sqrt();
+            assert!((1.0 - distance - apart.score_at(far)).abs() < 1e-3, "{far}: {distance}");
         }
         let kept: f64 = compared.kept.iter().map(|kept| f64::from(kept.weight)).sum();
         assert!((kept / compared.pairs - 0.1).abs() < 1e-3);

@@ -5,6 +5,8 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use serde::Deserialize as _;
+use shared::catalogue::Metric;
 use shared::db::faces::AssignedBy;
 use shared::embedding::Embedding;
 use shared::transfer::{FaceLine, Line};
@@ -94,7 +96,8 @@ pub(super) async fn of_folder(
     let (found, left_out) = embedded::embed(setup, paths).await?;
     let mut found = found.into_iter();
     let faces = people.into_iter().map(|(name, paths)| (name, found.by_ref().take(paths.len()).flatten().collect()));
-    Ok((Labelled::new(faces, ALIASES.iter().map(|alias| [alias.one, alias.other])), left_out))
+    let metric = setup.engine.pipeline().recognizer.metric;
+    Ok((Labelled::new(faces, ALIASES.iter().map(|alias| [alias.one, alias.other]), metric), left_out))
 }
 
 /// The pictures of `folder/<person>/`.
@@ -140,6 +143,9 @@ pub(super) async fn of_collection(
     pipeline: &str,
     per_person: Option<usize>,
 ) -> anyhow::Result<Labelled> {
+    let model = client.get(&format!("/v1/models/{pipeline}")).await?;
+    let metric = Metric::deserialize(&model["metric"])
+        .context("the server does not say how the model's vectors are compared")?;
     let mut sample = Sample::new(per_person.unwrap_or(usize::MAX), MOST_FACES);
     tell_lines(client, collection, |line| {
         if let Line::Face(face) = line
@@ -149,7 +155,7 @@ pub(super) async fn of_collection(
         }
     })
     .await?;
-    Ok(Labelled::new(sample.finish(), []))
+    Ok(Labelled::new(sample.finish(), [], metric))
 }
 
 /// Whose the face is, with its vector.

@@ -9,8 +9,9 @@ use super::bounds::{CONFIDENCE, Point};
 use super::comparisons::Comparisons;
 use crate::eval::plots::{BARS, FONT, GENUINE, IMPOSTOR, TITLE_FONT, canvas, scores};
 
-/// Thresholds between two points of the curve.
+/// Thresholds between two points of the curve, and points at most: distances may be long.
 const STEP: f64 = 0.002;
+const MOST_STEPS: f64 = 1000.0;
 /// Dashes and gaps of what is extrapolated, in pixels.
 const DASH: (i32, i32) = (6, 5);
 
@@ -21,7 +22,8 @@ pub(super) fn draw(folder: &Path, title: &str, compared: &Comparisons, points: &
     far(&curve, title, compared, points).with_context(|| format!("draw {}", curve.display()))?;
     // The threshold of one comparison, as a verify has it by default.
     let threshold = points.iter().rfind(|point| point.far >= 1e-3).map_or(1.0, |point| point.cosine);
-    scores(&distributions, &format!("{title}: scores"), &compared.distributions(BARS), threshold)
+    let at = (threshold, compared.metric);
+    scores(&distributions, &format!("{title}: scores"), &compared.distributions(BARS), at)
         .with_context(|| format!("draw {}", distributions.display()))
 }
 
@@ -41,7 +43,7 @@ fn far(file: &Path, title: &str, compared: &Comparisons, points: &[Point]) -> an
         )?;
     chart
         .configure_mesh()
-        .x_desc("threshold (cosine)")
+        .x_desc(format!("threshold ({})", compared.metric.score_name()))
         .y_desc("false accept rate, two people (log)")
         .y_label_formatter(&|far| format!("{far:.0e}"))
         .label_style(FONT)
@@ -93,12 +95,8 @@ fn band(points: &[Point], line: &[(f64, f64)]) -> Vec<(f64, f64)> {
 }
 
 fn curve(compared: &Comparisons, from: f64, to: f64) -> Vec<(f64, f64)> {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "cosines are a few hundred steps apart"
-    )]
-    let steps = ((to - from) / STEP).ceil().max(1.0) as u32;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "there are few")]
+    let steps = ((to - from) / STEP).ceil().clamp(1.0, MOST_STEPS) as u32;
     let at = |n: u32| from + (to - from) * f64::from(n) / f64::from(steps);
     (0..=steps).map(at).map(|cosine| (cosine, compared.far_at(cosine))).filter(|(_, far)| *far > 0.0).collect()
 }

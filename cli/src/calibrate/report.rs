@@ -3,16 +3,18 @@
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::{Value, json};
+use shared::catalogue::Metric;
 
 use super::bounds::{CONFIDENCE, Point};
 use super::comparisons::Comparisons;
 use super::embedded::LeftOut;
 use super::splits::{self, Coverage};
 
-/// All that was measured. Rates are shares of 0..1, thresholds cosines.
+/// All that was measured. Rates are shares of 0..1, thresholds scores of the metric.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) pipeline: String,
+    pub(super) metric: Metric,
     pub(super) collection: Option<String>,
     pub(super) measured_on: String,
     pub(super) points: Vec<Point>,
@@ -36,6 +38,7 @@ impl Report {
     pub(super) fn new(pipeline: &str, measured_on: String, compared: &Comparisons, points: Vec<Point>) -> Self {
         Self {
             pipeline: pipeline.to_owned(),
+            metric: compared.metric,
             collection: None,
             measured_on,
             true_accepts: points.iter().map(|point| compared.tar_at(point.cosine)).collect(),
@@ -100,7 +103,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
         let bounds = format!("bounds at {:.0} %", self.confidence * 100.0);
-        table.set_header(["false accept rate", "cosine", &bounds, "true accepts", &self.pipeline]);
+        table.set_header(["false accept rate", self.metric.score_name(), &bounds, "true accepts", &self.pipeline]);
         for (point, tar) in self.points.iter().zip(&self.true_accepts) {
             let part = |bound: f64| (bound / point.far - 1.0) * 100.0;
             table.add_row([

@@ -5,6 +5,7 @@ use std::num::NonZero;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use shared::catalogue::Metric;
 use shared::embedding::Embedding;
 
 use super::pairs::Photo;
@@ -13,7 +14,7 @@ use super::pairs::Photo;
 pub(super) const RATES: [f64; 6] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 /// What the pairs are, as the catalogue says it.
 const MEASURED_ON: &str = "LFW, all cross pairs of different people, aliases left out";
-/// Bins of -1..1: a threshold is off by at most 2 / 200,000.
+/// Bins of all scores: a cosine is off by at most 2 / 200,000, and a short distance by no more.
 const BINS: usize = 200_000;
 /// Vectors a side of a block: two blocks of 128 components stay in a core's own cache.
 const BLOCK: usize = 128;
@@ -54,15 +55,17 @@ const fn alias(one: &'static str, other: &'static str, reason: &'static str) -> 
 pub(super) struct CrossPair {
     pub(super) one: String,
     pub(super) other: String,
-    pub(super) cosine: f32,
+    pub(super) score: f32,
 }
 
 /// Thresholds by false accept rate.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(super) struct Calibration {
+    pub(super) metric: Metric,
     pub(super) measured_on: &'static str,
     pub(super) far: Vec<f64>,
-    pub(super) cosine: Vec<f64>,
+    /// Scores of the metric.
+    pub(super) score: Vec<f64>,
     /// Comparisons that were counted.
     pub(super) pairs: u64,
     /// Who was left out, and why.
@@ -73,6 +76,7 @@ pub(super) struct Calibration {
 
 /// The faces compared, person by person.
 pub(super) struct Gallery {
+    pub(super) metric: Metric,
     pub(super) photos: Vec<Photo>,
     pub(super) embeddings: Vec<Embedding>,
 }
@@ -84,7 +88,7 @@ pub(super) fn measure(gallery: &Gallery, aliases: &[Alias]) -> Calibration {
     let next = AtomicUsize::new(0);
     let count = gallery.embeddings.len();
     let work = || {
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(gallery.metric);
         loop {
             let start = next.fetch_add(1, Ordering::Relaxed) * BLOCK;
             if start >= count {
@@ -104,8 +108,8 @@ pub(super) fn measure(gallery: &Gallery, aliases: &[Alias]) -> Calibration {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let tally = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().fold(Tally::default(), |mut all, thread| {
-            all.add(thread.join().expect("compare faces; this is a bug: cosines do not panic"));
+        threads.into_iter().fold(Tally::new(gallery.metric), |mut all, thread| {
+            all.add(thread.join().expect("compare faces; this is a bug: scores do not panic"));
             all
         })
     });
@@ -120,46 +124,50 @@ pub(super) fn allowed(far: f64, count: u64) -> u64 {
     allowed
 }
 
-/// Counts of scores in bins of equal width over -1..1.
-struct Histogram(Vec<u64>);
+/// Counts of scores in bins of equal width over all there can be.
+struct Histogram {
+    metric: Metric,
+    bins: Vec<u64>,
+}
 
 impl Histogram {
+    fn new(metric: Metric) -> Self {
+        Self { metric, bins: vec![0; BINS] }
+    }
+
     fn count(&mut self, score: f32) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-        let bin = (f64::midpoint(f64::from(score), 1.0) * self.0.len() as f64) as usize;
-        let last = self.0.len() - 1;
-        self.0[bin.min(last)] += 1;
+        let bin = (self.metric.place_of(score.into()) * BINS as f64) as usize;
+        self.bins[bin.min(BINS - 1)] += 1;
     }
 
     fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.bins.iter().sum()
     }
 
     /// The lowest bin edge that at most `allowed` scores reach.
     fn edge_above_all_but(&self, allowed: u64) -> f64 {
         let mut above = 0;
-        let refused = self.0.iter().rposition(|count| {
+        let refused = self.bins.iter().rposition(|count| {
             above += count;
             above > allowed
         });
-        refused.map_or(-1.0, |bin| (bin + 1) as f64 / self.0.len() as f64 * 2.0 - 1.0)
+        self.metric.score_at(refused.map_or(0.0, |bin| (bin + 1) as f64 / BINS as f64))
     }
 }
 
 /// What one thread counted.
 struct Tally {
     histogram: Histogram,
-    /// Cosine and places of the most similar pairs, falling.
+    /// Score and places of the most similar pairs, falling.
     highest: Vec<(f32, usize, usize)>,
 }
 
-impl Default for Tally {
-    fn default() -> Self {
-        Self { histogram: Histogram(vec![0; BINS]), highest: Vec::with_capacity(HIGHEST + 1) }
-    }
-}
-
 impl Tally {
+    fn new(metric: Metric) -> Self {
+        Self { histogram: Histogram::new(metric), highest: Vec::with_capacity(HIGHEST + 1) }
+    }
+
     fn count_block(
         &mut self,
         embeddings: &[Embedding],
@@ -173,9 +181,9 @@ impl Tally {
                 if one == other || (!left_out.is_empty() && left_out.contains(&[one, other])) {
                     continue;
                 }
-                let cosine = embeddings[row].cosine(&embeddings[column]);
-                self.histogram.count(cosine);
-                self.keep((cosine, row, column));
+                let score = embeddings[row].score(&embeddings[column], self.histogram.metric);
+                self.histogram.count(score);
+                self.keep((score, row, column));
             }
         }
     }
@@ -189,25 +197,26 @@ impl Tally {
     }
 
     fn add(&mut self, other: Self) {
-        self.histogram.0.iter_mut().zip(other.histogram.0).for_each(|(all, count)| *all += count);
+        self.histogram.bins.iter_mut().zip(other.histogram.bins).for_each(|(all, count)| *all += count);
         other.highest.into_iter().for_each(|pair| self.keep(pair));
     }
 
     fn calibration(self, gallery: &Gallery, aliases: &[Alias]) -> Calibration {
         let pairs = self.histogram.total();
         // Four decimals, rounded up so that the rate is kept.
-        let cosine = |far: f64| (self.histogram.edge_above_all_but(allowed(far, pairs)) * 1e4 - 1e-6).ceil() / 1e4;
+        let score = |far: f64| (self.histogram.edge_above_all_but(allowed(far, pairs)) * 1e4 - 1e-6).ceil() / 1e4;
         let name = |place: usize| gallery.photos[place].to_string();
         Calibration {
+            metric: gallery.metric,
             measured_on: MEASURED_ON,
             far: RATES.to_vec(),
-            cosine: RATES.map(cosine).to_vec(),
+            score: RATES.map(score).to_vec(),
             pairs,
             aliases_left_out: aliases.to_vec(),
             highest_cross_pairs: self
                 .highest
                 .iter()
-                .map(|&(cosine, one, other)| CrossPair { one: name(one), other: name(other), cosine })
+                .map(|&(score, one, other)| CrossPair { one: name(one), other: name(other), score })
                 .collect(),
         }
     }
@@ -218,8 +227,9 @@ impl Calibration {
     pub(super) fn toml(&self) -> String {
         let list = |numbers: Vec<String>| numbers.join(", ");
         let far = list(self.far.iter().map(|far| format!("{far:e}")).collect());
-        let cosine = list(self.cosine.iter().map(|cosine| format!("{cosine:.4}")).collect());
-        format!("[calibration]\nmeasured_on = \"{}\"\nfar = [{far}]\ncosine = [{cosine}]\n", self.measured_on)
+        let score = list(self.score.iter().map(|score| format!("{score:.4}")).collect());
+        let threshold = if self.metric == Metric::Cosine { "cosine" } else { "score" };
+        format!("[calibration]\nmeasured_on = \"{}\"\nfar = [{far}]\n{threshold} = [{score}]\n", self.measured_on)
     }
 }
 
@@ -256,12 +266,13 @@ mod tests {
             .map(|(n, name)| Photo { person: (*name).to_owned(), number: u32::try_from(n).unwrap() });
         let angle = |n: usize| (n * n) as f32 * 0.001 + n as f32 * 0.0037;
         let vector = |n: usize| Embedding::normalised(vec![angle(n).cos(), angle(n).sin()]).unwrap();
-        Gallery { photos: photos.collect(), embeddings: (0..names.len()).map(vector).collect() }
+        let embeddings = (0..names.len()).map(vector).collect();
+        Gallery { metric: Metric::Cosine, photos: photos.collect(), embeddings }
     }
 
     #[test]
     fn histogram_quantiles_agree_with_exact_ones() {
-        let mut histogram = Histogram(vec![0; BINS]);
+        let mut histogram = Histogram::new(Metric::Cosine);
         // A fixed walk over -1..1 (golden ratio): spread out, all different.
         let mut scores: Vec<f32> = (1..=10_000u16).map(|n| (f32::from(n) * 0.618_034).fract() * 2.0 - 1.0).collect();
         for score in &scores {
@@ -295,8 +306,8 @@ mod tests {
         let found = measure(&gallery, &[]);
         assert_eq!(found.pairs, 300 * 299 / 2 - 150);
         assert_eq!(found.highest_cross_pairs.len(), HIGHEST);
-        assert!(found.highest_cross_pairs.is_sorted_by(|a, b| a.cosine >= b.cosine));
-        assert!(found.cosine.is_sorted());
+        assert!(found.highest_cross_pairs.is_sorted_by(|a, b| a.score >= b.score));
+        assert!(found.score.is_sorted());
     }
 
     #[test]
@@ -314,10 +325,29 @@ mod tests {
     #[test]
     fn the_snippet_is_a_catalogue_section() {
         let mut found = measure(&gallery(&["Ann", "Bob", "Cy"]), &[]);
-        found.cosine = vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6];
-        let section: toml::Table = toml::from_str(&found.toml()).unwrap();
-        let read: shared::catalogue::Calibration = section["calibration"].clone().try_into().unwrap();
-        assert_eq!(read.far, RATES);
-        assert_eq!(read.cosine, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
+        found.score = vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6];
+        for (metric, threshold) in [(Metric::Cosine, "cosine"), (Metric::Euclidean, "score")] {
+            found.metric = metric;
+            let section: toml::Table = toml::from_str(&found.toml()).unwrap();
+            assert!(section["calibration"].get(threshold).is_some(), "{metric}");
+            let read: shared::catalogue::Calibration = section["calibration"].clone().try_into().unwrap();
+            assert_eq!(read.far, RATES);
+            assert_eq!(read.score, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
+        }
+    }
+
+    #[test]
+    fn distances_are_measured_as_they_are() {
+        let names: Vec<String> = (0..100).map(|n| format!("p{n:03}")).collect();
+        let mut gallery = gallery(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        gallery.metric = Metric::Euclidean;
+        // Ten apart, and each as far as ever from all others: of 4950 pairs 99 are next to each other.
+        let vector = |n: u8| Embedding::as_given(vec![500.0, f32::from(n) * 10.0]).unwrap();
+        gallery.embeddings = (0..100).map(vector).collect();
+        let found = measure(&gallery, &[]);
+        assert!((found.highest_cross_pairs[0].score + 9.0).abs() < 1e-5);
+        // A hundredth are 49 pairs, fewer than those.
+        assert!((-9.0..-8.98).contains(&found.score[1]), "{:?}", found.score);
+        assert!(found.score[0] < -18.0, "{:?}", found.score);
     }
 }

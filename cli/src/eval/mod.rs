@@ -13,7 +13,7 @@ mod templates;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use shared::catalogue::Catalogue;
+use shared::catalogue::{Catalogue, Metric};
 use shared::config::Config;
 use shared::embedding::Embedding;
 use worker::assets::Assets;
@@ -28,7 +28,7 @@ use self::report::{Fold, Report};
 
 /// Pictures in flight a thread: while one waits for a model, another is decoded.
 const IN_FLIGHT_PER_THREAD: usize = 2;
-/// Score of a pair with a picture on which no face was found: never a match.
+/// Score of a pair with a picture on which no face was found, or the lowest that was found: never a match.
 const NO_FACE: f32 = -1.0;
 
 #[derive(clap::Subcommand)]
@@ -107,8 +107,9 @@ async fn measure(
     let (setup, threads) = setup(config, model, args.threads).await?;
     let embedded = embed::embed(&setup, &photos).await?;
     let bare_rate = embed::bare_rate(&setup, &photos).await?;
-    let scored = score(pairs, &embedded.embeddings);
-    let calibration = calibrate(pairs, &embedded.embeddings).await?;
+    let metric = setup.engine.pipeline().recognizer.metric;
+    let scored = score(pairs, &embedded.embeddings, metric);
+    let calibration = calibrate(pairs, &embedded.embeddings, metric).await?;
     let kinds = Kinds::of(&scored);
     let accuracy = fold_accuracy(&scored, pairs.folds);
     let [at_1e2, at_1e3] = [1e-2, 1e-3].map(|far| kinds.at_far(far));
@@ -154,20 +155,24 @@ pub(crate) async fn setup(
     Ok((Setup { engine, limits, in_flight: threads * IN_FLIGHT_PER_THREAD }, threads))
 }
 
-fn score(pairs: &Pairs, embeddings: &[Option<Embedding>]) -> Vec<Scored> {
-    let cosine = |left: usize, right: usize| Some(embeddings[left].as_ref()?.cosine(embeddings[right].as_ref()?));
-    let scored = |pair: &pairs::Pair| Scored {
-        score: cosine(pair.left, pair.right).unwrap_or(NO_FACE),
+fn score(pairs: &Pairs, embeddings: &[Option<Embedding>], metric: Metric) -> Vec<Scored> {
+    let score =
+        |pair: &pairs::Pair| Some(embeddings[pair.left].as_ref()?.score(embeddings[pair.right].as_ref()?, metric));
+    let scores: Vec<Option<f32>> = pairs.comparisons.iter().map(score).collect();
+    // Below whatever was found; no cosine is below this.
+    let no_face = scores.iter().flatten().copied().fold(NO_FACE, f32::min);
+    let scored = |(pair, score): (&pairs::Pair, Option<f32>)| Scored {
+        score: score.unwrap_or(no_face),
         fold: pair.fold,
         is_same_person: pair.is_same_person,
     };
-    pairs.comparisons.iter().map(scored).collect()
+    pairs.comparisons.iter().zip(scores).map(scored).collect()
 }
 
-async fn calibrate(pairs: &Pairs, embeddings: &[Option<Embedding>]) -> anyhow::Result<Calibration> {
+async fn calibrate(pairs: &Pairs, embeddings: &[Option<Embedding>], metric: Metric) -> anyhow::Result<Calibration> {
     let found = pairs.photos.iter().zip(embeddings);
     let (photos, embeddings) = found.filter_map(|(photo, e)| Some((photo.clone(), e.clone()?))).unzip();
-    let gallery = Gallery { photos, embeddings };
+    let gallery = Gallery { metric, photos, embeddings };
     Ok(tokio::task::spawn_blocking(move || calibration::measure(&gallery, &ALIASES)).await?)
 }
 
@@ -182,7 +187,7 @@ fn write(args: &LfwArgs, report: &Report, kinds: &Kinds) -> anyhow::Result<()> {
     }
     if let Some(folder) = &args.plots {
         std::fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
-        plots::draw(folder, &report.pipeline, kinds, report.threshold)?;
+        plots::draw(folder, &report.pipeline, kinds, (report.threshold, report.calibration.metric))?;
     }
     Ok(())
 }

@@ -5,30 +5,35 @@ use std::path::Path;
 use anyhow::Context as _;
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use shared::catalogue::Metric;
 
 use super::protocol::{Kinds, Rates};
 
 const SIZE: (u32, u32) = (800, 560);
 pub(crate) const FONT: (&str, u32) = ("sans-serif", 16);
 pub(crate) const TITLE_FONT: (&str, u32) = ("sans-serif", 20);
-/// Bins of the score histograms over a span of one.
-const BINS_PER_ONE: f64 = 50.0;
-/// The same over -1..1.
+/// Bins of the score histograms over all there can be, of equal width where scores are cosines.
 pub(crate) const BARS: usize = 100;
 /// Of blue and orange, seen apart by colour-blind readers too (Okabe and Ito 2008).
 pub(crate) const GENUINE: RGBColor = RGBColor(0, 114, 178);
 pub(crate) const IMPOSTOR: RGBColor = RGBColor(213, 94, 0);
 
 /// Writes `roc.svg` and `scores.svg` into a folder that exists.
-pub(super) fn draw(folder: &Path, pipeline: &str, kinds: &Kinds, threshold: f32) -> anyhow::Result<()> {
+pub(super) fn draw(
+    folder: &Path,
+    pipeline: &str,
+    kinds: &Kinds,
+    (threshold, metric): (f32, Metric),
+) -> anyhow::Result<()> {
     let [curve, histograms] = ["roc.svg", "scores.svg"].map(|name| folder.join(name));
-    roc(&curve, pipeline, kinds).with_context(|| format!("draw {}", curve.display()))?;
+    roc(&curve, pipeline, kinds, metric).with_context(|| format!("draw {}", curve.display()))?;
     let caption = format!("LFW, {pipeline}: scores of the pairs");
-    let of = [shares(&kinds.impostor), shares(&kinds.genuine)];
-    scores(&histograms, &caption, &of, f64::from(threshold)).with_context(|| format!("draw {}", histograms.display()))
+    let of = [shares(&kinds.impostor, metric), shares(&kinds.genuine, metric)];
+    scores(&histograms, &caption, &of, (threshold.into(), metric))
+        .with_context(|| format!("draw {}", histograms.display()))
 }
 
-fn roc(file: &Path, pipeline: &str, kinds: &Kinds) -> anyhow::Result<()> {
+fn roc(file: &Path, pipeline: &str, kinds: &Kinds, metric: Metric) -> anyhow::Result<()> {
     let area = canvas(file)?;
     let curve = kinds.curve();
     let lowest_far = 1.0 / kinds.impostor.len() as f64;
@@ -62,7 +67,7 @@ fn roc(file: &Path, pipeline: &str, kinds: &Kinds) -> anyhow::Result<()> {
     for far in [1e-2, 1e-3] {
         let Rates { tar, threshold, .. } = kinds.at_far(far);
         chart.draw_series([Circle::new((far, tar), 4, IMPOSTOR.filled())])?;
-        let text = format!("{:.2} % at {far:.0e} (cosine {threshold:.3})", tar * 100.0);
+        let text = format!("{:.2} % at {far:.0e} ({} {threshold:.3})", tar * 100.0, metric.score_name());
         // Below and right of its point: the curve only rises.
         let label = EmptyElement::at((far, tar)) + Text::new(text, (8, 10), FONT);
         chart.draw_series([label])?;
@@ -133,14 +138,15 @@ pub(super) fn curves(file: &Path, curves: &[Curve]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Draws what part of two people's scores, and of one person's, lies where: percent in each of [`BARS`] bins of -1..1.
+/// Draws what part of two people's scores, and of one person's, lies where: percent in each of [`BARS`] bins.
 pub(crate) fn scores(
     file: &Path,
     caption: &str,
     [impostor, genuine]: &[Vec<f64>; 2],
-    threshold: f64,
+    (threshold, metric): (f64, Metric),
 ) -> anyhow::Result<()> {
     let area = canvas(file)?;
+    let edge = |bin| edge(bin, metric);
     let used = |n: &usize| genuine[*n] > 0.0 || impostor[*n] > 0.0;
     let (first, last) =
         ((0..genuine.len()).find(used).unwrap_or(0), (0..genuine.len()).rfind(used).unwrap_or(genuine.len() - 1));
@@ -154,10 +160,10 @@ pub(crate) fn scores(
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .x_desc("cosine")
+        .x_desc(metric.score_name())
         .y_desc("share of pairs (%)")
         // Adding zero turns a rounded -0.0 into 0.0.
-        .x_label_formatter(&|cosine| format!("{:.1}", (cosine * 10.0).round() / 10.0 + 0.0))
+        .x_label_formatter(&|score| format!("{:.1}", (score * 10.0).round() / 10.0 + 0.0))
         .label_style(FONT)
         .light_line_style(WHITE)
         .draw()?;
@@ -191,20 +197,20 @@ pub(crate) fn canvas(file: &Path) -> anyhow::Result<DrawingArea<SVGBackend<'_>, 
     Ok(area)
 }
 
-/// Percent of the scores in each bin of -1..1.
-fn shares(scores: &[f32]) -> Vec<f64> {
+/// Percent of the scores in each bin.
+fn shares(scores: &[f32], metric: Metric) -> Vec<f64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-    let bin = |score: f64| ((score + 1.0) * BINS_PER_ONE) as usize;
+    let bin = |score: f64| (metric.place_of(score) * BARS as f64) as usize;
     let mut shares = vec![0.0; BARS];
-    let last = shares.len() - 1;
     for score in scores {
-        shares[bin(f64::from(*score)).min(last)] += 100.0 / scores.len() as f64;
+        shares[bin(f64::from(*score)).min(BARS - 1)] += 100.0 / scores.len() as f64;
     }
     shares
 }
 
-fn edge(bin: usize) -> f64 {
-    bin as f64 / BINS_PER_ONE - 1.0
+/// Where a bin begins.
+fn edge(bin: usize, metric: Metric) -> f64 {
+    metric.score_at(bin as f64 / BARS as f64)
 }
 
 #[cfg(test)]
@@ -213,20 +219,23 @@ mod tests {
 
     #[test]
     fn shares_add_up_and_lie_in_their_bins() {
-        let found = shares(&[-1.0, 1.0, 0.011, 0.019]);
+        let found = shares(&[-1.0, 1.0, 0.011, 0.019], Metric::Cosine);
         assert!((found.iter().sum::<f64>() - 100.0).abs() < 1e-9);
         assert!((found[50] - 50.0).abs() < 1e-9 && (found[99] - 25.0).abs() < 1e-9 && (found[0] - 25.0).abs() < 1e-9);
-        assert!((edge(50)).abs() < 1e-12);
+        assert!((edge(50, Metric::Cosine)).abs() < 1e-12);
+        let far = shares(&[1.0, -99.0, -1e9], Metric::Euclidean);
+        assert!((far[99] - 100.0 / 3.0).abs() < 1e-9 && (far[0] - 200.0 / 3.0).abs() < 1e-9);
+        assert!((edge(50, Metric::Euclidean)).abs() < 1e-12 && edge(0, Metric::Euclidean).is_finite());
     }
 
     #[test]
     fn both_charts_are_written() {
         let folder = tempfile::tempdir().unwrap();
         let kinds = Kinds { genuine: vec![0.9, 0.7, 0.3], impostor: vec![0.4, 0.1, -0.1] };
-        draw(folder.path(), "a-pipeline", &kinds, 0.35).unwrap();
+        draw(folder.path(), "a-pipeline", &kinds, (0.35, Metric::Cosine)).unwrap();
         let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         assert!(read("roc.svg").contains("false accept rate, two people"));
         assert!(read("scores.svg").contains("threshold 0.350"));
-        assert!(draw(&folder.path().join("nowhere"), "a-pipeline", &kinds, 0.35).is_err());
+        assert!(draw(&folder.path().join("nowhere"), "a-pipeline", &kinds, (0.35, Metric::Cosine)).is_err());
     }
 }

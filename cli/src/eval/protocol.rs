@@ -2,6 +2,9 @@
 //!
 //! Everywhere a pair counts as one person where its score is at or above the threshold.
 
+/// No cosine is lower; the score of a distance may be.
+const LOWEST: f32 = -1.0;
+
 /// The score of a pair, and what is known of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scored {
@@ -69,7 +72,7 @@ fn best_threshold(scored: &[Scored]) -> f32 {
     let (mut right, mut most, mut best) = (different, 0, Vec::new());
     for (n, pair) in falling.iter().enumerate() {
         right = if pair.is_same_person { right + 1 } else { right - 1 };
-        let below = falling.get(n + 1).map_or(-1.0, |next| next.score);
+        let below = falling.get(n + 1).map_or(LOWEST.min(pair.score), |next| next.score);
         if right < most || below >= pair.score {
             continue;
         }
@@ -92,6 +95,11 @@ impl Kinds {
         Self { genuine: falling(true), impostor: falling(false) }
     }
 
+    /// A threshold that all pass.
+    fn lowest(&self) -> f32 {
+        self.genuine.last().into_iter().chain(self.impostor.last()).copied().fold(LOWEST, f32::min)
+    }
+
     /// The rates at a threshold.
     pub(super) fn at(&self, threshold: f32) -> Rates {
         let share = |scores: &[f32]| scores.partition_point(|s| *s >= threshold) as f64 / scores.len() as f64;
@@ -102,13 +110,13 @@ impl Kinds {
     pub(super) fn at_far(&self, far: f64) -> Rates {
         let first_refused = super::calibration::allowed(far, self.impostor.len() as u64);
         let refused = usize::try_from(first_refused).ok().and_then(|n| self.impostor.get(n));
-        self.at(refused.map_or(-1.0, |score| score.next_up()))
+        self.at(refused.map_or_else(|| self.lowest(), |score| score.next_up()))
     }
 
     /// The ROC curve's upper corners from strict to lenient: for each number of different people's pairs that pass, the
     /// most pairs of one person that pass with them.
     pub(super) fn curve(&self) -> Vec<Rates> {
-        self.impostor.iter().map(|refused| self.at(refused.next_up())).chain([self.at(-1.0)]).collect()
+        self.impostor.iter().map(|refused| self.at(refused.next_up())).chain([self.at(self.lowest())]).collect()
     }
 
     /// The rate at which as many pairs of different people pass as pairs of one person are refused: where the two steps

@@ -7,7 +7,7 @@ use super::calibration::Calibration;
 use super::embed::SECOND_SCORE;
 use super::protocol::FoldAccuracy;
 
-/// All that was measured. Rates are shares of 0..1, thresholds cosines.
+/// All that was measured. Rates are shares of 0..1, thresholds scores of the calibration's metric.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) pipeline: String,
@@ -57,7 +57,8 @@ impl Report {
 
     fn table(&self) -> Table {
         let percent = |share: f64| format!("{:.2} %", share * 100.0);
-        let at = |tar: f64, threshold: f32| format!("{} at cosine {threshold:.3}", percent(tar));
+        let score = self.calibration.metric.score_name();
+        let at = |tar: f64, threshold: f32| format!("{} at {score} {threshold:.3}", percent(tar));
         let alone = self.bare_runtime_images_per_second.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
         let rows = [
             ("accuracy", format!("{} +- {}", percent(self.accuracy), percent(self.accuracy_std))),

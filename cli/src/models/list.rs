@@ -18,19 +18,20 @@ pub(super) async fn list(config: &Config, catalogue: &Catalogue) -> anyhow::Resu
     let left_out = offer.left_out();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["pipeline", "runs here", "file", "use", "found"]);
+    table.set_header(["pipeline", "runs here", "metric", "file", "use", "found"]);
     for pipeline in catalogue.pipelines() {
+        let metric = pipeline.recognizer.metric.to_string();
         let runs = if left_out.contains_key(&pipeline.name) { "no" } else { "yes" };
         for (n, file) in pipeline.files().into_iter().enumerate() {
             let found = assets.present(file).await?;
             let found = found.map_or_else(|| "missing".to_owned(), |path| path.display().to_string());
-            let [name, runs] = if n == 0 { [pipeline.name.as_str(), runs] } else { [""; 2] };
+            let [name, runs, metric] = if n == 0 { [pipeline.name.as_str(), runs, metric.as_str()] } else { [""; 3] };
             let allowed = match file.allowed_use() {
                 AllowedUse::Permissive => AllowedUse::Permissive.to_string(),
                 restricted if assets.check_licence(pipeline).is_ok() => format!("{restricted}, accepted"),
                 restricted => format!("{restricted}, not accepted"),
             };
-            table.add_row([name, runs, &file.name, &allowed, &found]);
+            table.add_row([name, runs, metric, &file.name, &allowed, &found]);
         }
     }
     println!("{table}");

@@ -65,8 +65,8 @@ pub(crate) struct ReprocessArgs {
     /// by those then.
     #[arg(long)]
     accept_lacking: bool,
-    /// With --model: the collection's `match_cosine` once it goes by the new model.
-    #[arg(long, value_name = "COSINE", requires = "model")]
+    /// With --model: the collection's `match_cosine` once it goes by the new model, a score by that model's metric.
+    #[arg(long, value_name = "SCORE", requires = "model", allow_negative_numbers = true)]
     match_cosine: Option<f32>,
     /// A server that runs, http://host:port. Without it: the one that holds the data folder, or else one that is started
     /// for as long as it takes; with services, the one at server.bind.

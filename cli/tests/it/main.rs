@@ -10,6 +10,7 @@ mod calibrate;
 mod clusters;
 mod contract;
 mod crash;
+mod distances;
 mod docs_page;
 mod erasure;
 mod eval;

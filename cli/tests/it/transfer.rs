@@ -131,14 +131,14 @@ async fn a_server_is_started_where_there_is_none() {
     server.stop().await;
 }
 
-async fn exported(server: &Server, collection: &str) -> String {
+pub(crate) async fn exported(server: &Server, collection: &str) -> String {
     let path = format!("/v1/collections/{collection}/export");
     let answer = server.request(Method::GET, &path).send().await.unwrap();
     assert_eq!(answer.headers()["content-type"], NDJSON);
     answer.text().await.unwrap()
 }
 
-async fn import(server: &Server, collection: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
+pub(crate) async fn import(server: &Server, collection: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
     let path = format!("/v1/collections/{collection}/import");
     read(server.request(Method::POST, &path).header("content-type", NDJSON).body(body)).await
 }

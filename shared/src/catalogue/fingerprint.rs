@@ -9,9 +9,10 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fingerprint {
-    /// The least cosine between the vector found and the one stored here.
+    /// The least cosine between the vector found and the one stored here. Of a recognizer whose vectors are not normalised their
+    /// lengths count too: 1 - (distance / length)² / 2, which is the cosine where the lengths are equal.
     pub min_cosine: f32,
-    /// The vector of each test crop in turn, of any length.
+    /// The vector of each test crop in turn, of any length but where it counts.
     pub vectors: Vec<Vec<f32>>,
 }
 

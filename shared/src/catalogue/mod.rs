@@ -7,6 +7,7 @@ mod entry;
 mod fingerprint;
 mod landmarks;
 mod measured;
+mod metric;
 mod recognizer;
 mod requires;
 mod templates;
@@ -26,7 +27,8 @@ pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
 pub use landmarks::{LandmarkFamily, LandmarkInput, LandmarkModel, LandmarkScheme};
 pub use measured::Measured;
-pub use recognizer::{Layout, Metric, Recognizer};
+pub use metric::Metric;
+pub use recognizer::{Layout, Recognizer};
 pub use requires::{CpuFeature, any_of};
 pub use templates::{Template, templates};
 pub use weights::{AllowedUse, ModelFile};
@@ -189,6 +191,12 @@ impl FromIterator<Arc<Pipeline>> for Catalogue {
     }
 }
 
+/// Whether the thresholds of an entry's calibration are called cosines.
+fn has_cosines(text: &str) -> bool {
+    let entry: Option<toml::Table> = toml::from_str(text).ok();
+    entry.is_some_and(|entry| entry.get("calibration").is_some_and(|calibration| calibration.get("cosine").is_some()))
+}
+
 fn toml_files(folder: &Path) -> Result<Vec<PathBuf>, CatalogueError> {
     let failed = |source| CatalogueError::Read { path: folder.to_owned(), source };
     let mut files = Vec::new();
@@ -208,6 +216,10 @@ impl Pipeline {
         let refuse = |why: String| CatalogueError::Entry { file: file.to_owned(), why };
         let pipeline: Self = toml::from_str(text).map_err(|e| refuse(e.to_string()))?;
         pipeline.check().map_err(refuse)?;
+        if pipeline.recognizer.metric != Metric::Cosine && has_cosines(text) {
+            let metric = pipeline.recognizer.metric;
+            return Err(refuse(format!("calibration.cosine must be called score where recognizer.metric is {metric}")));
+        }
         Ok(pipeline)
     }
 
@@ -228,7 +240,7 @@ impl Pipeline {
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;
         }
-        self.calibration.as_ref().map_or(Ok(()), Calibration::check)
+        self.calibration.as_ref().map_or(Ok(()), |calibration| calibration.check(self.recognizer.metric))
     }
 
     /// A short stable text that changes whenever the detector could give other boxes or points; keys stored geometry.
@@ -317,6 +329,31 @@ mod tests {
             let error = Pipeline::parse("x.toml", &text).unwrap_err().to_string();
             assert!(error.contains("x.toml") && error.contains(wanted), "{error}");
         }
+    }
+
+    #[test]
+    fn thresholds_are_called_what_they_are() {
+        let (start, end) = BUILT_IN
+            .iter()
+            .find(|(file, _)| *file == "yunet-mobilefacenet.toml")
+            .and_then(|(_, text)| text.split_once("[calibration]"))
+            .unwrap();
+        let entry = |metric: &str, thresholds: &str| {
+            let recognizer = format!("layout = \"nchw\"\nmetric = \"{metric}\"");
+            let calibration = format!("[calibration]\nmeasured_on = \"a test\"\nfar = [0.1, 0.01]\n{thresholds}\n");
+            Pipeline::parse("x.toml", &format!("{}{calibration}", start.replace("layout = \"nchw\"", &recognizer)))
+        };
+        assert!(end.contains("cosine = ["));
+        let (cosine, score) = ("cosine = [0.1, 0.4]", "score = [0.1, 0.4]");
+        let read = entry("cosine", cosine).unwrap().calibration;
+        assert_eq!(read, entry("cosine", score).unwrap().calibration);
+        assert_eq!(read, entry("euclidean", score).unwrap().calibration);
+        assert!(entry("euclidean", cosine).unwrap_err().to_string().contains("called score"));
+        for wrong in ["", &format!("{cosine}\n{score}")] {
+            let error = entry("cosine", wrong).unwrap_err().to_string();
+            assert!(error.contains("field `score`"), "{error}");
+        }
+        assert!(entry("euclidean", "score = [-7.5, 0.4]").is_ok());
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! What makes vectors: `[recognizer]` of an entry.
 
-use std::fmt;
+use serde::Deserialize;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Channels, ModelFile, check_range};
+use super::{Channels, Metric, ModelFile, check_range};
 
 /// `[recognizer]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -47,17 +45,6 @@ pub enum Layout {
     Nhwc,
 }
 
-/// How two vectors are compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Metric {
-    /// The cosine of their angle: the score itself.
-    #[default]
-    Cosine,
-    /// Their distance; the score is 1 minus it, so that more is more alike here too.
-    Euclidean,
-}
-
 impl Recognizer {
     pub(super) fn check(&self) -> Result<(), String> {
         if !(1..=4096).contains(&self.dimension) {
@@ -67,15 +54,6 @@ impl Recognizer {
             return Err("recognizer.metric must be euclidean where vectors are not normalised".to_owned());
         }
         check_range(self.mean, self.scale)
-    }
-}
-
-impl fmt::Display for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cosine => "cosine",
-            Self::Euclidean => "euclidean",
-        })
     }
 }
 

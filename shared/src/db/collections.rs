@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use super::entity::collection::{ActiveModel, Column, Entity, Model};
 use super::{Db, count, execute, faces, is_postgres, models, now, rematches, scoped, statement, through_deadlocks};
 use crate::access::Grant;
+use crate::catalogue::Metric;
 use crate::ids::CollectionId;
 
 /// How a collection decides; stored as JSON.
@@ -21,8 +22,9 @@ pub struct CollectionSettings {
     /// How often a verify may call two persons' faces one person's (false accept rate).
     #[schema(minimum = 1e-9, maximum = 0.5)]
     pub verify_far: f64,
-    /// A cosine threshold that replaces the one calculated from the rates.
-    #[schema(minimum = -1, maximum = 1)]
+    /// The score from which on two faces match, in place of the one calculated from the rates: a cosine, -1 to 1; of a pipeline
+    /// with the metric `euclidean` 1 less the distance, 1 at most.
+    #[schema(maximum = 1)]
     pub match_cosine: Option<f32>,
     /// How many persons an identify names a face at most.
     #[serde(deserialize_with = "crate::whole::number")]
@@ -48,16 +50,16 @@ impl Default for CollectionSettings {
 }
 
 impl CollectionSettings {
-    /// Names the first setting that makes no sense, as (field, why).
-    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+    /// Names the first setting that makes no sense with a pipeline of that metric, as (field, why).
+    pub fn check(&self, metric: Metric) -> Result<(), (&'static str, &'static str)> {
         if !(1e-9..=0.5).contains(&self.target_fpir) {
             return Err(("target_fpir", "must lie between 1e-9 and 0.5"));
         }
         if !(1e-9..=0.5).contains(&self.verify_far) {
             return Err(("verify_far", "must lie between 1e-9 and 0.5"));
         }
-        if self.match_cosine.is_some_and(|c| !(-1.0..=1.0).contains(&c)) {
-            return Err(("match_cosine", "must lie between -1 and 1"));
+        if self.match_cosine.is_some_and(|score| !metric.has(score)) {
+            return Err(("match_cosine", metric.must()));
         }
         if !(1..=100).contains(&self.max_matches) {
             return Err(("max_matches", "must lie between 1 and 100"));

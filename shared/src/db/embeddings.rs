@@ -23,7 +23,7 @@ pub(crate) fn to_value(conn: &impl ConnectionTrait, embedding: &Embedding) -> Va
 impl sea_orm::TryGetable for StoredVector {
     fn try_get_by<I: sea_orm::ColIdx>(row: &QueryResult, index: I) -> Result<Self, TryGetError> {
         let read = if row.try_as_pg_row().is_some() {
-            Embedding::normalised(PgVector::try_get_by(row, index)?.to_vec())
+            Embedding::as_given(PgVector::try_get_by(row, index)?.to_vec())
         } else {
             Embedding::from_bytes(&Vec::<u8>::try_get_by(row, index)?)
         };

@@ -131,6 +131,7 @@ fn lines(codes: &[i16]) -> impl Iterator<Item = [i16; LINE]> {
     })
 }
 
-fn norm(vector: &[f32]) -> f64 {
+/// The length of a vector.
+pub(super) fn norm(vector: &[f32]) -> f64 {
     vector.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }

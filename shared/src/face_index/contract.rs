@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{FaceIndex, Gallery, GallerySize};
+use crate::catalogue::Metric;
 use crate::db::collections::{self, CollectionSettings};
 use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::{Db, images, persons};
@@ -13,6 +14,9 @@ use crate::job::{FaceBox, PersonRef};
 
 /// The pipelines that the suite stores vectors of, with their dimensions.
 pub const PIPELINES: [(&str, usize); 3] = [("contract-2", 2), ("contract-3", 3), ("contract-19", 19)];
+
+/// Every way to compare vectors.
+pub(super) const METRICS: [Metric; 2] = [Metric::Cosine, Metric::Euclidean];
 
 /// Runs the suite on collections of its own in `db`.
 ///
@@ -27,21 +31,31 @@ pub async fn run(db: &Db, index: Arc<dyn FaceIndex>) {
 /// # Panics
 /// The index breaks a promise.
 pub async fn run_with(db: &Db, index: Arc<dyn FaceIndex>, prepare: impl AsyncFn(&Gallery)) {
-    finds_the_nearest_persons(db, &*index).await;
-    follows_changes(db, &*index, &prepare).await;
-    keeps_galleries_apart(db, &*index).await;
-    agrees_with_a_plain_scan(db, &*index, &prepare).await;
+    for metric in METRICS {
+        finds_the_nearest_persons(db, &*index, metric).await;
+        follows_changes(db, &*index, metric, &prepare).await;
+        keeps_galleries_apart(db, &*index, metric).await;
+        agrees_with_a_plain_scan(db, &*index, metric, &prepare).await;
+    }
 }
 
-pub(super) async fn gallery(db: &Db, dimension: usize) -> Gallery {
+pub(super) async fn gallery(db: &Db, dimension: usize, metric: Metric) -> Gallery {
     let name = format!("contract-{}", CollectionId::new());
     let pipeline = format!("contract-{dimension}");
     let made = collections::create(db, &name, &pipeline, &CollectionSettings::default()).await.expect("create");
-    Gallery { collection: made.expect("the name is new").id, pipeline }
+    Gallery { collection: made.expect("the name is new").id, pipeline, metric }
 }
 
 pub(super) fn vector(values: &[f32]) -> Embedding {
     Embedding::normalised(values.to_vec()).expect("a test's vector is none of zeros")
+}
+
+/// As a pipeline with that metric makes them: of their own lengths where these are compared.
+fn vector_of(metric: Metric, values: &[f32]) -> Embedding {
+    match metric {
+        Metric::Cosine => vector(values),
+        Metric::Euclidean => Embedding::as_given(values.to_vec()).expect("a test's vector is none of zeros"),
+    }
 }
 
 /// Stores a face with a vector, under a person where `external_id` is given.
@@ -89,8 +103,9 @@ pub(super) async fn enroll(db: &Db, gallery: &Gallery, external_id: &str, embedd
     (face, person.expect("an enrolled face has a person"))
 }
 
-async fn finds_the_nearest_persons(db: &Db, index: &dyn FaceIndex) {
-    let gallery = gallery(db, 2).await;
+async fn finds_the_nearest_persons(db: &Db, index: &dyn FaceIndex, metric: Metric) {
+    let gallery = gallery(db, 2, metric).await;
+    let vector = |values: &[f32]| vector_of(metric, values);
     let empty = index.search(&gallery, vec![vector(&[1.0, 0.0])], 3).await.expect("search");
     assert_eq!((empty.size.persons, empty.size.faces, empty.hits), (0, 0, vec![vec![]]));
 
@@ -112,8 +127,9 @@ async fn finds_the_nearest_persons(db: &Db, index: &dyn FaceIndex) {
     assert_eq!(size().await, GallerySize { persons: 2, faces: 3, means: 0 });
 }
 
-async fn follows_changes(db: &Db, index: &dyn FaceIndex, prepare: &impl AsyncFn(&Gallery)) {
-    let gallery = gallery(db, 3).await;
+async fn follows_changes(db: &Db, index: &dyn FaceIndex, metric: Metric, prepare: &impl AsyncFn(&Gallery)) {
+    let gallery = gallery(db, 3, metric).await;
+    let vector = |values: &[f32]| vector_of(metric, values);
     let query = vector(&[1.0, 0.0, 0.0]);
     let found = async || {
         let found = index.search(&gallery, vec![query.clone()], 10).await.expect("search");
@@ -140,8 +156,8 @@ async fn follows_changes(db: &Db, index: &dyn FaceIndex, prepare: &impl AsyncFn(
     assert_eq!(found().await, []);
 }
 
-async fn keeps_galleries_apart(db: &Db, index: &dyn FaceIndex) {
-    let (one, other) = (gallery(db, 2).await, gallery(db, 2).await);
+async fn keeps_galleries_apart(db: &Db, index: &dyn FaceIndex, metric: Metric) {
+    let (one, other) = (gallery(db, 2, metric).await, gallery(db, 2, metric).await);
     enroll(db, &one, "ann", vector(&[1.0, 0.0])).await;
     let query = || vec![vector(&[1.0, 0.0])];
     assert_eq!(index.search(&one, query(), 5).await.expect("search").hits[0].len(), 1);
@@ -150,17 +166,19 @@ async fn keeps_galleries_apart(db: &Db, index: &dyn FaceIndex) {
     assert_eq!(index.search(&pipeline, query(), 5).await.expect("search").hits[0].len(), 0);
 }
 
-async fn agrees_with_a_plain_scan(db: &Db, index: &dyn FaceIndex, prepare: &impl AsyncFn(&Gallery)) {
-    let gallery = gallery(db, 19).await;
+async fn agrees_with_a_plain_scan(db: &Db, index: &dyn FaceIndex, metric: Metric, prepare: &impl AsyncFn(&Gallery)) {
+    let gallery = gallery(db, 19, metric).await;
+    // Distances do not change where all lie far from zero, but cosines would.
+    let away = if metric == Metric::Euclidean { 20.0 } else { 0.0 };
     let mut state = 7_u32;
     let mut random = || {
         let values: Vec<f32> = (0..19)
             .map(|_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                f32::from(u16::try_from(state >> 16).expect("16 bits")) / 65_536.0 - 0.5
+                f32::from(u16::try_from(state >> 16).expect("16 bits")) / 65_536.0 - 0.5 + away
             })
             .collect();
-        vector(&values)
+        vector_of(metric, &values)
     };
     let mut stored = Vec::new();
     for n in 0..60 {
@@ -173,16 +191,24 @@ async fn agrees_with_a_plain_scan(db: &Db, index: &dyn FaceIndex, prepare: &impl
     }
     for _ in 0..10 {
         let query = random();
-        let mut best: std::collections::HashMap<PersonId, f32> = std::collections::HashMap::new();
+        let mut best: std::collections::HashMap<PersonId, f64> = std::collections::HashMap::new();
         for (person, embedding) in &stored {
-            let score = best.entry(*person).or_insert(f32::MIN);
-            *score = score.max(query.cosine(embedding));
+            let score = best.entry(*person).or_insert(f64::MIN);
+            *score = score.max(plain_score(&query, embedding, metric));
         }
         let mut plain: Vec<_> = best.into_iter().collect();
         plain.sort_by(|a, b| b.1.total_cmp(&a.1));
         let found = index.search(&gallery, vec![query], 7).await.expect("search").hits.remove(0);
         let persons: Vec<_> = found.iter().map(|h| h.person).collect();
         assert_eq!(persons, plain.iter().take(7).map(|p| p.0).collect::<Vec<_>>());
-        assert!(found.iter().zip(&plain).all(|(h, p)| (h.score - p.1).abs() < 1e-5));
+        assert!(found.iter().zip(&plain).all(|(h, p)| (f64::from(h.score) - p.1).abs() < 1e-5));
+    }
+}
+
+fn plain_score(a: &Embedding, b: &Embedding, metric: Metric) -> f64 {
+    let pairs = a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    match metric {
+        Metric::Cosine => pairs.map(|(a, b)| a * b).sum(),
+        Metric::Euclidean => 1.0 - pairs.map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt(),
     }
 }

@@ -108,7 +108,7 @@ impl ExactFaceIndex {
              WHERE e.collection_id = $1 AND e.pipeline = $2 AND e.face_id > $3 AND f.person_id IS NOT NULL
                AND f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden ORDER BY e.face_id LIMIT {ROWS_A_STEP}"
         );
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(gallery.metric);
         let mut last = Some(FaceId(Uuid::nil()));
         while let Some(after) = last {
             let values = key(gallery).into_iter().chain([after.into()]);

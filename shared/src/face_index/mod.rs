@@ -3,6 +3,7 @@
 mod codes;
 #[cfg(any(test, feature = "testing"))]
 pub mod contract;
+mod distances;
 mod exact;
 mod kernel;
 pub mod matches;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::catalogue::Metric;
 use crate::embedding::Embedding;
 use crate::ids::{CollectionId, FaceId, PersonId};
 #[cfg(doc)]
@@ -28,6 +30,8 @@ pub use neighbours::Neighbours;
 pub struct Gallery {
     pub collection: CollectionId,
     pub pipeline: String,
+    /// The pipeline's, by which its vectors are compared.
+    pub metric: Metric,
 }
 
 /// How large a gallery is.
@@ -53,7 +57,7 @@ impl GallerySize {
 pub struct Hit {
     pub person: PersonId,
     pub face: FaceId,
-    /// Cosine similarity in -1..1.
+    /// By the gallery's metric: 1 at most, and more is more alike.
     pub score: f32,
 }
 

@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::FaceIndexError;
 use super::kernel::Kernel;
 use super::rows::Rows;
+use crate::catalogue::Metric;
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
 
@@ -16,13 +17,12 @@ pub struct Neighbours {
     kernel: Kernel,
 }
 
-impl Default for Neighbours {
-    fn default() -> Self {
-        Self { rows: Rows::default(), kernel: Kernel::new() }
-    }
-}
-
 impl Neighbours {
+    /// None yet, of a model with that metric.
+    pub fn new(metric: Metric) -> Self {
+        Self { rows: Rows::new(metric), kernel: Kernel::new() }
+    }
+
     /// Puts a vector in, in place of the one that was there under this id.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Neighbours {
         self.rows.remove(FaceId(id));
     }
 
-    /// For each query the ids of the `k` nearest with their cosines, best first, equal ones in the order of their ids.
+    /// For each query the ids of the `k` nearest with their scores, best first, equal ones in the order of their ids.
     ///
     /// # Errors
     /// A query has another dimension than the vectors.
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn finds_what_is_there_now() {
         let [a, b, c] = [1u128, 2, 3].map(Uuid::from_u128);
-        let mut near = Neighbours::default();
+        let mut near = Neighbours::new(Metric::Cosine);
         near.set(a, &vector(1.0, 0.0)).unwrap();
         near.set(b, &vector(1.0, 1.0)).unwrap();
         near.set(c, &vector(0.0, 1.0)).unwrap();

@@ -7,7 +7,7 @@ fn calibration() -> Calibration {
     Calibration {
         measured_on: "a test".to_owned(),
         far: vec![1e-1, 1e-2, 1e-3, 1e-4],
-        cosine: vec![0.2, 0.3, 0.4, 0.5],
+        score: vec![0.2, 0.3, 0.4, 0.5],
         measured_far: None,
     }
 }
@@ -26,7 +26,7 @@ fn faces(vectors: &[Embedding]) -> Vec<(FaceId, Embedding)> {
 }
 
 fn template(vectors: &[Embedding]) -> Template {
-    Template::of(faces(vectors), &calibration()).unwrap()
+    Template::of(faces(vectors), &calibration(), Metric::Cosine).unwrap()
 }
 
 /// A person's look along one axis of eight, with a part of its own along another.
@@ -44,7 +44,7 @@ fn axis(axis: usize) -> Embedding {
 #[test]
 fn one_and_two_faces_speak_for_themselves() {
     for vectors in [&[][..], &[axis(0)], &[axis(0), axis(1)]] {
-        assert!(Template::of(faces(vectors), &calibration()).is_none());
+        assert!(Template::of(faces(vectors), &calibration(), Metric::Cosine).is_none());
     }
     assert_eq!([0, 1, 2, 3, 64].map(comparisons), [0, 1, 2, 4, 65]);
 }
@@ -125,4 +125,42 @@ fn of_older_faces_only_the_nearest_counts() {
     assert_eq!(at(&look(0, 2), 65).face, face(65));
     assert_eq!(at(&look(0, 2), 66).face, face(1), "as if 65 were not there");
     assert!(at(&axis(7), 67).score.abs() < 1e-6);
+}
+
+/// Vectors that share a long common part, as those of some models do: all cosines are near 1.
+fn lengthy(x: f32, y: f32) -> Embedding {
+    Embedding::as_given(vec![50.0, x, y]).unwrap()
+}
+
+fn by_distance(vectors: &[Embedding]) -> Template {
+    Template::of(faces(vectors), &calibration(), Metric::Euclidean).unwrap()
+}
+
+#[test]
+fn distances_say_which_faces_fit() {
+    // A hundredth of strangers' pairs are 0.7 apart or less.
+    let template = by_distance(&[lengthy(0.0, 0.0), lengthy(0.3, 0.0), lengthy(0.0, 0.3), lengthy(3.0, 3.0)]);
+    assert_eq!(template.doubted().collect::<Vec<_>>(), [face(4)]);
+    let found = template.likeness(&lengthy(3.0, 3.0), face(4)).unwrap();
+    assert!(found.face != face(4) && found.score < -2.0, "{found:?}");
+}
+
+#[test]
+fn the_mean_of_distances_is_no_unit_vector_and_takes_a_tenth_off_at_most() {
+    let corners = [lengthy(0.3, 0.0), lengthy(-0.3, 0.0), lengthy(0.0, 0.3), lengthy(0.0, -0.3)];
+    let template = by_distance(&corners);
+    assert_eq!(template.mean.as_ref().unwrap().as_slice(), [50.0, 0.0, 0.0]);
+    let found = template.likeness(&lengthy(0.0, 0.01), face(3)).unwrap();
+    assert!((found.face_score - 0.71).abs() < 1e-4);
+    assert!((found.score - (1.0 - 0.29 * 0.9)).abs() < 1e-4, "the mean alone is at 0.99: {found:?}");
+    let found = template.likeness(&lengthy(0.3, 0.0), face(1)).unwrap();
+    assert_eq!(found.score.to_bits(), found.face_score.to_bits(), "the nearest face is nearer than the mean");
+}
+
+#[test]
+fn who_is_further_below_than_the_mean_gives_cannot_reach_it() {
+    for (metric, floor) in [(Metric::Cosine, 0.4), (Metric::Euclidean, 0.4), (Metric::Euclidean, -11.0)] {
+        let least = least_for(floor, metric);
+        assert!(least < floor && (most_by_mean(least, metric) - floor).abs() < 1e-5, "{metric} {floor}");
+    }
 }

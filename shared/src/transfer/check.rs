@@ -1,11 +1,16 @@
 //! Reads a file line by line and refuses what is not as it has to be, before anything of the line is used.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 use super::{Counts, FaceLine, Header, ImageLine, Line, VERSION, measured};
+use crate::catalogue::Catalogue;
 
 /// Longest text of a name, an external id or a place in bytes; a path may have 4096.
 const MAX_TEXT: usize = 8192;
+/// How far the length of a vector of f32 may be from 1 by its rounding, with a margin.
+const UNIT_SLACK: f32 = 1e-3;
 
 /// Why a file is refused. Nothing of the line that is named was used, nor of any after it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +58,8 @@ pub struct Checker {
     /// Of the last picture.
     sha256: String,
     section: Section,
+    /// Pipelines whose vectors are of unit length.
+    unit: BTreeSet<String>,
 }
 
 /// What lines may follow: those of the same kind or a later one.
@@ -83,6 +90,14 @@ impl Checker {
         let line = serde_json::from_slice(line).map_err(|e| self.corrupt(format!("cannot be read: {e}")))?;
         self.check(&line)?;
         Ok(line)
+    }
+
+    /// From now on also refuses vectors that a pipeline of the catalogue would have scaled to unit length, and that are not of it:
+    /// a dot product would not be a cosine.
+    pub fn go_by(&mut self, catalogue: &Catalogue) {
+        let names = self.header.iter().flat_map(|header| &header.pipelines).map(|pipeline| &pipeline.name);
+        let is_unit = |name: &&String| catalogue.find(name).is_some_and(|pipeline| pipeline.recognizer.normalise);
+        self.unit = names.filter(is_unit).cloned().collect();
     }
 
     /// Whether the last line was read.
@@ -205,6 +220,9 @@ impl Checker {
                 let (found, wanted) = (vector.0.dimension(), known.dimension);
                 return Err(format!("has a vector of {found} components, where {pipeline} has {wanted}"));
             }
+            if self.unit.contains(pipeline) && (vector.0.length() - 1.0).abs() > UNIT_SLACK {
+                return Err(format!("has a vector that is not of unit length, as all of {pipeline} are"));
+            }
         }
         if face.person.is_some() && face.assigned_by.is_none() {
             return Err("has a person, and nobody who said so".to_owned());
@@ -250,7 +268,10 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
     use serde_json::json;
 
+    use std::sync::Arc;
+
     use super::*;
+    use crate::catalogue::Pipeline;
 
     const SHA: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     const ID: &str = "0192aaaa-0000-7000-8000-000000000001";
@@ -291,6 +312,25 @@ mod tests {
     fn a_whole_file_is_read() {
         let wanted = Counts { persons: 1, images: 1, faces: 1, vectors: 1, ..Counts::default() };
         assert_eq!(check(&lines()), Ok(wanted));
+    }
+
+    #[test]
+    fn vectors_have_the_length_that_their_pipeline_gives_them() {
+        let own = Catalogue::load(None).unwrap().pipeline("yunet-mobilefacenet").unwrap().clone();
+        for (normalise, vector, is_taken) in
+            [(true, [0.6, 0.8], true), (true, [3.0, 4.0], false), (false, [3.0, 4.0], true)]
+        {
+            let mut own = Pipeline { name: "p".to_owned(), ..own.clone() };
+            own.recognizer.normalise = normalise;
+            let mut lines = lines();
+            lines[3]["vectors"]["p"] = json!(self::vector(&vector));
+            let mut checker = Checker::default();
+            checker.read(lines[0].to_string().as_bytes()).unwrap();
+            checker.go_by(&[Arc::new(own)].into_iter().collect());
+            let rest: Result<Vec<Line>, _> =
+                lines[1..].iter().map(|line| checker.read(line.to_string().as_bytes())).collect();
+            assert_eq!(rest.is_ok(), is_taken, "{rest:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sea_orm::DbErr;
-use shared::catalogue::Calibration;
+use shared::catalogue::{Calibration, Metric};
 use shared::db::clusters::pass::{self, Plan};
 use shared::db::clusters::queue::{self, StoredFace, Waiting};
 use shared::db::entity::collection::Model;
@@ -68,16 +68,17 @@ struct Sorted {
 }
 
 impl Collection {
-    /// Reads what is stored, as long as this worker leads and is not asked to stop.
+    /// Reads what is stored of vectors with that metric, as long as this worker leads and is not asked to stop.
     pub(super) async fn load(
         ctx: &WorkerContext,
         row: &Model,
+        metric: Metric,
         leadership: &mut Leadership,
         stop: &CancellationToken,
     ) -> Result<Self, PassError> {
         let (id, pipeline) = (row.id, row.pipeline.as_str());
         let version = pass::version(&ctx.db.read, id).await?;
-        let mut units = Units::default();
+        let mut units = Units::new(metric);
         let mut after = FaceId(uuid::Uuid::nil());
         loop {
             if stop.is_cancelled() || !leadership.held().await {

@@ -80,12 +80,16 @@ async fn step(
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
     };
-    let calibration = match ctx.engines.pipeline(&row.pipeline).await {
-        Ok(pipeline) => ctx.calibrations.of(&ctx.db, &pipeline, id).await?,
+    let by = match ctx.engines.pipeline(&row.pipeline).await {
+        Ok(pipeline) => {
+            let calibration = ctx.calibrations.of(&ctx.db, &pipeline, id).await?;
+            calibration.map(|calibration| (calibration, pipeline.recognizer.metric))
+        }
         Err(EnginesError::Models(ModelsError::Db(error))) => return Err(error.into()),
         Err(_) => None,
     };
-    let Some(calibration) = calibration.filter(|_| row.settings().is_ok_and(|settings| settings.clustering)) else {
+    let by = by.filter(|_| row.settings().is_ok_and(|settings| settings.clustering));
+    let Some((calibration, metric)) = by else {
         held.collections.remove(&id);
         queue::forget(&ctx.db, id).await?;
         return Ok(true);
@@ -95,7 +99,7 @@ async fn step(
     let collection = if let Some(collection) = known {
         Ok(collection)
     } else {
-        let loaded = Collection::load(ctx, &row, leadership, stop).await;
+        let loaded = Collection::load(ctx, &row, metric, leadership, stop).await;
         if loaded.is_ok() {
             queue::unfold(&ctx.db, id).await?;
         }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use shared::catalogue::Calibration;
+use shared::catalogue::{Calibration, Metric};
 use shared::comparison::{ComparisonReport, MovedDecisions, Outcome, OutcomeCounts, PipelineFigures};
 use shared::db::reprocess::comparison::{Disagreement, Labelled, Nearest};
 use shared::embedding::Embedding;
@@ -12,7 +12,7 @@ use shared::face_index::Hit;
 use shared::face_index::matches::Match;
 use shared::ids::{FaceId, PersonId};
 use shared::job::Decision;
-use shared::template::{MEAN_GAIN, NEWEST, Template};
+use shared::template::{NEWEST, Template, most_by_mean};
 
 use super::scores::Scores;
 use crate::thresholds::Thresholds;
@@ -36,17 +36,18 @@ impl Faces {
     }
 }
 
-/// Compares each face with each by both pipelines; `None` where it was told to stop.
+/// Compares each face with each by both pipelines, of these names and metrics; `None` where it was told to stop.
 pub(super) fn compare(
     faces: &Faces,
     labelled_faces: usize,
-    names: [&str; 2],
+    pipelines: [(&str, Metric); 2],
     thresholds: &[Option<Thresholds<'_>>; 2],
     stopped: &AtomicBool,
 ) -> Option<(ComparisonReport, Vec<Disagreement>)> {
     let persons: Vec<PersonId> = faces.labels.iter().map(|label| label.person_id).collect();
-    let from = Scores::of(&persons, &faces.from, stopped)?;
-    let to = Scores::of(&persons, &faces.to, stopped)?;
+    let metrics = pipelines.map(|(_, metric)| metric);
+    let from = Scores::of(&persons, &faces.from, metrics[0], stopped)?;
+    let to = Scores::of(&persons, &faces.to, metrics[1], stopped)?;
     let counts = persons.iter().fold(BTreeMap::<PersonId, usize>::new(), |mut counts, person| {
         *counts.entry(*person).or_default() += 1;
         counts
@@ -54,10 +55,10 @@ pub(super) fn compare(
     let has_mate: Vec<bool> = persons.iter().map(|person| counts[person] > 1).collect();
     let members = Members::of(&faces.labels);
     let by = [
-        Judged::of(&from, (&members, &faces.from), thresholds[0].as_ref(), stopped)?,
-        Judged::of(&to, (&members, &faces.to), thresholds[1].as_ref(), stopped)?,
+        Judged::of(&from, (&members, &faces.from, metrics[0]), thresholds[0].as_ref(), stopped)?,
+        Judged::of(&to, (&members, &faces.to, metrics[1]), thresholds[1].as_ref(), stopped)?,
     ];
-    let figures = |n: usize| by[n].figures(names[n], &persons, &has_mate);
+    let figures = |n: usize| by[n].figures(pipelines[n].0, &persons, &has_mate);
     let report = ComparisonReport {
         labelled_faces,
         faces: persons.len(),
@@ -96,7 +97,7 @@ impl<'a> Members<'a> {
         &self,
         vectors: &[Embedding],
         (face, nearest): (usize, usize),
-        calibration: &Calibration,
+        (calibration, metric): (&Calibration, Metric),
     ) -> Option<Template> {
         let others = self.of.get(&self.labels[nearest].person_id)?.iter().copied().filter(|other| *other != face);
         let mut faces: Vec<usize> = others.take(NEWEST).collect();
@@ -104,7 +105,7 @@ impl<'a> Members<'a> {
             faces.push(nearest);
         }
         let faces = faces.into_iter().map(|face| (self.labels[face].face_id, vectors[face].clone())).collect();
-        Template::of(faces, calibration)
+        Template::of(faces, calibration, metric)
     }
 }
 
@@ -121,7 +122,7 @@ impl<'a> Judged<'a> {
     /// Judges the persons near each face as `shared::face_index::matches` does for a job; `None` where it was told to stop.
     fn of(
         scores: &'a Scores,
-        (members, vectors): (&Members<'_>, &[Embedding]),
+        (members, vectors, metric): (&Members<'_>, &[Embedding], Metric),
         thresholds: Option<&'a Thresholds<'a>>,
         stopped: &AtomicBool,
     ) -> Option<Self> {
@@ -135,8 +136,9 @@ impl<'a> Judged<'a> {
                 let label = members.labels[*other];
                 let mut found = Match::of(Hit { person: label.person_id, face: label.face_id, score: *score });
                 // As far below whoever it is, nobody needs a second look.
-                if let Some((calibration, _)) = by.filter(|(_, floor)| score + MEAN_GAIN >= *floor) {
-                    found.judge(&vectors[face], members.template(vectors, (face, *other), calibration).as_ref());
+                if let Some((calibration, _)) = by.filter(|(_, floor)| most_by_mean(*score, metric) >= *floor) {
+                    let template = members.template(vectors, (face, *other), (calibration, metric));
+                    found.judge(&vectors[face], template.as_ref());
                 }
                 (members.places[&found.face], found.score)
             });

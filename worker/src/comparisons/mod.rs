@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use shared::access::Grant;
+use shared::catalogue::Metric;
 use shared::comparison::ComparisonReport;
 use shared::db::collections::{self, CollectionSettings};
 use shared::db::reprocess::comparison::{Disagreement, Labelled, due, keep, labelled, postpone, vectors};
@@ -97,9 +98,8 @@ async fn make(
     let (comparisons, chosen) = choosing.await.context("choosing faces panicked")?;
     let faces = read(ctx, run, chosen).await?;
     let thresholds = Both::of(ctx, run, comparisons).await?;
-    let names = (run.from_pipeline.clone(), run.pipeline.clone());
     let made = within_thread(leadership, stop, move |stopped| {
-        compare(&faces, labelled_faces, [&names.0, &names.1], &thresholds.each(), stopped)
+        compare(&faces, labelled_faces, thresholds.pipelines(), &thresholds.each(), stopped)
     });
     let Some((report, disagreements)) = made.await? else { return Ok(()) };
     keep(&ctx.db, run.id, began, &report, &disagreements).await?;
@@ -149,11 +149,16 @@ impl Both {
             let match_cosine = if row.pipeline == name { settings.match_cosine } else { other };
             anyhow::Ok(Terms {
                 pipeline: name.to_owned(),
+                metric: pipeline.recognizer.metric,
                 settings: CollectionSettings { match_cosine, ..settings.clone() },
                 calibration: ctx.calibrations.of(&ctx.db, &pipeline, run.collection_id).await?,
             })
         };
         Ok(Self { terms: [of(&run.from_pipeline).await?, of(&run.pipeline).await?], comparisons })
+    }
+
+    fn pipelines(&self) -> [(&str, Metric); 2] {
+        self.terms.each_ref().map(|terms| (terms.pipeline.as_str(), terms.metric))
     }
 
     /// The threshold of each at the collection's size; none where nothing says one.

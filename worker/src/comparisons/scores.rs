@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use shared::catalogue::Metric;
 use shared::comparison::TarAtFar;
 use shared::embedding::Embedding;
 use shared::face_index::matches::candidates;
@@ -14,32 +15,40 @@ const RATES: [f64; 2] = [1e-2, 1e-3];
 /// A rate is told where so many pairs of two persons are expected beyond its threshold, and there are so many of one person:
 /// with ten, one standard deviation of the count is a third of it.
 const LEAST: f64 = 10.0;
-/// Cells of a histogram of cosines: 3e-5 each.
+/// Cells of a histogram: 3e-5 each of cosines, and as narrow of short distances.
 const CELLS: usize = 1 << 16;
 
 /// What one pipeline's scores are.
 pub(super) struct Scores {
     pub(super) genuine: Histogram,
     pub(super) impostor: Histogram,
-    /// Of each face the nearest other one of each of the persons that are nearest to it, with the cosine, best first: as many as
+    /// Of each face the nearest other one of each of the persons that are nearest to it, with the score, best first: as many as
     /// a job looks up.
     pub(super) near: Vec<Vec<(usize, f32)>>,
 }
 
 impl Scores {
-    pub(super) fn of(persons: &[PersonId], vectors: &[Embedding], stopped: &AtomicBool) -> Option<Self> {
+    pub(super) fn of(
+        persons: &[PersonId],
+        vectors: &[Embedding],
+        metric: Metric,
+        stopped: &AtomicBool,
+    ) -> Option<Self> {
         let near = vec![Vec::new(); vectors.len()];
-        let mut scores = Self { genuine: Histogram::new(), impostor: Histogram::new(), near };
+        let mut scores = Self { genuine: Histogram::new(metric), impostor: Histogram::new(metric), near };
         for (one, vector) in vectors.iter().enumerate() {
             if stopped.load(Ordering::Relaxed) {
                 return None;
             }
             for (other, second) in vectors.iter().enumerate().skip(one + 1) {
-                let cosine = dot(vector.as_slice(), second.as_slice());
+                let score = match metric {
+                    Metric::Cosine => dot(vector.as_slice(), second.as_slice()),
+                    Metric::Euclidean => vector.score(second, metric),
+                };
                 let pairs = if persons[one] == persons[other] { &mut scores.genuine } else { &mut scores.impostor };
-                pairs.add(cosine);
+                pairs.add(score);
                 for (face, beside) in [(one, other), (other, one)] {
-                    keep_near(&mut scores.near[face], persons, (beside, cosine));
+                    keep_near(&mut scores.near[face], persons, (beside, score));
                 }
             }
         }
@@ -61,20 +70,20 @@ impl Scores {
             }
             let cell = self.impostor.threshold(far);
             let tar = self.genuine.from(cell) as f64 / genuine;
-            TarAtFar { far, tar: Some(tar), cosine: Some(Histogram::cosine(cell)), why_not: None }
+            TarAtFar { far, tar: Some(tar), cosine: Some(self.impostor.score(cell)), why_not: None }
         };
         RATES.into_iter().map(tell).collect()
     }
 }
 
 /// Keeps a face among the nearest, if it is its person's nearest and no others are nearer.
-fn keep_near(near: &mut Vec<(usize, f32)>, persons: &[PersonId], (face, cosine): (usize, f32)) {
+fn keep_near(near: &mut Vec<(usize, f32)>, persons: &[PersonId], (face, score): (usize, f32)) {
     let is_full = near.len() >= candidates(RUNNER_UP);
-    if is_full && near.last().is_some_and(|(_, last)| *last >= cosine) {
+    if is_full && near.last().is_some_and(|(_, last)| *last >= score) {
         return;
     }
     match near.iter().position(|(known, _)| persons[*known] == persons[face]) {
-        Some(at) if near[at].1 >= cosine => return,
+        Some(at) if near[at].1 >= score => return,
         Some(at) => {
             near.remove(at);
         }
@@ -83,24 +92,25 @@ fn keep_near(near: &mut Vec<(usize, f32)>, persons: &[PersonId], (face, cosine):
         }
         None => {}
     }
-    let at = near.partition_point(|(_, known)| *known >= cosine);
-    near.insert(at, (face, cosine));
+    let at = near.partition_point(|(_, known)| *known >= score);
+    near.insert(at, (face, score));
 }
 
-/// How many pairs have which cosine.
+/// How many pairs have which score.
 pub(super) struct Histogram {
+    metric: Metric,
     cells: Vec<u64>,
     pub(super) total: u64,
 }
 
 impl Histogram {
-    fn new() -> Self {
-        Self { cells: vec![0; CELLS], total: 0 }
+    fn new(metric: Metric) -> Self {
+        Self { metric, cells: vec![0; CELLS], total: 0 }
     }
 
-    fn add(&mut self, cosine: f32) {
+    fn add(&mut self, score: f32) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is clamped to the cells")]
-        let cell = (f64::midpoint(f64::from(cosine), 1.0) * CELLS as f64).clamp(0.0, (CELLS - 1) as f64) as usize;
+        let cell = (self.metric.place_of(score.into()) * CELLS as f64).clamp(0.0, (CELLS - 1) as f64) as usize;
         self.cells[cell] += 1;
         self.total += 1;
     }
@@ -124,9 +134,9 @@ impl Histogram {
     }
 
     /// Where a cell begins.
-    #[expect(clippy::cast_possible_truncation, reason = "a cosine is within -1..1")]
-    fn cosine(cell: usize) -> f32 {
-        (cell as f64 / CELLS as f64 * 2.0 - 1.0) as f32
+    #[expect(clippy::cast_possible_truncation, reason = "a score is of 32 bits")]
+    fn score(&self, cell: usize) -> f32 {
+        self.metric.score_at(cell as f64 / CELLS as f64) as f32
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use shared::catalogue::Pipeline;
+use shared::catalogue::{Metric, Pipeline};
 use shared::comparison::{MovedDecisions, Outcome, OutcomeCounts};
 use shared::face_index::matches::candidates;
 use shared::ids::PersonId;
@@ -33,12 +33,13 @@ fn faces(labels: &[Labelled], from: &[f32], to: &[f32]) -> Faces {
 fn by(pipeline: &Pipeline, match_cosine: Option<f32>) -> Terms {
     let calibration = pipeline.calibration.clone().map(|calibration| Arc::new(InUse { id: None, calibration }));
     let settings = CollectionSettings { match_cosine, ..CollectionSettings::default() };
-    Terms { pipeline: pipeline.name.clone(), settings, calibration }
+    Terms { pipeline: pipeline.name.clone(), metric: pipeline.recognizer.metric, settings, calibration }
 }
 
 fn compared(faces: &Faces, terms: &[Terms; 2]) -> (ComparisonReport, Vec<Disagreement>) {
     let thresholds = terms.each_ref().map(|terms| Thresholds::identify(terms, 10).ok());
-    compare(faces, 100, ["old", "new"], &thresholds, &AtomicBool::new(false)).unwrap()
+    let pipelines = [("old", terms[0].metric), ("new", terms[1].metric)];
+    compare(faces, 100, pipelines, &thresholds, &AtomicBool::new(false)).unwrap()
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn persons_are_judged_by_all_their_faces() {
 fn as_many_persons_are_near_a_face_as_a_job_looks_up() {
     let persons: Vec<PersonId> = (0..10).map(|_| PersonId::new()).collect();
     let vectors: Vec<Embedding> = (0..10u8).map(|n| at(f32::from(n) * 5.0)).collect();
-    let scores = scores::Scores::of(&persons, &vectors, &AtomicBool::new(false)).unwrap();
+    let scores = scores::Scores::of(&persons, &vectors, Metric::Cosine, &AtomicBool::new(false)).unwrap();
     assert!(scores.near.iter().all(|near| near.len() == candidates(RUNNER_UP)));
     let nearest: Vec<usize> = scores.near[0].iter().map(|(face, _)| *face).collect();
     assert!(nearest.is_sorted() && nearest[0] == 1, "{nearest:?}");
@@ -130,9 +131,39 @@ fn the_true_accept_rate_is_that_at_the_impostors_threshold() {
 }
 
 #[test]
+fn a_model_of_cosines_and_one_of_distances_are_each_judged_by_their_own() {
+    let pipeline = testing::tiny_pipeline();
+    let mut distances = pipeline.clone();
+    distances.recognizer.metric = Metric::Euclidean;
+    distances.recognizer.normalise = false;
+    let calibration = distances.calibration.as_mut().unwrap();
+    calibration.score = calibration.score.iter().map(|cosine| 1.0 - (2.0 - 2.0 * cosine).sqrt()).collect();
+    // Thirty persons of two faces, which the old one has at 0.1 degrees and the new one at a distance of 0.1. Two persons are
+    // 1.9 apart there at least, in a place where no angle tells anybody apart.
+    let persons: Vec<usize> = (0..60).map(|n| n / 2).collect();
+    let mut faces = Faces::default();
+    for (n, label) in (0u8..).zip(&labels(&persons)) {
+        let (person, second) = (f32::from(n / 2), f32::from(n % 2));
+        let far = Embedding::as_given(vec![1000.0, person * 2.0 + 0.1 * second]).unwrap();
+        faces.push(*label, at(person * 10.0 + 0.1 * second), far);
+    }
+    let (report, _) = compared(&faces, &[by(&pipeline, Some(0.999)), by(&distances, Some(0.8))]);
+    let all = Some(OutcomeCounts { right: 60, wrong: 0, uncertain: 0, unknown: 0 });
+    assert_eq!((report.from.outcomes, report.to.outcomes), (all, all));
+    let told = |figures: &shared::comparison::PipelineFigures| figures.tar[0].clone();
+    assert_eq!((told(&report.from).tar, told(&report.to).tar), (Some(1.0), Some(1.0)));
+    // Of 1740 pairs of two persons 29 are 1.9 apart, more than a hundredth.
+    let cosine = told(&report.to).cosine.unwrap();
+    assert!((-1.0..-0.85).contains(&cosine), "{cosine}");
+    let (strict, _) = compared(&faces, &[by(&pipeline, Some(0.999)), by(&distances, Some(0.95))]);
+    assert_eq!(strict.to.outcomes.unwrap().right, 0, "0.1 is not within 0.05");
+}
+
+#[test]
 fn who_is_told_to_stop_stops() {
     let faces = faces(&labels(&[0, 0]), &[0.0, 1.0], &[0.0, 1.0]);
-    assert!(compare(&faces, 2, ["old", "new"], &[None, None], &AtomicBool::new(true)).is_none());
+    let pipelines = [("old", Metric::Cosine), ("new", Metric::Cosine)];
+    assert!(compare(&faces, 2, pipelines, &[None, None], &AtomicBool::new(true)).is_none());
     let mut pipeline = testing::tiny_pipeline();
     pipeline.calibration = None;
     let (report, worst) = compared(&Faces::default(), &[by(&pipeline, None), by(&pipeline, None)]);

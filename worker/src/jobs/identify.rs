@@ -58,7 +58,7 @@ pub(super) async fn matched(
     began: Instant,
 ) -> Result<(Vec<Value>, GallerySize), JobError> {
     let usable = |f: &&AnalysedFace| f.quality.reasons(gate).is_empty();
-    let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
+    let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone(), metric: terms.metric };
     let queries: Vec<Embedding> = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
     let max_age = began.elapsed().min(MAX_AGE);
@@ -68,7 +68,7 @@ pub(super) async fn matched(
     let thresholds = Thresholds::identify(terms, size.comparisons())
         .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
     let by = (thresholds.calibration(), thresholds.uncertain_cosine);
-    let mut matches = matches::judged(&ctx.db.read, &job.pipeline, queries, hits, by).await?;
+    let mut matches = matches::judged(&ctx.db.read, &gallery, queries, hits, by).await?;
     for matches in &mut matches {
         matches.truncate(wanted);
     }

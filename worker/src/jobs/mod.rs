@@ -271,7 +271,7 @@ async fn terms(
 ) -> Result<Terms, JobError> {
     let settings = settings(ctx, collection, job).await?;
     let calibration = ctx.calibrations.of(&ctx.db, pipeline, collection.id).await?;
-    Ok(Terms { pipeline: pipeline.name.clone(), settings, calibration })
+    Ok(Terms { pipeline: pipeline.name.clone(), metric: pipeline.recognizer.metric, settings, calibration })
 }
 
 /// What an answer says of the calibration that its thresholds and rates come from.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
-use shared::catalogue::Pipeline;
+use shared::catalogue::{Metric, Pipeline};
 use shared::db::collections;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
@@ -17,7 +17,7 @@ use shared::face_index::matches::{self, Match};
 use shared::face_index::{Found, Gallery};
 use shared::ids::{FaceId, PersonId};
 use shared::job::{JobArgs, RematchProgress, RematchScope};
-use shared::template::MEAN_GAIN;
+use shared::template::least_for;
 
 use super::{Done, JobError, Recorded, terms};
 use crate::context::WorkerContext;
@@ -96,7 +96,8 @@ struct Changed {
     persons: Vec<PersonId>,
     /// All templates of these.
     vectors: Vec<Embedding>,
-    /// The cosine from which one of them may decide something.
+    metric: Metric,
+    /// The score from which one of them may decide something.
     enough: f32,
 }
 
@@ -104,7 +105,7 @@ impl Changed {
     fn concerns(&self, face: &Matchable) -> bool {
         face.person.is_some_and(|person| self.persons.contains(&person))
             || self.faces.contains(&face.id)
-            || self.vectors.iter().any(|vector| vector.cosine(&face.embedding) >= self.enough)
+            || self.vectors.iter().any(|vector| vector.score(&face.embedding, self.metric) >= self.enough)
     }
 }
 
@@ -116,15 +117,16 @@ impl<'a> Looking<'a> {
         terms: &'a Terms,
         scope: &RematchScope,
     ) -> Result<Self, JobError> {
-        let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
+        let (collection, metric) = (job.collection_id, terms.metric);
+        let gallery = Gallery { collection, pipeline: job.pipeline.clone(), metric };
         let size = ctx.face_index.search(&gallery, Vec::new(), 1).await?.size;
         let thresholds = Thresholds::identify(terms, size.comparisons())
             .map_err(|e| JobError::failed("no_calibration", e.to_string()))?;
         let mut changed = None;
         if let RematchScope::Touched { faces, persons } = scope {
             let found = db::templates::concerned(&ctx.db.read, &job.pipeline, faces, persons).await?;
-            let enough = thresholds.match_cosine - MEAN_GAIN;
-            let of = |vectors| Changed { faces: faces.clone(), persons: found.persons, vectors, enough };
+            let enough = least_for(thresholds.match_cosine, metric);
+            let of = |vectors| Changed { faces: faces.clone(), persons: found.persons, vectors, metric, enough };
             changed = found.vectors.map(of).map(Arc::new);
         }
         let gate = Gate::identify(pipeline.detector.match_score);
@@ -155,7 +157,7 @@ impl<'a> Looking<'a> {
             let search = ctx.face_index.search(&self.gallery, queries.clone(), matches::candidates(k));
             let Found { hits, .. } = search.await?;
             let by = (self.thresholds.calibration(), self.thresholds.match_cosine);
-            matches::judged(&ctx.db.read, &job.pipeline, queries, hits, by).await?
+            matches::judged(&ctx.db.read, &self.gallery, queries, hits, by).await?
         };
         let mut matches = matches.into_iter();
         let rematch = |face: &Matchable| {

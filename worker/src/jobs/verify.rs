@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use serde_json::{Value, json};
-use shared::catalogue::Calibration;
+use shared::catalogue::{Calibration, Metric};
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::{faces, persons};
@@ -43,12 +43,13 @@ pub(super) async fn run(
     let (score, thresholds, compared) = match other {
         VerifyTarget::Image(image) => {
             let two = face_of(ctx, job, &engine, image, face).await?;
-            (one.embedding.cosine(&two.embedding), thresholds(1)?, face_json(&two, &gate))
+            (one.embedding.score(&two.embedding, terms.metric), thresholds(1)?, face_json(&two, &gate))
         }
         VerifyTarget::Person(person) => {
             let faces = faces_of_person(ctx, job, *person).await?;
             let thresholds = thresholds(template::comparisons(faces.len()))?;
-            let found = like_person(one.embedding.clone(), *person, faces, thresholds.calibration().cloned()).await?;
+            let by = (thresholds.calibration().cloned(), terms.metric);
+            let found = like_person(one.embedding.clone(), *person, faces, by).await?;
             let other = json!({ "person_id": person, "face_id": found.face, "face_score": found.face_score });
             (found.score, thresholds, other)
         }
@@ -99,12 +100,12 @@ async fn like_person(
     face: Embedding,
     person: PersonId,
     faces: Vec<(FaceId, Embedding)>,
-    calibration: Option<Calibration>,
+    (calibration, metric): (Option<Calibration>, Metric),
 ) -> Result<Match, JobError> {
     let is_short = faces.len() <= FEW_FACES;
     let compare = move || {
-        let mut found = Match::of(matches::nearest(&face, person, &faces)?);
-        found.judge(&face, calibration.and_then(|calibration| Template::of(faces, &calibration)).as_ref());
+        let mut found = Match::of(matches::nearest(&face, person, &faces, metric)?);
+        found.judge(&face, calibration.and_then(|calibration| Template::of(faces, &calibration, metric)).as_ref());
         Some(found)
     };
     let found = if is_short {

@@ -14,7 +14,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
 
 /// The model that a collection or run goes by.
-async fn registered(state: &AppState, pipeline: &str) -> ApiResult<Arc<Pipeline>> {
+pub(super) async fn registered(state: &AppState, pipeline: &str) -> ApiResult<Arc<Pipeline>> {
     state.models.pipeline(pipeline).await.map_err(|error| match error {
         ModelsError::Db(error) => error.into(),
         error => ApiError::unprocessable("pipeline_unknown", error.to_string()),

@@ -34,8 +34,9 @@ pub struct NewReprocess {
     #[serde(default)]
     dry_run: bool,
     /// The setting of that name once the collection goes by this pipeline: a threshold says nothing of another model's
-    /// scores, so that the present one does not go over.
-    #[schema(minimum = -1, maximum = 1)]
+    /// scores, so that the present one does not go over. A cosine, -1 to 1; of a pipeline with the metric `euclidean` 1 less
+    /// the distance, 1 at most.
+    #[schema(maximum = 1)]
     match_cosine: Option<f32>,
     /// Given back with the run and with its events.
     #[schema(max_length = 256)]
@@ -89,9 +90,6 @@ pub async fn create(
     Json(new): Json<NewReprocess>,
 ) -> ApiResult<Response> {
     new.tag.as_ref().map_or(Ok(()), |tag| check_text("#/tag", tag))?;
-    if new.match_cosine.is_some_and(|cosine| !(-1.0..=1.0).contains(&cosine)) {
-        return Err(ApiError::invalid("#/match_cosine", "must lie between -1 and 1"));
-    }
     let collection = extract::collection(&state, &caller, &collection).await?;
     let idempotency = promised(&state, &caller, &headers, collection.id, &new);
     if let Some(idempotency) = &idempotency
@@ -100,6 +98,9 @@ pub async fn create(
         return answer(&state, &caller, repeated).await;
     }
     let entry = named(&state, &new.pipeline).await?;
+    if new.match_cosine.is_some_and(|score| !entry.recognizer.metric.has(score)) {
+        return Err(ApiError::invalid("#/match_cosine", entry.recognizer.metric.must()));
+    }
     if new.pipeline == collection.pipeline {
         let detail = format!("the collection goes by {} already", new.pipeline);
         return Err(ApiError::conflict("pipeline_active", detail));
@@ -175,7 +176,7 @@ async fn check_decides(
         return Ok(());
     }
     let detail = format!(
-        "{} has no measured thresholds: calibrate it, or say from which cosine on two faces match",
+        "{} has no measured thresholds: calibrate it, or say from which score on two faces match",
         new.pipeline
     );
     Err(ApiError::invalid("#/match_cosine", detail))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use shared::catalogue::Metric;
 use shared::ids::{ClusterId, FaceId, ImageId};
 use shared::job::FaceChoice;
 use uuid::Uuid;
@@ -110,7 +111,7 @@ pub(super) async fn run(setup: &Setup, args: &ClustersArgs) -> anyhow::Result<()
     let calibration = setup.engine.pipeline().calibration.as_ref();
     let calibration = calibration.context("the pipeline has no calibration to take the limits from")?;
     let faces = found.iter().map(|found| found.faces.len()).sum();
-    let limits = Limits::of(calibration, faces);
+    let by = (Limits::of(calibration, faces), setup.engine.pipeline().recognizer.metric);
     let truth = score::truth(found.iter().filter_map(|found| found.central.clone()));
     let clear: HashSet<FaceId> = found.iter().flat_map(|found| &found.faces).map(|member| member.face).collect();
     let poor = truth.keys().filter(|face| !clear.contains(face)).count();
@@ -120,7 +121,7 @@ pub(super) async fn run(setup: &Setup, args: &ClustersArgs) -> anyhow::Result<()
         if order > 0 {
             places.sort_by_key(|place| shared::digest::sha256_hex(format!("{order} {place}").as_bytes()));
         }
-        let (clusters, took) = tokio::task::block_in_place(|| arrive(&found, &places, args.slice, limits))?;
+        let (clusters, took) = tokio::task::block_in_place(|| arrive(&found, &places, args.slice, by))?;
         runs.push(Run {
             order: if order == 0 { "by name".to_owned() } else { order.to_string() },
             all: score(&truth, &clusters, 1),
@@ -216,10 +217,10 @@ fn arrive(
     found: &[Found],
     order: &[usize],
     slice: u32,
-    limits: Limits,
+    (limits, metric): (Limits, Metric),
 ) -> anyhow::Result<(HashMap<FaceId, ClusterId>, Duration)> {
     let began = Instant::now();
-    let mut units = Units::default();
+    let mut units = Units::new(metric);
     let mut name = 1u128 << 100;
     let mut merges: Vec<Merge> = Vec::new();
     for places in order.chunks(usize::try_from(slice)?) {

@@ -101,7 +101,9 @@ pub(super) async fn run(setup: &Setup, args: &TemplatesArgs) -> anyhow::Result<(
         faces: args.faces,
         seeds: args.seeds,
         cases: tokio::task::block_in_place(|| {
-            let people = People { enrolled: &enrolled, strangers: &strangers, faces, calibration: &calibration };
+            let metric = setup.engine.pipeline().recognizer.metric;
+            let (enrolled, strangers) = (&enrolled[..], &strangers[..]);
+            let people = People { enrolled, strangers, faces, calibration: &calibration, metric };
             Labels::ALL.map(|labels| Case::measure(&people, labels, args.seeds)).into_iter().collect()
         }),
     };

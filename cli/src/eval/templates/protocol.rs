@@ -2,13 +2,13 @@
 //! looked up. TPIR is the share of the former whose person is named, FPIR the share of the latter for whom somebody is.
 
 use serde::Serialize;
-use shared::catalogue::Calibration;
+use shared::catalogue::{Calibration, Metric};
 use shared::digest::sha256_hex;
 use shared::embedding::Embedding;
 use shared::face_index::GallerySize;
 use shared::face_index::matches::{Match, nearest};
 use shared::ids::{FaceId, PersonId};
-use shared::template::{FEWEST, MEAN_GAIN, Template};
+use shared::template::{FEWEST, Template, most_by_mean};
 use uuid::Uuid;
 
 use crate::eval::calibration::allowed;
@@ -47,6 +47,7 @@ pub(super) struct People<'a> {
     /// Enrolled of each.
     pub(super) faces: usize,
     pub(super) calibration: &'a Calibration,
+    pub(super) metric: Metric,
 }
 
 /// Shares of 0..1.
@@ -105,16 +106,17 @@ impl People<'_> {
             gallery.push(self.enroll(person, chosen.iter().map(|n| &vectors[*n]), wrong));
             own.extend(others.iter().map(|n| (gallery[person].id, &vectors[*n])));
         }
-        let known: Vec<(PersonId, Best)> = own.iter().map(|(person, face)| (*person, best(&gallery, face))).collect();
+        let known: Vec<(PersonId, Best)> =
+            own.iter().map(|(person, face)| (*person, best(&gallery, face, self.metric))).collect();
         let unknown: Vec<Best> =
-            strangers.iter().map(|(person, n)| best(&gallery, &self.strangers[*person][*n])).collect();
+            strangers.iter().map(|(person, n)| best(&gallery, &self.strangers[*person][*n], self.metric)).collect();
         let faces = gallery.iter().map(|person| person.faces.len()).sum();
         let means = gallery.iter().filter(|person| person.faces.len() >= FEWEST).count();
         let size = GallerySize { persons: gallery.len(), faces, means };
         let rates = |comparisons, of: fn(&Best) -> Match| {
             let known: Vec<(PersonId, Match)> = known.iter().map(|(person, best)| (*person, of(best))).collect();
             let unknown = unknown.iter().map(|best| of(best).score).collect();
-            Rates::of(&known, unknown, self.calibration.threshold_for_gallery(FPIR, comparisons).cosine)
+            Rates::of(&known, unknown, self.calibration.threshold_for_gallery(FPIR, comparisons).score)
         };
         let (doubted_wrong, doubted_right) = doubted(&gallery);
         Run {
@@ -139,15 +141,15 @@ impl People<'_> {
         let mut faces: Vec<(FaceId, Embedding)> = (0..).map(|n| FaceId(id(n))).zip(all.cloned()).collect();
         let wrong = wrong.and(faces.last()).map(|(face, _)| *face);
         faces.reverse();
-        let template = Template::of(faces.clone(), self.calibration);
+        let template = Template::of(faces.clone(), self.calibration, self.metric);
         Enrolled { id: PersonId(id(0)), faces, template, wrong }
     }
 }
 
-fn best(gallery: &[Enrolled], face: &Embedding) -> Best {
+fn best(gallery: &[Enrolled], face: &Embedding, metric: Metric) -> Best {
     let mut best: Option<Best> = None;
     for person in gallery {
-        let Some(single) = nearest(face, person.id, &person.faces).map(Match::of) else { continue };
+        let Some(single) = nearest(face, person.id, &person.faces, metric).map(Match::of) else { continue };
         let Some(known) = &mut best else {
             let mut template = single;
             template.judge(face, person.template.as_ref());
@@ -157,7 +159,7 @@ fn best(gallery: &[Enrolled], face: &Embedding) -> Best {
         if single.score > known.single.score {
             known.single = single;
         }
-        if single.score + MEAN_GAIN > known.template.score {
+        if most_by_mean(single.score, metric) > known.template.score {
             let mut template = single;
             template.judge(face, person.template.as_ref());
             if template.score > known.template.score {
@@ -236,7 +238,7 @@ mod tests {
         let calibration = Calibration {
             measured_on: "a test".to_owned(),
             far: vec![1e-1, 1e-2, 1e-3],
-            cosine: vec![0.3, 0.5, 0.7],
+            score: vec![0.3, 0.5, 0.7],
             measured_far: None,
         };
         let axis = |at: usize| {
@@ -246,7 +248,8 @@ mod tests {
         };
         let enrolled: Vec<Vec<Embedding>> = (0..5).map(|n| vec![axis(n); 5]).collect();
         let strangers: Vec<Vec<Embedding>> = (5..30).map(|n| vec![axis(n); 4]).collect();
-        let people = People { enrolled: &enrolled, strangers: &strangers, faces: 4, calibration: &calibration };
+        let (metric, calibration) = (Metric::Cosine, &calibration);
+        let people = People { enrolled: &enrolled, strangers: &strangers, faces: 4, calibration, metric };
         let right = people.run(Labels::Right, 1);
         assert_eq!((right.single, right.template, right.doubted_right.to_bits()), (right.template, right.single, 0));
         let wrong = people.run(Labels::OneWrongComes, 1);

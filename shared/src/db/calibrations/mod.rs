@@ -14,7 +14,7 @@ use super::clusters::queue;
 use super::entity::calibration::{ActiveModel, Column, Entity, Model};
 use super::{Db, collections, execute, models, now, scoped, statement};
 use crate::access::Grant;
-use crate::catalogue::{self, Calibration, check_points};
+use crate::catalogue::{self, Calibration, Metric, check_points};
 use crate::ids::{CalibrationId, CollectionId};
 
 /// A threshold with the false accept rate at it.
@@ -24,8 +24,8 @@ pub struct CalibrationPoint {
     /// How often one comparison of two persons' faces reaches the threshold.
     #[schema(exclusive_minimum = 0, exclusive_maximum = 1)]
     pub far: f64,
-    /// The threshold.
-    #[schema(minimum = -1, maximum = 1)]
+    /// The threshold, a score: a cosine, -1 to 1; of a pipeline with the metric `euclidean` 1 less the distance, 1 at most.
+    #[schema(maximum = 1)]
     pub cosine: f32,
     /// The rate is at least this, as surely as the calibration says.
     #[schema(minimum = 0, maximum = 1)]
@@ -57,10 +57,10 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Names the first field that makes no sense, as (JSON pointer, why).
-    pub fn check(&self) -> Result<(), (String, &'static str)> {
+    /// Names the first field that makes no sense for a pipeline of that metric, as (JSON pointer, why).
+    pub fn check(&self, metric: Metric) -> Result<(), (String, &'static str)> {
         let points: Vec<(f64, f32)> = self.points.iter().map(|point| (point.far, point.cosine)).collect();
-        check_points(&points, Some(self.measured_far)).map_err(|flaw| match flaw.point {
+        check_points(&points, Some(self.measured_far), metric).map_err(|flaw| match flaw.point {
             Some(n) => (format!("#/points/{n}/{}", flaw.field), flaw.why),
             None => (format!("#/{}", flaw.field), flaw.why),
         })?;
@@ -113,7 +113,7 @@ impl Model {
         Ok(Calibration {
             measured_on: self.measured_on.clone(),
             far: points.iter().map(|point| point.far).collect(),
-            cosine: points.iter().map(|point| point.cosine).collect(),
+            score: points.iter().map(|point| point.cosine).collect(),
             measured_far: Some(self.measured_far),
         })
     }

@@ -75,7 +75,7 @@ async fn what_is_stored_is_decided_by() {
         assert_eq!((found.people, found.faces, found.comparisons), (100, 200, 19_900));
         assert_eq!(found.points().unwrap(), measured("own").points);
         let calibration = found.calibration().unwrap();
-        assert!((calibration.threshold_at(1e-2).cosine - 0.25).abs() < 1e-6);
+        assert!((calibration.threshold_at(1e-2).score - 0.25).abs() < 1e-6);
         assert!(!calibration.threshold_at(1e-2).extrapolated);
         assert!(calibration.threshold_at(1e-3).extrapolated, "it was stored, and not measured");
     })
@@ -153,8 +153,11 @@ fn what_makes_no_sense_is_named() {
     let with = |change: Change| {
         let mut changed = measured("x");
         change(&mut changed);
-        changed.check().map_err(|(pointer, _)| pointer)
+        changed.check(Metric::Cosine).map_err(|(pointer, _)| pointer)
     };
+    let mut far_apart = measured("x");
+    far_apart.points.iter_mut().for_each(|point| point.cosine -= 9.0);
+    assert_eq!((far_apart.check(Metric::Euclidean), far_apart.check(Metric::Cosine).is_ok()), (Ok(()), false));
     assert_eq!(with(|_| ()), Ok(()));
     let cases: [(Change, &str); 14] = [
         (|m| m.points.truncate(1), "#/points"),

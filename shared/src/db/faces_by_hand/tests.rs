@@ -1,6 +1,7 @@
 //! What is said by hand, on both databases.
 
 use super::*;
+use crate::catalogue::Metric;
 use crate::db::collections::{self, CollectionSettings};
 use crate::db::faces::{FaceFilter, NewFace, Origin};
 use crate::db::images::ImageSource;
@@ -57,7 +58,7 @@ async fn scene(db: Db, index: Box<dyn FaceIndex>, pipeline: &str) -> Scene {
         persons_made.push(persons::find_or_create(&txn, collection, &named).await.unwrap().unwrap().id);
     }
     txn.commit().await.unwrap();
-    let gallery = Gallery { collection, pipeline: pipeline.to_owned() };
+    let gallery = Gallery { collection, pipeline: pipeline.to_owned(), metric: Metric::Cosine };
     Scene { db, gallery, face, ann: persons_made[0], bob: persons_made[1], index }
 }
 

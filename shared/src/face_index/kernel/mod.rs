@@ -1,4 +1,4 @@
-//! The scan itself: dot products of one query with stored rows, of int8 codes and of f32 vectors.
+//! The scan itself: dot products of one query with stored rows, of int8 codes and of f32 vectors, and their distances.
 
 mod codes;
 mod floats;
@@ -37,5 +37,10 @@ impl Kernel {
     /// The dot product of two vectors, whose order of summation, and so whose rounding, is the same in every call.
     pub(super) fn dot(self, query: &[f32], row: &[f32]) -> f32 {
         floats::dot(self.0, query, row)
+    }
+
+    /// The square of the distance of two vectors, in an order of summation that is the same too.
+    pub(super) fn squared_distance(self, query: &[f32], row: &[f32]) -> f32 {
+        floats::squared_distance(self.0, query, row)
     }
 }

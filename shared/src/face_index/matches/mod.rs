@@ -10,12 +10,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::ConnectionTrait;
 
-use super::{FaceIndexError, Hit};
-use crate::catalogue::Calibration;
+use super::{FaceIndexError, Gallery, Hit};
+use crate::catalogue::{Calibration, Metric};
 use crate::db::templates;
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
-use crate::template::{MEAN_GAIN, NEWEST, Template};
+use crate::template::{NEWEST, Template, most_by_mean};
 
 /// So many more persons are asked for than are wanted: some may overtake those before them. Of strangers, at most one in some ten
 /// searches is as near to the threshold as that takes.
@@ -30,11 +30,11 @@ const FEW_COMPARISONS: usize = 2_000;
 pub struct Match {
     /// Who.
     pub person: PersonId,
-    /// What is decided by, -1..1.
+    /// What is decided by.
     pub score: f32,
     /// The nearest of the person's faces that count.
     pub face: FaceId,
-    /// Its cosine, -1..1.
+    /// Its score.
     pub face_score: f32,
 }
 
@@ -47,7 +47,7 @@ pub fn candidates(k: usize) -> usize {
 /// the order of their faces' ids. Whoever cannot reach it keeps the score of the nearest face.
 pub async fn judged(
     conn: &impl ConnectionTrait,
-    pipeline: &str,
+    gallery: &Gallery,
     queries: Vec<Embedding>,
     hits: Vec<Vec<Hit>>,
     (calibration, floor): (Option<&Calibration>, f32),
@@ -55,12 +55,12 @@ pub async fn judged(
     let found: Vec<Vec<Match>> = hits.into_iter().map(|hits| hits.into_iter().map(Match::of).collect()).collect();
     // Without it nothing says how alike two strangers are.
     let Some(calibration) = calibration else { return Ok(found) };
-    let mut judging = Judging { queries, found, calibration: calibration.clone(), floor };
+    let mut judging = Judging { queries, found, calibration: calibration.clone(), floor, metric: gallery.metric };
     let near: BTreeSet<(PersonId, FaceId)> = judging.near().map(|found| (found.person, found.face)).collect();
     let persons = Vec::from_iter(near.iter().map(|(person, _)| *person).collect::<BTreeSet<_>>());
     for some in persons.chunks(PERSONS) {
         let faces: Vec<_> = near.iter().filter(|(person, _)| some.binary_search(person).is_ok()).copied().collect();
-        let read = templates::newest(conn, pipeline, &faces).await?;
+        let read = templates::newest(conn, &gallery.pipeline, &faces).await?;
         let is_short = judging.comparisons(&read) <= FEW_COMPARISONS;
         let judge = move || judging.by(read);
         judging = if is_short { judge() } else { tokio::task::spawn_blocking(judge).await? };
@@ -77,11 +77,12 @@ struct Judging {
     found: Vec<Vec<Match>>,
     calibration: Calibration,
     floor: f32,
+    metric: Metric,
 }
 
 impl Judging {
     fn near(&self) -> impl Iterator<Item = &Match> {
-        self.found.iter().flatten().filter(|found| found.is_near(self.floor))
+        self.found.iter().flatten().filter(|found| found.is_near(self.floor, self.metric))
     }
 
     /// How many vectors are compared at most.
@@ -92,11 +93,10 @@ impl Judging {
 
     /// By what was read of some persons.
     fn by(mut self, read: Templates) -> Self {
-        let made =
-            read.into_iter().filter_map(|(person, faces)| Some((person, Template::of(faces, &self.calibration)?)));
-        let templates: HashMap<PersonId, Template> = made.collect();
+        let judged = |(person, faces)| Some((person, Template::of(faces, &self.calibration, self.metric)?));
+        let templates: HashMap<PersonId, Template> = read.into_iter().filter_map(judged).collect();
         for (query, found) in self.queries.iter().zip(&mut self.found) {
-            let near = found.iter_mut().filter(|found| found.is_near(self.floor));
+            let near = found.iter_mut().filter(|found| found.is_near(self.floor, self.metric));
             near.for_each(|found| found.judge(query, templates.get(&found.person)));
         }
         self
@@ -107,8 +107,8 @@ impl Judging {
 type Templates = HashMap<PersonId, Vec<(FaceId, Embedding)>>;
 
 /// The nearest of a person's faces, as an index would find it.
-pub fn nearest(query: &Embedding, person: PersonId, faces: &[(FaceId, Embedding)]) -> Option<Hit> {
-    let hits = faces.iter().map(|(face, vector)| Hit { person, face: *face, score: query.cosine(vector) });
+pub fn nearest(query: &Embedding, person: PersonId, faces: &[(FaceId, Embedding)], metric: Metric) -> Option<Hit> {
+    let hits = faces.iter().map(|(face, vector)| Hit { person, face: *face, score: query.score(vector, metric) });
     hits.max_by(|a, b| a.score.total_cmp(&b.score).then(b.face.cmp(&a.face)))
 }
 
@@ -127,8 +127,8 @@ impl Match {
     }
 
     /// Whether the person's other faces may lift it to there.
-    fn is_near(&self, floor: f32) -> bool {
-        self.score + MEAN_GAIN >= floor
+    fn is_near(&self, floor: f32, metric: Metric) -> bool {
+        most_by_mean(self.score, metric) >= floor
     }
 
     /// Best first.

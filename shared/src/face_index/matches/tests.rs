@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::db::faces_by_hand::{FaceChange, change};
 use crate::db::{Db, is_postgres};
-use crate::face_index::contract::{PIPELINES, enroll, gallery, vector};
+use crate::face_index::contract::{METRICS, PIPELINES, enroll, gallery, vector};
 use crate::face_index::pgvector::{PgvectorFaceIndex, create_partition};
 use crate::face_index::{ExactFaceIndex, FaceIndex, Gallery};
 
@@ -21,13 +21,18 @@ struct Scene {
     random: u32,
 }
 
-fn calibration() -> Calibration {
-    Calibration {
+fn calibration(metric: Metric) -> Calibration {
+    let mut calibration = Calibration {
         measured_on: "a test".to_owned(),
         far: vec![1e-1, 1e-2, 1e-3, 1e-4],
-        cosine: vec![0.3, 0.5, 0.6, 0.7],
+        score: vec![0.3, 0.5, 0.6, 0.7],
         measured_far: None,
+    };
+    if metric == Metric::Euclidean {
+        // Of vectors of unit length.
+        calibration.score.iter_mut().for_each(|score| *score = 1.0 - (2.0 - 2.0 * *score).sqrt());
     }
+    calibration
 }
 
 async fn scenes(folder: &std::path::Path) -> Vec<Scene> {
@@ -40,8 +45,10 @@ async fn scenes(folder: &std::path::Path) -> Vec<Scene> {
         } else {
             Arc::new(ExactFaceIndex::new(db.clone()))
         };
-        let gallery = gallery(&db, DIMENSION).await;
-        scenes.push(Scene { db, index, gallery, faces: HashMap::new(), random: 7 });
+        for metric in METRICS {
+            let (db, index, gallery) = (db.clone(), Arc::clone(&index), gallery(&db, DIMENSION, metric).await);
+            scenes.push(Scene { db, index, gallery, faces: HashMap::new(), random: 7 });
+        }
     }
     scenes
 }
@@ -68,15 +75,16 @@ impl Scene {
     async fn found(&self, query: &Embedding, k: usize, floor: f32) -> Vec<Match> {
         let queries = vec![query.clone()];
         let hits = self.index.search(&self.gallery, queries.clone(), candidates(k)).await.unwrap().hits;
-        let by = (Some(&calibration()), floor);
-        judged(&self.db.read, &self.gallery.pipeline, queries, hits, by).await.unwrap().remove(0)
+        let by = (Some(&calibration(self.gallery.metric)), floor);
+        judged(&self.db.read, &self.gallery, queries, hits, by).await.unwrap().remove(0)
     }
 
     /// What all faces of all persons say.
     fn plain(&self, query: &Embedding) -> Vec<Match> {
         let one = |(person, faces): (&PersonId, &Vec<(FaceId, Embedding)>)| {
-            let mut found = Match::of(nearest(query, *person, faces).unwrap());
-            found.judge(query, Template::of(faces.clone(), &calibration()).as_ref());
+            let metric = self.gallery.metric;
+            let mut found = Match::of(nearest(query, *person, faces, metric).unwrap());
+            found.judge(query, Template::of(faces.clone(), &calibration(metric), metric).as_ref());
             found
         };
         let mut found: Vec<Match> = self.faces.iter().map(one).collect();
@@ -160,10 +168,10 @@ async fn whoever_cannot_reach_the_floor_is_not_looked_at() {
         }
         let single = scene.found(&centre, 1, 1.5).await[0];
         assert_eq!(single.score.to_bits(), single.face_score.to_bits());
-        assert!(scene.found(&centre, 1, single.score + MEAN_GAIN - 1e-3).await[0].score > single.score);
+        let enough = most_by_mean(single.score, scene.gallery.metric) - 1e-3;
+        assert!(scene.found(&centre, 1, enough).await[0].score > single.score);
         let hits = vec![vec![Hit { person: single.person, face: single.face, score: single.face_score }]];
-        let pipeline = &scene.gallery.pipeline;
-        let uncalibrated = judged(&scene.db.read, pipeline, vec![centre], hits, (None, -1.0)).await;
+        let uncalibrated = judged(&scene.db.read, &scene.gallery, vec![centre], hits, (None, -1.0)).await;
         assert_eq!(uncalibrated.unwrap(), [[single]], "nothing says how alike strangers are");
     }
 }

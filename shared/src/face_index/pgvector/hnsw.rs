@@ -9,9 +9,11 @@ use sea_orm::{DbErr, FromQueryResult};
 use uuid::Uuid;
 
 use super::partitions::{literal, partition_name};
-use crate::db::{Db, execute, leaders, statement};
+use crate::catalogue::Metric;
+use crate::db::{Db, execute, leaders, models, statement};
 use crate::face_index::Gallery;
 use crate::ids::{CollectionId, FaceId};
+use crate::models::parsed;
 
 /// The rest may grow to this share of the index before that is built anew.
 const REBUILD_FRACTION: i64 = 5;
@@ -35,8 +37,8 @@ pub(super) async fn find(db: &Db, gallery: &Gallery) -> Result<Option<HnswIndex>
     HnswIndex::find_by_statement(statement(&db.read, sql, values)).one(&db.read).await
 }
 
-/// Galleries of at least `from` templates whose index is missing or has been outgrown.
-pub(super) async fn wanting(db: &Db, from: u64) -> Result<Vec<Gallery>, DbErr> {
+/// A gallery of at least `from` templates whose index is missing or has been outgrown.
+pub(super) async fn wanting(db: &Db, from: u64) -> Result<Option<Gallery>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         pipeline: String,
@@ -50,7 +52,27 @@ pub(super) async fn wanting(db: &Db, from: u64) -> Result<Vec<Gallery>, DbErr> {
     );
     let from = i64::try_from(from).unwrap_or(i64::MAX);
     let rows = Row::find_by_statement(statement(&db.read, &sql, [from.into()])).all(&db.read).await?;
-    Ok(rows.into_iter().map(|r| Gallery { collection: r.collection_id, pipeline: r.pipeline }).collect())
+    for Row { pipeline, collection_id } in rows {
+        // Without one that this version understands, nobody can search it here either.
+        if let Some(metric) = metric_of(db, &pipeline).await? {
+            return Ok(Some(Gallery { collection: collection_id, pipeline, metric }));
+        }
+    }
+    Ok(None)
+}
+
+/// What the registered entry of the pipeline says.
+async fn metric_of(db: &Db, pipeline: &str) -> Result<Option<Metric>, DbErr> {
+    let row = models::find(&db.read, pipeline).await?;
+    Ok(row.and_then(|row| parsed(&row).ok()).map(|pipeline| pipeline.recognizer.metric))
+}
+
+/// By what the index of a metric is built.
+fn operator_class(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Cosine => "vector_ip_ops",
+        Metric::Euclidean => "vector_l2_ops",
+    }
 }
 
 /// Builds the index of a gallery beside its use; false when another process is at it.
@@ -114,9 +136,10 @@ async fn replace(db: &Db, gallery: &Gallery, last_face: FaceId, faces: i64, dime
     let old = find(db, gallery).await?;
     let name = format!("hnsw_{}", Uuid::now_v7().simple());
     let create = format!(
-        "CREATE INDEX CONCURRENTLY {name} ON {} USING hnsw ((vector::vector({dimension})) vector_ip_ops)
+        "CREATE INDEX CONCURRENTLY {name} ON {} USING hnsw ((vector::vector({dimension})) {})
          WHERE collection_id = '{}' AND template_of IS NOT NULL AND face_id <= '{last_face}'",
         partition_name(&gallery.pipeline),
+        operator_class(gallery.metric),
         gallery.collection
     );
     run_long(db, &[&create]).await?;

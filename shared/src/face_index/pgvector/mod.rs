@@ -18,6 +18,7 @@ use uuid::Uuid;
 use self::hnsw::HnswIndex;
 use self::partitions::literal;
 use super::{FaceIndex, FaceIndexError, Found, Gallery, GallerySize, Hit};
+use crate::catalogue::Metric;
 use crate::db::{Db, embeddings, execute, statement};
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
@@ -53,8 +54,17 @@ pub struct PgvectorFaceIndex {
 struct Near {
     person_id: PersonId,
     face_id: FaceId,
-    /// pgvector gives the inner product with its sign changed, so that ascending order is best first.
-    negative_score: f64,
+    /// What the metric's operator gives, so that ascending order is best first: the distance, or the inner product with its sign
+    /// changed.
+    apart: f64,
+}
+
+/// pgvector's operator for the metric; vectors whose cosine counts are of unit length.
+fn operator(metric: Metric) -> &'static str {
+    match metric {
+        Metric::Cosine => "<#>",
+        Metric::Euclidean => "<->",
+    }
 }
 
 impl PgvectorFaceIndex {
@@ -83,16 +93,16 @@ impl PgvectorFaceIndex {
         k: usize,
     ) -> Result<Vec<Hit>, FaceIndexError> {
         let mut limit = k.saturating_mul(FACES_PER_PERSON).max(1);
-        let here = templates_of(gallery);
+        let (here, apart) = (templates_of(gallery), operator(gallery.metric));
         loop {
             let sql = format!(
-                "SELECT template_of AS person_id, face_id, vector <#> $1 AS negative_score FROM embeddings
-                 WHERE {here} ORDER BY negative_score, face_id LIMIT {limit}"
+                "SELECT template_of AS person_id, face_id, vector {apart} $1 AS apart FROM embeddings
+                 WHERE {here} ORDER BY apart, face_id LIMIT {limit}"
             );
             let vector = embeddings::to_value(&self.db.read, query);
             let near = Near::find_by_statement(statement(&self.db.read, &sql, [vector])).all(&self.db.read).await?;
             let is_all = near.len() < limit;
-            let hits = best_persons(near, k);
+            let hits = best_persons(near, k, gallery.metric);
             if hits.len() >= k || is_all {
                 return Ok(hits);
             }
@@ -115,7 +125,7 @@ impl PgvectorFaceIndex {
         let vector = embeddings::to_value(&txn, query);
         let near = Near::find_by_statement(statement(&txn, &sql, [vector])).all(&txn).await?;
         txn.commit().await?;
-        Ok(best_persons(near, k))
+        Ok(best_persons(near, k, gallery.metric))
     }
 
     async fn size(&self, gallery: &Gallery, max_age: Duration) -> Result<GallerySize, DbErr> {
@@ -156,15 +166,15 @@ impl PgvectorFaceIndex {
 /// the newer ones. Its expressions are the index's own, or the planner would not see that it fits.
 fn nearest_through(index: &HnswIndex, gallery: &Gallery, dimension: usize, limit: usize) -> String {
     let here = templates_of(gallery);
+    let apart = format!("vector::vector({dimension}) {} $1::vector({dimension})", operator(gallery.metric));
     let part = |face: &str| {
         format!(
-            "(SELECT template_of AS person_id, face_id, vector::vector({dimension}) <#> $1::vector({dimension}) AS negative_score
-              FROM embeddings WHERE {here} AND face_id {face} '{}'
-              ORDER BY vector::vector({dimension}) <#> $1::vector({dimension}) LIMIT {limit})",
+            "(SELECT template_of AS person_id, face_id, {apart} AS apart
+              FROM embeddings WHERE {here} AND face_id {face} '{}' ORDER BY {apart} LIMIT {limit})",
             index.last_face
         )
     };
-    format!("{} UNION ALL {} ORDER BY negative_score, face_id", part("<="), part(">"))
+    format!("{} UNION ALL {} ORDER BY apart, face_id", part("<="), part(">"))
 }
 
 /// The condition of a gallery's templates, in literals: the planner must see how large this collection is, where a plan
@@ -178,7 +188,7 @@ fn templates_of(gallery: &Gallery) -> String {
 }
 
 /// The first face of each person, best first.
-fn best_persons(near: Vec<Near>, k: usize) -> Vec<Hit> {
+fn best_persons(near: Vec<Near>, k: usize, metric: Metric) -> Vec<Hit> {
     let mut hits: Vec<Hit> = Vec::with_capacity(k);
     for row in near {
         if hits.len() == k {
@@ -186,7 +196,11 @@ fn best_persons(near: Vec<Near>, k: usize) -> Vec<Hit> {
         }
         if hits.iter().all(|h| h.person != row.person_id) {
             #[expect(clippy::cast_possible_truncation, reason = "pgvector adds up f32 products")]
-            let score = -row.negative_score as f32;
+            let apart = row.apart as f32;
+            let score = match metric {
+                Metric::Cosine => -apart,
+                Metric::Euclidean => 1.0 - apart,
+            };
             hits.push(Hit { person: row.person_id, face: row.face_id, score });
         }
     }
@@ -227,7 +241,7 @@ impl FaceIndex for PgvectorFaceIndex {
         if self.hnsw_from == 0 || is_building {
             return Ok(());
         }
-        let Some(gallery) = hnsw::wanting(&self.db, self.hnsw_from).await?.into_iter().next() else { return Ok(()) };
+        let Some(gallery) = hnsw::wanting(&self.db, self.hnsw_from).await? else { return Ok(()) };
         let (db, owner) = (self.db.clone(), self.owner);
         let building = tokio::spawn(async move {
             if let Err(error) = hnsw::build(&db, &gallery, owner).await {

@@ -7,8 +7,9 @@ use sea_orm::ConnectionTrait as _;
 
 use super::partitions::MAX_PLAIN;
 use super::*;
-use crate::db::{count, is_lock_timeout, leaders};
-use crate::face_index::contract::{self, enroll, gallery, vector};
+use crate::catalogue::{Entry, Origin};
+use crate::db::{count, is_lock_timeout, leaders, models};
+use crate::face_index::contract::{self, METRICS, enroll, gallery, vector};
 
 async fn database() -> Db {
     let db = crate::testing::postgres_database().await;
@@ -37,8 +38,8 @@ async fn keeps_the_contract_through_hnsw() {
 }
 
 /// One person has more near faces than a search through HNSW looks at.
-async fn crowded(db: &Db) -> (Gallery, Embedding) {
-    let gallery = gallery(db, 3).await;
+async fn crowded(db: &Db, metric: Metric) -> (Gallery, Embedding) {
+    let gallery = gallery(db, 3, metric).await;
     for n in 0..300_u16 {
         enroll(db, &gallery, "near", vector(&[1.0, f32::from(n) / 3000.0, 0.0])).await;
     }
@@ -52,21 +53,23 @@ async fn crowded(db: &Db) -> (Gallery, Embedding) {
 async fn where_hnsw_gives_too_few_persons_the_search_is_exact() {
     let db = database().await;
     let index = PgvectorFaceIndex::new(db.clone(), 1);
-    let (gallery, query) = crowded(&db).await;
-    enroll(&db, &gallery, "d", vector(&[0.0, 0.0, 1.0])).await;
-    assert!(index.build(&gallery).await.unwrap());
-    let hnsw = hnsw::find(&db, &gallery).await.unwrap().unwrap();
-    let through = index.search_through(&hnsw, &gallery, &query, 4).await.unwrap();
-    assert_eq!(through.len(), 1, "its candidates are all one person's");
-    let found = index.search(&gallery, vec![query], 4).await.unwrap();
-    assert_eq!((found.hits[0].len(), found.size.persons), (4, 4));
+    for metric in METRICS {
+        let (gallery, query) = crowded(&db, metric).await;
+        enroll(&db, &gallery, "d", vector(&[0.0, 0.0, 1.0])).await;
+        assert!(index.build(&gallery).await.unwrap());
+        let hnsw = hnsw::find(&db, &gallery).await.unwrap().unwrap();
+        let through = index.search_through(&hnsw, &gallery, &query, 4).await.unwrap();
+        assert_eq!(through.len(), 1, "its candidates are all one person's");
+        let found = index.search(&gallery, vec![query], 4).await.unwrap();
+        assert_eq!((found.hits[0].len(), found.size.persons), (4, 4));
+    }
 }
 
 #[tokio::test]
 async fn a_new_person_is_found_beside_an_old_count() {
     let db = database().await;
     let index = PgvectorFaceIndex::new(db.clone(), 1);
-    let (gallery, query) = crowded(&db).await;
+    let (gallery, query) = crowded(&db, Metric::Cosine).await;
     assert!(index.build(&gallery).await.unwrap());
     // As if one person had been counted a moment ago, of a gallery that is too large to be counted each time.
     let counted = GallerySize { persons: 1, faces: COUNT_EACH_TIME + 1, means: 1 };
@@ -79,26 +82,42 @@ async fn a_new_person_is_found_beside_an_old_count() {
 async fn the_planner_takes_the_index() {
     let db = database().await;
     let index = PgvectorFaceIndex::new(db.clone(), 1);
-    let (gallery, query) = crowded(&db).await;
-    assert!(index.build(&gallery).await.unwrap());
-    let hnsw = hnsw::find(&db, &gallery).await.unwrap().unwrap();
-    let txn = db.read.begin().await.unwrap();
-    // A table this small would be scanned and sorted.
-    for way in ["seqscan", "sort"] {
-        execute(&txn, &format!("SET LOCAL enable_{way} = off"), []).await.unwrap();
+    for metric in METRICS {
+        let (gallery, query) = crowded(&db, metric).await;
+        assert!(index.build(&gallery).await.unwrap());
+        let hnsw = hnsw::find(&db, &gallery).await.unwrap().unwrap();
+        let txn = db.read.begin().await.unwrap();
+        // A table this small would be scanned and sorted.
+        for way in ["seqscan", "sort"] {
+            execute(&txn, &format!("SET LOCAL enable_{way} = off"), []).await.unwrap();
+        }
+        let sql = format!("EXPLAIN {}", nearest_through(&hnsw, &gallery, query.dimension(), 10));
+        let plan = txn.query_all_raw(statement(&txn, &sql, [embeddings::to_value(&txn, &query)])).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.try_get("", "QUERY PLAN").unwrap()).collect();
+        let scan = format!("Index Scan using {}", hnsw.name);
+        assert!(plan.iter().any(|line| line.contains(&scan)), "{plan:#?}");
     }
-    let sql = format!("EXPLAIN {}", nearest_through(&hnsw, &gallery, query.dimension(), 10));
-    let plan = txn.query_all_raw(statement(&txn, &sql, [embeddings::to_value(&txn, &query)])).await.unwrap();
-    let plan: Vec<String> = plan.iter().map(|row| row.try_get("", "QUERY PLAN").unwrap()).collect();
-    let scan = format!("Index Scan using {}", hnsw.name);
-    assert!(plan.iter().any(|line| line.contains(&scan)), "{plan:#?}");
+}
+
+#[tokio::test]
+async fn the_entry_says_by_which_metric_a_gallery_is_indexed() {
+    let db = database().await;
+    let text = include_str!("../../../../models/tiny/tiny.toml").replace("name = \"tiny\"", "name = \"contract-3\"");
+    let text = text.replace("cosine = [", "score = [");
+    let text = text.replace("layout = \"nchw\"", "layout = \"nchw\"\nnormalise = false\nmetric = \"euclidean\"");
+    let gallery = gallery(&db, 3, Metric::Euclidean).await;
+    enroll(&db, &gallery, "ann", vector(&[1.0, 0.0, 0.0])).await;
+    assert!(hnsw::wanting(&db, 1).await.unwrap().is_none(), "nobody can search what is not registered");
+    let entry = Entry::parse(Origin::Added, "test", text).unwrap();
+    models::put(&db.write, &entry, None).await.unwrap();
+    assert_eq!(hnsw::wanting(&db, 1).await.unwrap(), Some(gallery));
 }
 
 #[tokio::test]
 async fn what_a_killed_build_left_is_dropped() {
     let db = database().await;
     let index = PgvectorFaceIndex::new(db.clone(), 1);
-    let gallery = gallery(&db, 3).await;
+    let gallery = gallery(&db, 3, Metric::Cosine).await;
     enroll(&db, &gallery, "ann", vector(&[1.0, 0.0, 0.0])).await;
     let table = partition_name(&gallery.pipeline);
     for name in ["hnsw_finished", "hnsw_broken"] {

@@ -8,10 +8,13 @@ mod tests;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 use super::codes::{BLOCK_ROWS, Bounds, Codes};
+use super::distances::Distances;
 use super::kernel::Kernel;
 use super::{FaceIndexError, GallerySize, Hit};
+use crate::catalogue::Metric;
 use crate::embedding::Embedding;
 use crate::ids::{FaceId, PersonId};
 use crate::template;
@@ -22,10 +25,13 @@ const GROUP: usize = 16;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
+    metric: Metric,
     /// Row-major, `faces.len()` x dimension.
     vectors: Vec<f32>,
     dimension: usize,
     codes: Codes,
+    /// Where the metric is a distance, what makes bounds of dot products into bounds of scores.
+    distances: Option<Distances>,
     faces: Vec<(FaceId, PersonId)>,
     row_of: HashMap<FaceId, usize>,
     faces_of: HashMap<PersonId, usize>,
@@ -36,10 +42,17 @@ pub(super) struct Rows {
 struct Search<'a> {
     query: &'a [f32],
     bounds: Bounds,
+    /// What the bounds of distances have in common.
+    common: f32,
     best: BestPersons,
 }
 
 impl Rows {
+    /// None yet, of a pipeline with that metric.
+    pub(super) fn new(metric: Metric) -> Self {
+        Self { metric, ..Self::default() }
+    }
+
     pub(super) fn size(&self) -> GallerySize {
         GallerySize { persons: self.faces_of.len(), faces: self.faces.len(), means: self.means }
     }
@@ -50,11 +63,19 @@ impl Rows {
         if self.faces.is_empty() {
             self.dimension = vector.dimension();
             self.codes = Codes::default();
+            self.distances = (self.metric == Metric::Euclidean).then(|| Distances::new(vector.as_slice()));
         }
         self.row_of.insert(face, self.faces.len());
         self.faces.push((face, person));
         self.vectors.extend_from_slice(vector.as_slice());
-        self.codes.push(vector.as_slice());
+        match &mut self.distances {
+            None => self.codes.push(vector.as_slice()),
+            Some(distances) => {
+                let moved = distances.moved(vector.as_slice());
+                distances.push(&moved);
+                self.codes.push(&moved);
+            }
+        }
         let faces = self.faces_of.entry(person).or_default();
         *faces += 1;
         self.means += usize::from(*faces == template::FEWEST);
@@ -76,6 +97,9 @@ impl Rows {
         self.vectors.copy_within(last.., row * self.dimension);
         self.vectors.truncate(last);
         self.codes.swap_remove(row);
+        if let Some(distances) = &mut self.distances {
+            distances.swap_remove(row);
+        }
         if let Some((moved, _)) = self.faces.get(row) {
             self.row_of.insert(*moved, row);
         }
@@ -108,7 +132,7 @@ impl Rows {
             // All queries look at a block while it is in the cache.
             for search in &mut searches {
                 let upper = &mut upper[..rows.len()];
-                self.codes.upper_bounds(kernel, &search.bounds, rows.clone(), upper);
+                self.upper_bounds(kernel, search, rows.clone(), upper);
                 self.look_at(kernel, search, first, upper);
             }
         }
@@ -116,7 +140,29 @@ impl Rows {
     }
 
     fn search<'a>(&self, query: &'a [f32], k: usize) -> Search<'a> {
-        Search { query, bounds: self.codes.bounds(query), best: BestPersons { hits: Vec::with_capacity(k + 1), k } }
+        let best = BestPersons { hits: Vec::with_capacity(k + 1), k };
+        match &self.distances {
+            None => Search { query, bounds: self.codes.bounds(query), common: 0.0, best },
+            Some(distances) => {
+                let moved = distances.moved(query);
+                Search { query, bounds: self.codes.bounds(&moved), common: distances.common(&moved), best }
+            }
+        }
+    }
+
+    /// For each of at most [`BLOCK_ROWS`] rows a number that its score does not exceed.
+    fn upper_bounds(&self, kernel: Kernel, search: &Search, rows: Range<usize>, upper: &mut [f32]) {
+        self.codes.upper_bounds(kernel, &search.bounds, rows.clone(), upper);
+        if let Some(distances) = &self.distances {
+            distances.scores(search.common, rows, upper);
+        }
+    }
+
+    fn score(&self, kernel: Kernel, query: &[f32], vector: &[f32]) -> f32 {
+        match self.metric {
+            Metric::Cosine => kernel.dot(query, vector),
+            Metric::Euclidean => 1.0 - kernel.squared_distance(query, vector).sqrt(),
+        }
     }
 
     /// Works out the scores of those rows whose upper bounds, from row `first` on, promise enough.
@@ -134,7 +180,7 @@ impl Rows {
                     continue;
                 }
                 let vector = &self.vectors[row * self.dimension..][..self.dimension];
-                search.best.offer(Hit { person, face, score: kernel.dot(search.query, vector) });
+                search.best.offer(Hit { person, face, score: self.score(kernel, search.query, vector) });
             }
         }
     }

@@ -46,7 +46,15 @@ fn unit(mut values: Vec<f32>) -> Embedding {
     Embedding::normalised(values).unwrap()
 }
 
-fn vectors(lie: Lie, count: usize, query: &[f32], random: &mut Random) -> Vec<Embedding> {
+/// As a pipeline with that metric makes them: far from zero, and of their own lengths, where these are compared.
+fn made(metric: Metric, values: Vec<f32>) -> Embedding {
+    match metric {
+        Metric::Cosine => unit(values),
+        Metric::Euclidean => Embedding::as_given(values.into_iter().map(|v| 3.0 * v + 40.0).collect()).unwrap(),
+    }
+}
+
+fn vectors(metric: Metric, lie: Lie, count: usize, query: &[f32], random: &mut Random) -> Vec<Embedding> {
     let dimension = query.len();
     let centres: Vec<_> = (0..5).map(|_| random.vector(dimension)).collect();
     let vector = |n: usize| match lie {
@@ -64,12 +72,11 @@ fn vectors(lie: Lie, count: usize, query: &[f32], random: &mut Random) -> Vec<Em
         Lie::Extreme => (0..dimension).map(|_| if random.below(2) == 0 { 1.0 } else { -1.0 }).collect(),
         Lie::Rising => random.near(query, 2.0 - 2.0 * n as f32 / count as f32),
     };
-    (0..count).map(vector).map(unit).collect()
+    (0..count).map(vector).map(|values| made(metric, values)).collect()
 }
 
 /// What the search promises, worked out plainly.
-fn scan(faces: &[(FaceId, PersonId, Embedding)], kernel: Kernel, query: &Embedding, k: usize) -> Vec<Hit> {
-    let score = |vector: &Embedding| kernel.dot(query.as_slice(), vector.as_slice());
+fn scan(faces: &[(FaceId, PersonId, Embedding)], score: impl Fn(&Embedding) -> f32, k: usize) -> Vec<Hit> {
     let mut hits: Vec<_> =
         faces.iter().map(|(face, person, v)| Hit { person: *person, face: *face, score: score(v) }).collect();
     hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.face.cmp(&b.face)));
@@ -79,15 +86,24 @@ fn scan(faces: &[(FaceId, PersonId, Embedding)], kernel: Kernel, query: &Embeddi
     hits
 }
 
+/// A score in f64, worked out plainly.
+fn plain_score(a: &Embedding, b: &Embedding, metric: Metric) -> f64 {
+    let pairs = a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    match metric {
+        Metric::Cosine => pairs.map(|(a, b)| a * b).sum(),
+        Metric::Euclidean => 1.0 - pairs.map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt(),
+    }
+}
+
 /// How far each row's bound lies above its score.
 fn excess(rows: &Rows, kernel: Kernel, query: &[f32]) -> Vec<f32> {
-    let bounds = rows.codes.bounds(query);
+    let search = rows.search(query, 1);
     let mut excess = Vec::new();
     for (n, vectors) in rows.vectors.chunks(BLOCK_ROWS * query.len()).enumerate() {
         let (first, count) = (n * BLOCK_ROWS, vectors.len() / query.len());
         let mut upper = vec![f32::NAN; count];
-        rows.codes.upper_bounds(kernel, &bounds, first..first + count, &mut upper);
-        let scores = vectors.chunks(query.len()).map(|vector| kernel.dot(query, vector));
+        rows.upper_bounds(kernel, &search, first..first + count, &mut upper);
+        let scores = vectors.chunks(query.len()).map(|vector| rows.score(kernel, query, vector));
         excess.extend(upper.iter().zip(scores).map(|(upper, score)| upper - score));
     }
     excess
@@ -103,6 +119,7 @@ proptest! {
 
     #[test]
     fn finds_what_a_plain_scan_finds(
+        metric in prop::sample::select(vec![Metric::Cosine, Metric::Euclidean]),
         lie in lie(),
         dimension in prop_oneof![Just(1usize), Just(2), Just(64), Just(100), Just(128), Just(512), 1usize..200],
         count in 0usize..700,
@@ -114,9 +131,9 @@ proptest! {
         let random = &mut Random(seed);
         let query = random.vector(dimension);
         let persons: Vec<_> = (0..persons).map(|_| PersonId::new()).collect();
-        let mut rows = Rows::default();
+        let mut rows = Rows::new(metric);
         let mut faces = Vec::new();
-        for vector in vectors(lie, count, &query, random) {
+        for vector in vectors(metric, lie, count, &query, random) {
             let (face, person) = (FaceId::new(), persons[random.below(persons.len())]);
             rows.add(face, person, &vector).unwrap();
             faces.push((face, person, vector));
@@ -132,10 +149,19 @@ proptest! {
         let means = faces_of.values().filter(|faces| **faces >= template::FEWEST).count();
         prop_assert_eq!(rows.size(), GallerySize { persons: faces_of.len(), faces: faces.len(), means });
         let stored = faces.first().map(|(.., vector)| vector.clone());
-        let queries = [Some(unit(query)), stored].into_iter().flatten().collect::<Vec<_>>();
+        let queries = [Some(made(metric, query)), stored].into_iter().flatten().collect::<Vec<_>>();
         for kernel in Kernel::all() {
-            let plain: Vec<_> = queries.iter().map(|query| scan(&faces, kernel, query, k)).collect();
-            prop_assert_eq!(rows.best(kernel, &queries, k).unwrap(), plain, "{:?}", kernel);
+            let score = |query: &Embedding, vector: &Embedding| rows.score(kernel, query.as_slice(), vector.as_slice());
+            let plain: Vec<_> = queries.iter().map(|query| scan(&faces, |vector| score(query, vector), k)).collect();
+            let found = rows.best(kernel, &queries, k).unwrap();
+            prop_assert_eq!(&found, &plain, "{:?}", kernel);
+            for (query, hits) in queries.iter().zip(&found) {
+                let exact = scan(&faces, |vector| plain_score(query, vector, metric) as f32, k);
+                for (hit, exact) in hits.iter().zip(&exact) {
+                    let near = 1e-5 * (1.0 - exact.score).max(1.0);
+                    prop_assert!((hit.score - exact.score).abs() < near, "{metric}: {hit:?} beside {exact:?}");
+                }
+            }
             for query in &queries {
                 let excess = excess(&rows, kernel, query.as_slice());
                 prop_assert!(excess.iter().all(|excess| *excess >= 0.0), "{kernel:?}: a score is above its bound");
@@ -148,12 +174,15 @@ proptest! {
 fn bounds_are_close() {
     let random = &mut Random(7);
     let query = random.vector(128);
-    let mut rows = Rows::default();
-    for vector in vectors(Lie::Random, 2_000, &query, random) {
-        rows.add(FaceId::new(), PersonId::new(), &vector).unwrap();
+    for (metric, wide) in [(Metric::Cosine, 0.025), (Metric::Euclidean, 1.5)] {
+        let mut rows = Rows::new(metric);
+        for vector in vectors(metric, Lie::Random, 2_000, &query, random) {
+            rows.add(FaceId::new(), PersonId::new(), &vector).unwrap();
+        }
+        let query = made(metric, query.clone());
+        let widest = excess(&rows, Kernel::new(), query.as_slice()).into_iter().fold(0.0, f32::max);
+        assert!(widest < wide, "{metric}: a bound is {widest} above its score");
     }
-    let widest = excess(&rows, Kernel::new(), unit(query).as_slice()).into_iter().fold(0.0, f32::max);
-    assert!(widest < 0.025, "a bound is {widest} above its score");
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Which faces lie together: agglomerative clustering by average linkage, face by face. Pure: vectors in, merges out.
 //!
-//! A unit is a cluster or a face alone. Two units belong together when the mean cosine of their faces, one of each, is at
+//! A unit is a cluster or a face alone. Two units belong together when the mean score of their faces, one of each, is at
 //! least [`Limits::between`]: much for two single faces, where a stranger may be as like by chance, and less the more faces
 //! the mean is of. The best pair merges first, and a merge is never taken back by itself, so that what was shown once stays. The
-//! mean of all pairs of two units is the product of the sums of their vectors over the product of their sizes, so that a unit is
-//! one vector however many faces it has, and a new face costs one search through the units.
+//! mean cosine of all pairs of two units is the product of the sums of their vectors over the product of their sizes, so that a
+//! unit is one vector however many faces it has, and a new face costs one search through the units. Of distances the mean of the
+//! squares counts, which takes the sum of the vectors' squared lengths beside that.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 
-use shared::catalogue::Calibration;
+use shared::catalogue::{Calibration, Metric};
 use shared::embedding::Embedding;
 use shared::face_index::{FaceIndexError, Neighbours};
 use shared::ids::{ClusterId, FaceId, ImageId, PersonId};
@@ -30,9 +31,9 @@ const FALL: f32 = -2.0 / 3.0;
 /// How alike units must be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// The cosine of two faces.
+    /// The score of two faces.
     pub alone: f32,
-    /// The mean cosine of very many pairs.
+    /// The mean score of very many pairs.
     pub together: f32,
 }
 
@@ -44,10 +45,10 @@ impl Limits {
             library = library.saturating_mul(10);
         }
         let rate = STRANGER_RATE / library as f64;
-        Self { alone: calibration.threshold_at(rate).cosine, together: calibration.threshold_at(MANY_PAIRS_FAR).cosine }
+        Self { alone: calibration.threshold_at(rate).score, together: calibration.threshold_at(MANY_PAIRS_FAR).score }
     }
 
-    /// The least mean cosine of two units of so many faces.
+    /// The least mean score of two units of so many faces.
     pub fn between(&self, a: usize, b: usize) -> f32 {
         self.together + (self.alone - self.together) * (a as f32 * b as f32).powf(FALL)
     }
@@ -91,6 +92,8 @@ pub struct Member {
 struct Unit {
     id: UnitId,
     sum: Vec<f32>,
+    /// Of the vectors' lengths.
+    squares: f64,
     faces: usize,
     images: HashSet<ImageId>,
     person: Option<PersonId>,
@@ -104,6 +107,7 @@ impl Unit {
         Self {
             id,
             sum: Vec::new(),
+            squares: 0.0,
             faces: 0,
             images: HashSet::new(),
             person,
@@ -115,6 +119,7 @@ impl Unit {
 
     fn add(&mut self, member: &Member) {
         self.add_sum(member.embedding.as_slice());
+        self.squares += member.embedding.as_slice().iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
         self.faces += 1;
         self.images.insert(member.image);
         self.not.extend(&member.not);
@@ -132,12 +137,47 @@ impl Unit {
 
     fn absorb(&mut self, other: Self) {
         self.add_sum(&other.sum);
+        self.squares += other.squares;
         self.faces += other.faces;
         self.images.extend(other.images);
         self.person = self.person.or(other.person);
         self.not.extend(other.not);
         self.sides.extend(other.sides);
         self.version += 1;
+    }
+
+    /// The mean score over all pairs of faces, one of each: of distances that of their squares.
+    fn mean_score(&self, other: &Self, metric: Metric) -> f32 {
+        match metric {
+            Metric::Cosine => self.mean_cosine(other),
+            Metric::Euclidean => 1.0 - self.mean_distance(other),
+        }
+    }
+
+    /// The mean square is that between the means, and how far the faces of each lie around theirs. What is left of the latter for
+    /// one face alone is nothing but rounding.
+    #[expect(clippy::cast_possible_truncation, reason = "a distance of vectors of f32")]
+    fn mean_distance(&self, other: &Self) -> f32 {
+        let (n, m) = (self.faces as f64, other.faces as f64);
+        let (mut between, mut squares) = (0.0, [0.0; 2]);
+        for (a, b) in self.sum.iter().zip(&other.sum) {
+            let (a, b) = (f64::from(*a) / n, f64::from(*b) / m);
+            between += (a - b).powi(2);
+            squares[0] += a * a;
+            squares[1] += b * b;
+        }
+        let around =
+            |unit: &Self, n: f64, mean: f64| if unit.faces > 1 { (unit.squares / n - mean).max(0.0) } else { 0.0 };
+        (between + around(self, n, squares[0]) + around(other, m, squares[1])).sqrt() as f32
+    }
+
+    /// What units are found by; none where the vectors cancel each other out, which are near nothing then.
+    fn centre(&self, metric: Metric) -> Option<Embedding> {
+        let centre = match metric {
+            Metric::Cosine => Embedding::normalised(self.sum.clone()),
+            Metric::Euclidean => Embedding::as_given(self.sum.iter().map(|sum| sum / self.faces as f32).collect()),
+        };
+        centre.ok()
     }
 
     /// The mean cosine over all pairs of faces, one of each.
@@ -201,8 +241,9 @@ pub struct Merge {
 }
 
 /// The units of one collection, as one pipeline's vectors see them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Units {
+    metric: Metric,
     by_id: HashMap<UnitId, Unit>,
     names: HashMap<Uuid, UnitId>,
     near: Neighbours,
@@ -210,6 +251,12 @@ pub struct Units {
 }
 
 impl Units {
+    /// None yet, of a pipeline with that metric.
+    pub fn new(metric: Metric) -> Self {
+        let (by_id, names) = (HashMap::new(), HashMap::new());
+        Self { metric, by_id, names, near: Neighbours::new(metric), faces: 0 }
+    }
+
     /// How many faces there are.
     pub fn faces(&self) -> usize {
         self.faces
@@ -258,8 +305,7 @@ impl Units {
 
     fn insert(&mut self, unit: Unit) -> Result<(), FaceIndexError> {
         self.faces += unit.faces;
-        // Vectors that cancel each other out are near nothing.
-        if let Ok(centre) = Embedding::normalised(unit.sum.clone()) {
+        if let Some(centre) = unit.centre(self.metric) {
             self.near.set(unit.id.uuid(), &centre)?;
         }
         self.names.insert(unit.id.uuid(), unit.id);
@@ -314,13 +360,13 @@ impl Units {
         let around: Vec<(&Unit, Embedding)> = ids
             .iter()
             .filter_map(|id| self.by_id.get(id))
-            .filter_map(|unit| Some((unit, Embedding::normalised(unit.sum.clone()).ok()?)))
+            .filter_map(|unit| Some((unit, unit.centre(self.metric)?)))
             .collect();
         let queries: Vec<Embedding> = around.iter().map(|(_, centre)| centre.clone()).collect();
         for ((unit, _), found) in around.iter().zip(self.near.nearest(&queries, NEAREST)?) {
             for (uuid, _) in found {
                 let Some(other) = self.names.get(&uuid).and_then(|id| self.by_id.get(id)) else { continue };
-                let margin = unit.mean_cosine(other) - limits.between(unit.faces, other.faces);
+                let margin = unit.mean_score(other, self.metric) - limits.between(unit.faces, other.faces);
                 if other.id == unit.id || margin < 0.0 || !unit.may_join(other) {
                     continue;
                 }

@@ -55,9 +55,13 @@ fn place(clusters: &mut HashMap<FaceId, ClusterId>, merges: &[Merge]) {
 }
 
 fn arrive(members: &[Member], slice: usize) -> HashMap<FaceId, ClusterId> {
-    let (mut units, mut clusters, mut name) = (Units::default(), HashMap::new(), namer());
+    arrive_by(members, slice, Metric::Cosine, LIMITS)
+}
+
+fn arrive_by(members: &[Member], slice: usize, metric: Metric, limits: Limits) -> HashMap<FaceId, ClusterId> {
+    let (mut units, mut clusters, mut name) = (Units::new(metric), HashMap::new(), namer());
     for new in members.chunks(slice) {
-        let merges = units.arrive(new, LIMITS, &mut name).unwrap();
+        let merges = units.arrive(new, limits, &mut name).unwrap();
         place(&mut clusters, &merges);
     }
     assert_eq!(units.faces(), members.len(), "no face is lost");
@@ -82,8 +86,40 @@ proptest! {
         let found = groups(&arrive(&members, slice));
         let people: BTreeSet<BTreeSet<FaceId>> =
             all.chunks(6).map(|faces| faces.iter().map(|m| m.face).collect()).collect();
-        prop_assert_eq!(found, people);
+        prop_assert_eq!(&found, &people);
+
+        // The same faces, as a model would have them whose vectors lie far from zero: no cosine tells them apart.
+        let away = |member: &Member| {
+            let values = member.embedding.as_slice().iter().map(|value| value + 10.0).collect();
+            Member { embedding: Embedding::as_given(values).unwrap(), ..member.clone() }
+        };
+        let members: Vec<Member> = members.iter().map(away).collect();
+        let distance = |cosine: f32| 1.0 - (2.0 - 2.0 * cosine).sqrt();
+        let limits = Limits { alone: distance(LIMITS.alone), together: distance(LIMITS.together) };
+        prop_assert_eq!(groups(&arrive_by(&members, slice, Metric::Euclidean, limits)), people);
     }
+}
+
+#[test]
+fn the_mean_distance_is_that_of_all_pairs() {
+    let unit = |person: u64, faces: u64, n: u128| {
+        let mut unit = Unit::empty(UnitId::Cluster(ClusterId(Uuid::from_u128(n))), None);
+        (1..=faces).for_each(|face| unit.add(&member(person, face)));
+        unit
+    };
+    for (faces, others) in [(1, 1), (1, 4), (5, 3)] {
+        let (mut sum, pairs) = (0.0, (faces * others) as f32);
+        for one in 1..=faces {
+            for other in 1..=others {
+                let score = member(1, one).embedding.score(&member(2, other).embedding, Metric::Euclidean);
+                sum += (1.0 - score).powi(2);
+            }
+        }
+        let found = unit(1, faces, 1).mean_score(&unit(2, others, 2), Metric::Euclidean);
+        assert!((found - (1.0 - (sum / pairs).sqrt())).abs() < 1e-5, "{faces} and {others}");
+    }
+    let alone = unit(1, 1, 1);
+    assert_eq!(alone.mean_score(&alone, Metric::Euclidean).to_bits(), 1.0_f32.to_bits());
 }
 
 #[test]
@@ -104,7 +140,7 @@ fn what_a_user_said_is_kept_to() {
     let cluster = UnitId::Cluster(ClusterId(Uuid::from_u128(5)));
     let core = [member(1, 1), member(1, 2)];
     let joins = |named: Option<PersonId>, core: &[Member], new: Member| {
-        let mut units = Units::default();
+        let mut units = Units::new(Metric::Cosine);
         units.put(cluster, named, core).unwrap();
         !units.arrive(&[new], LIMITS, name).unwrap().is_empty()
     };
@@ -125,7 +161,7 @@ fn clusters_of_two_persons_stay_apart_and_a_named_one_stays() {
     let person = [1u128, 2].map(|n| PersonId(Uuid::from_u128(n)));
     let ids = [1u128, 2].map(|n| ClusterId(Uuid::from_u128(n)));
     let put = |persons: [Option<PersonId>; 2]| {
-        let mut units = Units::default();
+        let mut units = Units::new(Metric::Cosine);
         for (n, (id, person)) in (0u64..).zip(ids.into_iter().zip(persons)) {
             units.put(UnitId::Cluster(id), person, &[member(1, 2 * n + 1), member(1, 2 * n + 2)]).unwrap();
         }
@@ -145,7 +181,7 @@ fn clusters_of_two_persons_stay_apart_and_a_named_one_stays() {
 
 #[test]
 fn what_is_removed_takes_no_part() {
-    let mut units = Units::default();
+    let mut units = Units::new(Metric::Cosine);
     let core = UnitId::Cluster(ClusterId(Uuid::from_u128(5)));
     units.put(core, None, &[member(1, 1), member(1, 2)]).unwrap();
     units.remove(core);
@@ -162,8 +198,8 @@ fn limits_follow_the_calibration_and_the_library() {
     let calibration = catalogue.pipeline("yunet-mobilefacenet").unwrap().calibration.clone().unwrap();
     let small = Limits::of(&calibration, 0);
     assert_eq!(small, Limits::of(&calibration, 10_000));
-    assert!((small.alone - calibration.threshold_at(1e-6).cosine).abs() < 1e-6);
-    assert!((small.together - calibration.threshold_at(1e-4).cosine).abs() < 1e-6);
+    assert!((small.alone - calibration.threshold_at(1e-6).score).abs() < 1e-6);
+    assert!((small.together - calibration.threshold_at(1e-4).score).abs() < 1e-6);
     let large = Limits::of(&calibration, 10_001);
     assert!(large.alone > small.alone && (large.together - small.together).abs() < 1e-6);
     assert!((small.between(1, 1) - small.alone).abs() < 1e-6);
