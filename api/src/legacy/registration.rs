@@ -18,9 +18,7 @@ use crate::auth::{Admin, Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, SubmitHeaders};
 use crate::routes::persons::{ErasedImages, erase};
-use crate::routes::submit::{
-    Enrollment, check_description, check_external_id, check_text, enroll_picture,
-};
+use crate::routes::submit::{Enrollment, check_description, check_external_id, check_text, enroll_picture};
 use crate::state::AppState;
 
 /// What the front end sends to register somebody.

@@ -98,7 +98,8 @@ async fn take_in_steps(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<(
 
 /// The jobs of a claim with their arguments.
 async fn claimed_by(db: &Db, claim: ClaimId) -> Result<Vec<ClaimedJob>, DbErr> {
-    let sql = "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
+    let sql =
+        "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
     let rows = db.write.query_all_raw(statement(&db.write, sql, [claim.into()])).await?;
     rows.iter()
         .map(|row| {
