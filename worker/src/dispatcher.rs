@@ -25,6 +25,8 @@ const EPOCH_POLL: Duration = Duration::from_secs(5);
 const ROUND: u64 = 1024;
 /// Sources that have a turn in one round.
 const SOURCES: u64 = 64;
+/// Rematches of a pipeline that are in the queue at once, beside its window: few enough that what needs models finds room there.
+const REMATCHES: u64 = 64;
 
 /// Looks for due jobs until `stop`.
 pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
@@ -65,7 +67,7 @@ enum Round {
 type Turns = HashMap<(Lane, String), Uuid>;
 
 /// Fills the lane's queues up to what may wait in them, each pipeline's on its own: one that no worker takes must not keep
-/// others from moving.
+/// others from moving, nor rematches, which need no models.
 async fn round(ctx: &WorkerContext, lane: Lane, turns: &mut Turns) -> Result<Round, DbErr> {
     let window = match lane {
         Lane::Interactive => ctx.config.queue.capacity,
@@ -78,11 +80,15 @@ async fn round(ctx: &WorkerContext, lane: Lane, turns: &mut Turns) -> Result<Rou
         let room = u64::from(window).saturating_sub(dispatched).min(ROUND);
         // Bulk jobs wait until there is room for a whole message of them, or messages would become ever smaller.
         let chunk = if lane == Lane::Bulk { (CHUNK as u64).min(window.into()) } else { 1 };
+        let mut due = match lane {
+            Lane::Interactive => Vec::new(),
+            Lane::Bulk => outbox::due_rematches(&ctx.db, &pipeline, REMATCHES).await?,
+        };
         if room < chunk {
             round = Round::More;
-            continue;
+        } else {
+            due.extend(in_turn(ctx, (lane, &pipeline), (room, chunk), turns).await?);
         }
-        let due = in_turn(ctx, (lane, &pipeline), (room, chunk), turns).await?;
         waiting += due.len();
         oldest = due.iter().map(DueJob::overdue).fold(oldest, Duration::max);
         let taken = dispatch(&ctx.db, &*ctx.queue, &due).await?;

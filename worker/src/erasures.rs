@@ -300,6 +300,10 @@ impl Eraser {
         }
         // Crops that were made for jobs which were then discarded.
         sweeper::delete_orphans(&self.ctx, &self.stop).await?;
+        // Whoever is told to stop leaves the rest of them.
+        if self.stop.is_cancelled() {
+            return Ok(false);
+        }
         if db.write.get_database_backend() == DatabaseBackend::Sqlite {
             // The index in memory, and the log from which it learns, forget the vectors and the ids.
             self.ctx.face_index.maintain().await?;

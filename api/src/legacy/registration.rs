@@ -18,9 +18,7 @@ use crate::auth::{Admin, Caller, Write};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, SubmitHeaders};
 use crate::routes::persons::{ErasedImages, erase};
-use crate::routes::submit::{
-    Enrollment, check_description, check_external_id, check_person, check_text, enroll_picture,
-};
+use crate::routes::submit::{Enrollment, check_description, check_external_id, check_text, enroll_picture};
 use crate::state::AppState;
 
 /// What the front end sends to register somebody.
@@ -57,7 +55,6 @@ pub(super) async fn register(
     let is_ignored = description.is_none() && input::is_given(request.description.as_ref());
     let person = PersonRef::External { external_id: request.id.0, name, description };
     let collection = found_or_made(&state, &caller).await?;
-    check_person(&state, &collection, &person).await?;
     let until = deadline(&state);
     let enrollment = Enrollment { picture, person, face, tag: None, webhook_endpoints: None };
     let job = enroll_picture(&state, &caller, &collection, &headers, enrollment).await?;

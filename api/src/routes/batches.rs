@@ -1,7 +1,5 @@
 //! Batches: many pictures in one request.
 
-use std::path::Path as FilePath;
-
 use axum::extract::{FromRequest as _, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -10,79 +8,26 @@ use shared::access::Grant;
 use shared::batch::BatchSource;
 use shared::db::batches::control::{self, Wish};
 use shared::db::batches::read::{self, BatchWithCounts, ItemFilter};
-use shared::db::batches::submit::{NewBatch, Submitted, submit};
+use shared::db::batches::submit::{Submitted, find_repeated, submit};
 use shared::db::entity::batch::{BatchState, OnGone};
-use shared::db::entity::collection;
 use shared::db::jobs::read::JobWithAnswer;
-use shared::ids::{BatchId, CollectionId, WebhookEndpointId};
+use shared::ids::{BatchId, CollectionId};
 use shared::job::{JobKind, JobState, Problem};
-use shared::objects::ImportRoots;
 use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
 use super::jobs::JobView;
-use super::models::check_runnable;
-use super::submit::{check_text, key_reused, promise};
-use super::webhooks::check_endpoints;
+use super::new_batch::{BatchRequest, ManifestQuery, of_manifest, of_place};
+use super::submit::key_reused;
 use crate::auth::{Caller, Read, Write};
 use crate::cursor::{Page, PageQuery};
 use crate::error::{ApiError, ApiResult};
 use crate::etag::Version;
 use crate::extract::{self, Json, Path, Query, SubmitHeaders, media_type};
-use crate::manifest;
 use crate::state::AppState;
 
 /// The media type of a manifest.
 pub(super) const NDJSON: &str = "application/x-ndjson";
-
-/// Pictures of a place, to be worked on as jobs.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BatchRequest {
-    /// The collection, by id or name.
-    collection: String,
-    /// What is done with each picture: `index`.
-    #[schema(value_type = String, pattern = "^index$")]
-    kind: JobKind,
-    /// Where the pictures are.
-    #[serde(deserialize_with = "shared::object::only")]
-    source: SourceInput,
-    /// What becomes of images that lay there and of which no place is left: they are kept and marked (`gone_at`), or
-    /// deleted with their faces.
-    #[serde(default)]
-    gone: OnGone,
-    /// Given back with the batch and each of its jobs.
-    #[schema(max_length = 256)]
-    tag: Option<String>,
-    /// The only webhook endpoints that are told of it and its jobs; all that want to know where absent.
-    #[schema(max_items = 100)]
-    webhook_endpoint_ids: Option<Vec<WebhookEndpointId>>,
-}
-
-/// One of the two; a list of pictures is sent as a manifest.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SourceInput {
-    /// `s3://bucket/prefix` in a bucket that the operator allows: every .jpg, .jpeg, .png and .webp below it.
-    s3: Option<String>,
-    /// The absolute path of a folder of the server, below one that the operator allows; with `face-id serve` only.
-    folder: Option<String>,
-}
-
-/// What a manifest's request says beside its lines.
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct ManifestQuery {
-    /// With a manifest: the collection, by id or name.
-    collection: Option<String>,
-    /// With a manifest: what is done with each picture, `index`.
-    #[param(value_type = Option<String>, pattern = "^index$")]
-    kind: Option<JobKind>,
-    /// With a manifest: given back with the batch and each of its jobs.
-    tag: Option<String>,
-    /// With a manifest: the only webhook endpoints that are told of it and its jobs, with commas between them.
-    webhook_endpoint_ids: Option<String>,
-}
 
 /// Where a batch stands, as clients see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -219,40 +164,26 @@ pub async fn create(
 ) -> ApiResult<Response> {
     let key = headers.required_key()?.to_owned();
     let asked = if media_type(request.headers()).eq_ignore_ascii_case(NDJSON) {
-        of_manifest(&state, &caller, query, request).await?
+        of_manifest(&state, &caller, query, request, &key).await?
     } else {
         of_place(&state, &caller, Json::from_request(request, &state).await?).await?
     };
-    let Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints } = asked;
-    let manifest = match &source {
-        BatchSource::Manifest(manifest) => Some(manifest.clone()),
-        BatchSource::S3(_) | BatchSource::Folder(_) => None,
+    let idempotency = asked.promise(&state, &caller, key);
+    let submitted = if let Some(repeated) = find_repeated(&state.db, &idempotency).await? {
+        repeated
+    } else {
+        if let Err(refused) = asked.check_admitted(&state).await {
+            asked.forget(&state).await;
+            return Err(refused);
+        }
+        submit(&state.db, &caller, asked.batch(&headers, idempotency)).await?
     };
-    let mut text = serde_json::json!([identity, kind, tag, on_gone]).to_string();
-    if let Some(only) = &webhook_endpoints {
-        text.push_str(&serde_json::json!(only).to_string());
-    }
-    let idempotency = Some(promise(&state, &caller, (collection.id, "batches"), key, &text));
-    let new = NewBatch {
-        collection: collection.id,
-        kind,
-        pipeline: collection.pipeline,
-        source,
-        on_gone,
-        tag,
-        webhook_endpoints,
-        traceparent: Some(headers.trace.as_str().to_owned()),
-        idempotency,
-    };
-    let submitted = submit(&state.db, &caller, new).await?;
-    if let (Some(manifest), Submitted::Existing(_) | Submitted::KeyReused | Submitted::KeyInFlight) =
-        (manifest, &submitted)
-    {
-        manifest::delete(&state, collection.id, &manifest).await;
+    if !matches!(submitted, Submitted::New(_)) {
+        asked.forget(&state).await;
     }
     let id = match submitted {
         Submitted::New(id) => {
-            tracing::info!(batch.id = %id, collection.id = %collection.id, "batch accepted");
+            tracing::info!(batch.id = %id, collection.id = %asked.collection.id, "batch accepted");
             id
         }
         Submitted::Existing(id) => id,
@@ -261,93 +192,6 @@ pub async fn create(
     };
     let headers = [(header::LOCATION, format!("/v1/batches/{id}")), (header::RETRY_AFTER, "1".to_owned())];
     Ok((StatusCode::ACCEPTED, headers, axum::Json(load(&state, &caller, id).await?)).into_response())
-}
-
-/// A request for a batch that passed its checks.
-struct Asked {
-    collection: collection::Model,
-    kind: JobKind,
-    source: BatchSource,
-    on_gone: OnGone,
-    /// What tells its pictures from another request's.
-    identity: String,
-    tag: Option<String>,
-    webhook_endpoints: Option<Vec<WebhookEndpointId>>,
-}
-
-async fn of_place(state: &AppState, grant: &Grant, Json(request): Json<BatchRequest>) -> ApiResult<Asked> {
-    check_kind("#/kind", request.kind)?;
-    request.tag.as_ref().map_or(Ok(()), |tag| check_text("#/tag", tag))?;
-    let collection = extract::collection(state, grant, &request.collection).await?;
-    check_runnable(state, &collection.pipeline).await?;
-    state.backlog.check_bulk(&collection.pipeline)?;
-    let source = match (request.source.s3, request.source.folder) {
-        (Some(prefix), None) => {
-            let checked = state.objects.check_prefix(&prefix);
-            checked.map_err(|e| ApiError::invalid("#/source/s3", e.to_string()))?;
-            BatchSource::S3(prefix)
-        }
-        (None, Some(folder)) => {
-            check_folder(state, folder.clone()).await?;
-            BatchSource::Folder(folder)
-        }
-        _ => {
-            let detail = format!("needs exactly one of s3 and folder; a list of pictures is sent as {NDJSON}");
-            return Err(ApiError::invalid("#/source", detail));
-        }
-    };
-    let identity = serde_json::json!(&source).to_string();
-    check_endpoints(state, collection.id, "#/webhook_endpoint_ids", request.webhook_endpoint_ids.as_deref()).await?;
-    let (kind, on_gone, tag, webhook_endpoints) =
-        (request.kind, request.gone, request.tag, request.webhook_endpoint_ids);
-    Ok(Asked { collection, kind, source, on_gone, identity, tag, webhook_endpoints })
-}
-
-async fn of_manifest(state: &AppState, grant: &Grant, query: ManifestQuery, request: Request) -> ApiResult<Asked> {
-    let absent = |name: &str| ApiError::invalid(name, "is missing in the query; a manifest needs it");
-    let kind = query.kind.ok_or_else(|| absent("kind"))?;
-    check_kind("kind", kind)?;
-    query.tag.as_ref().map_or(Ok(()), |tag| check_text("tag", tag))?;
-    let collection = extract::collection(state, grant, &query.collection.ok_or_else(|| absent("collection"))?).await?;
-    check_runnable(state, &collection.pipeline).await?;
-    state.backlog.check_bulk(&collection.pipeline)?;
-    let webhook_endpoints = query.webhook_endpoint_ids.as_deref().map(endpoint_ids).transpose()?;
-    check_endpoints(state, collection.id, "webhook_endpoint_ids", webhook_endpoints.as_deref()).await?;
-    let intake = manifest::take_in(state, collection.id, request.into_body()).await?;
-    let source = BatchSource::Manifest(intake.manifest);
-    let on_gone = OnGone::default();
-    Ok(Asked { collection, kind, source, on_gone, identity: intake.sha256, tag: query.tag, webhook_endpoints })
-}
-
-fn endpoint_ids(text: &str) -> ApiResult<Vec<WebhookEndpointId>> {
-    let ids = text.split(',').map(|id| id.trim().parse()).collect::<Result<_, _>>();
-    ids.map_err(|_| {
-        ApiError::invalid("webhook_endpoint_ids", "must be ids of webhook endpoints with commas between them")
-    })
-}
-
-fn check_kind(pointer: &str, kind: JobKind) -> ApiResult<()> {
-    if kind == JobKind::Index {
-        Ok(())
-    } else {
-        Err(ApiError::invalid(pointer, "must be index; other kinds go one by one"))
-    }
-}
-
-async fn check_folder(state: &AppState, folder: String) -> ApiResult<()> {
-    if state.config.has_services() {
-        let detail = "is read by `face-id serve` only; put the pictures into a bucket and name it by s3";
-        return Err(ApiError::invalid("#/source/folder", detail));
-    }
-    let roots = ImportRoots::new(state.config.import.roots.clone());
-    let looked = tokio::task::spawn_blocking(move || {
-        roots.resolve(FilePath::new(&folder)).map(|real| real.is_dir()).map_err(|e| e.to_string())
-    });
-    match looked.await.map_err(|error| ApiError::internal(&error))? {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(ApiError::invalid("#/source/folder", "is no folder")),
-        Err(why) => Err(ApiError::invalid("#/source/folder", why)),
-    }
 }
 
 /// Lists batches, newest first.

@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use serde::Serialize;
 use shared::access::Grant;
 use shared::db::entity::collection;
-use shared::db::transfer::import::{Imported, Target};
+use shared::db::transfer::import::{Imported, Target, begin};
 use shared::transfer::{Checker, Counts, Header, Line, MAX_LINE_BYTES, TransferError};
 use utoipa::ToSchema;
 
@@ -70,8 +70,10 @@ async fn take_in(
     collection: &collection::Model,
     lines: &mut Lines,
 ) -> ApiResult<ImportView> {
-    let begun_at = shared::db::now(&state.db.read).await?;
-    check_nobody_goes(state, collection).await?;
+    let Some(begun_at) = begin(&state.db, collection.id).await? else {
+        let detail = "a person of the collection is being erased; send the file again in some seconds";
+        return Err(ApiError::conflict("erasure_open", detail));
+    };
     let target = Target { collection: collection.id, begun_at, key: &state.secret_key };
     let mut checker = Checker::default();
     let mut portion = Portion::default();
@@ -94,15 +96,6 @@ async fn take_in(
     check_unchanged(state, grant, collection).await?;
     done += portion.write_all(&state.db, target).await?;
     Ok(ImportView { read, added: done.added, erased: done.erased })
-}
-
-/// Refuses a file while faces of a person go, slice by slice: what it has of them would be taken for what is still to go.
-async fn check_nobody_goes(state: &AppState, collection: &collection::Model) -> ApiResult<()> {
-    if shared::db::erasures::takes_a_person(&state.db.read, collection.id).await? {
-        let detail = "a person of the collection is being erased; send the file again in some seconds";
-        return Err(ApiError::conflict("erasure_open", detail));
-    }
-    Ok(())
 }
 
 /// Refuses to go on where the collection went over to another pipeline meanwhile, or is about to.

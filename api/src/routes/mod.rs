@@ -15,6 +15,7 @@ pub mod import;
 pub mod jobs;
 pub mod keys;
 pub mod models;
+pub mod new_batch;
 pub mod persons;
 pub mod reprocess;
 pub mod submit;

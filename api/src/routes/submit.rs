@@ -158,10 +158,13 @@ pub struct VerifyOther {
     person_id: Option<PersonId>,
 }
 
-/// A request that passed its checks, its pictures not yet stored.
+/// A request that makes sense, its pictures not yet stored. Whether what it names is there is looked at once it is known to be
+/// no repeat: that is answered whatever went meanwhile.
 struct Checked {
     kind: JobKind,
     pictures: Vec<Picture>,
+    /// Whom it names.
+    person: Option<PersonRef>,
     /// What else tells two requests apart, as JSON.
     rest: serde_json::Value,
     tag: Option<String>,
@@ -183,7 +186,6 @@ pub async fn enroll(
 ) -> ApiResult<Response> {
     let collection = extract::collection(&state, &caller, &collection).await?;
     let person = request.person.resolved()?;
-    check_person(&state, &collection, &person).await?;
     check_choice(request.face)?;
     let picture = pictures::resolve(&state, &caller, collection.id, &request.image, "#/image").await?;
     let wanted = Enrollment {
@@ -196,7 +198,7 @@ pub async fn enroll(
     enroll_picture(&state, &caller, &collection, &headers, wanted).await.map(accepted)
 }
 
-/// A picture's face that is to be a person's, checked.
+/// A picture's face that is to be a person's.
 pub(crate) struct Enrollment {
     pub(crate) picture: Picture,
     pub(crate) person: PersonRef,
@@ -214,7 +216,8 @@ pub(crate) async fn enroll_picture(
     Enrollment { picture, person, face, tag, webhook_endpoints }: Enrollment,
 ) -> ApiResult<JobView> {
     let rest = serde_json::json!([&person, face]);
-    let checked = Checked { kind: JobKind::Enroll, pictures: vec![picture], rest, tag, webhook_endpoints };
+    let (kind, pictures, named) = (JobKind::Enroll, vec![picture], Some(person.clone()));
+    let checked = Checked { kind, pictures, person: named, rest, tag, webhook_endpoints };
     let args = |mut images: Vec<ImageRef>| JobArgs::Enroll { image: images.remove(0), person, face };
     accept(state, grant, collection, headers, checked, args).await
 }
@@ -237,6 +240,7 @@ pub async fn index(
     let checked = Checked {
         kind: JobKind::Index,
         pictures: vec![picture],
+        person: None,
         rest: serde_json::Value::Null,
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
@@ -289,7 +293,8 @@ pub(crate) async fn identify_picture(
     Identification { picture, max_matches, tag, webhook_endpoints }: Identification,
 ) -> ApiResult<JobView> {
     let rest = serde_json::json!(max_matches);
-    let checked = Checked { kind: JobKind::Identify, pictures: vec![picture], rest, tag, webhook_endpoints };
+    let (kind, pictures) = (JobKind::Identify, vec![picture]);
+    let checked = Checked { kind, pictures, person: None, rest, tag, webhook_endpoints };
     let args = |mut images: Vec<ImageRef>| JobArgs::Identify { image: images.remove(0), max_matches };
     accept(state, grant, collection, headers, checked, args).await
 }
@@ -314,12 +319,13 @@ pub async fn verify(
         (Some(image), None) => {
             found.push(pictures::resolve(&state, &caller, collection.id, image, "#/other/image").await?);
         }
-        (None, Some(id)) => check_person(&state, &collection, &PersonRef::Id { id }).await?,
+        (None, Some(_)) => {}
         _ => return Err(ApiError::invalid("#/other", "needs exactly one of image and person_id")),
     }
     let checked = Checked {
         kind: JobKind::Verify,
         pictures: found,
+        person: request.other.person_id.map(|id| PersonRef::Id { id }),
         rest: serde_json::json!([request.other.person_id, request.face]),
         tag: request.tag,
         webhook_endpoints: request.webhook_endpoint_ids,
@@ -417,13 +423,16 @@ async fn accept(
     if let Some(tag) = &checked.tag {
         check_text("#/tag", tag)?;
     }
-    check_endpoints(state, collection.id, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
     let idempotency = promised(state, grant, collection, headers, &checked);
     if let Some(idempotency) = &idempotency
         && let Some(repeated) = find_repeated(&state.db, idempotency).await?
     {
         return again(state, grant, repeated).await;
     }
+    if let Some(person) = &checked.person {
+        check_person(state, collection, person).await?;
+    }
+    check_endpoints(state, collection.id, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
     check_runnable(state, &collection.pipeline).await?;
     let admission = state.backlog.admit(&collection.pipeline, checked.kind.lane())?;
     let mut inline_uploads: Vec<NewUpload> = Vec::new();

@@ -54,7 +54,36 @@ async fn the_same_key_is_the_same_job(site: Site) {
     assert_eq!(jobs["items"].as_array().unwrap().len(), 2);
     // The pictures of the refused and the repeated request are not kept; the stored one is.
     server.wait_for_objects(1).await;
+    a_repeat_is_answered_when_the_person_is_gone(&server).await;
     server.stop().await;
+}
+
+async fn a_repeat_is_answered_when_the_person_is_gone(server: &Server) {
+    let person = server.enroll("c", 3).await["person_id"].clone();
+    let image = inline(&photo(&[3]));
+    let bodies = [
+        ("enroll", json!({ "image": image, "person": { "id": person } })),
+        ("verify", json!({ "image": image, "other": { "person_id": person } })),
+    ];
+    let send = async |kind: &str, body: &serde_json::Value, key: &str| {
+        let request = server.request(Method::POST, &format!("/v1/collections/c/{kind}")).header("idempotency-key", key);
+        read(request.json(body)).await
+    };
+    let mut jobs = Vec::new();
+    for (kind, body) in &bodies {
+        let (status, job) = send(kind, body, "gone").await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{job}");
+        server.ended(&job).await;
+        jobs.push(job);
+    }
+    let path = format!("/v1/collections/c/persons/{}", person.as_str().unwrap());
+    assert_eq!(server.delete(&path).await, StatusCode::ACCEPTED);
+    for ((kind, body), job) in bodies.iter().zip(jobs) {
+        let (status, again) = send(kind, body, "gone").await;
+        assert_eq!((status, &again["id"]), (StatusCode::ACCEPTED, &job["id"]), "{again}");
+        let (status, problem) = send(kind, body, "new").await;
+        assert_eq!((status, &problem["code"]), (StatusCode::NOT_FOUND, &json!("person_not_found")), "{problem}");
+    }
 }
 
 async fn a_waiting_job_can_be_cancelled(site: Site) {

@@ -228,6 +228,18 @@ async fn what_nobody_could_run_is_refused_and_what_waits_is_kept() {
     let made = server.request(Method::POST, "/v1/collections").json(&json!({ "name": "c", "pipeline": "restricted" }));
     assert_eq!(read(made).await.0, StatusCode::CREATED);
     server.enroll("c", 1).await;
+    let again = json!({ "image": inline(&crate::server::photo(&[4])) });
+    let with_key = async |server: &Server| {
+        let request = server.request(Method::POST, "/v1/collections/c/index").header("idempotency-key", "again");
+        read(request.json(&again)).await
+    };
+    let line = json!({ "file": "/nowhere.png" }).to_string();
+    let (status, job) = with_key(&server).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{job}");
+    server.ended(&job).await;
+    let (status, batch) = crate::batches::post_manifest(&server, std::slice::from_ref(&line), "again").await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{batch}");
+    crate::batches::until(&server, &batch, |now| !now["finished_at"].is_null()).await;
     server.stop().await;
 
     // A job is accepted, and the process dies before a worker hears of it.
@@ -237,8 +249,18 @@ async fn what_nobody_could_run_is_refused_and_what_waits_is_kept() {
     server.request(Method::POST, path).json(&json!({ "image": image })).send().await.unwrap_err();
     server.wait_for_crash().await;
 
-    let server = Server::start_with(&site, &ALL).await;
+    // The one that waits fills the queue's window.
+    let server = Server::start_with(&site, &[ALL[0], ("FACE_ID_QUEUE__BULK_WINDOW", "1")]).await;
     tried(&server, "restricted").await;
+    let (status, same) = with_key(&server).await;
+    assert_eq!((status, &same["id"]), (StatusCode::ACCEPTED, &job["id"]), "{same}");
+    let objects = server.objects().len();
+    let (status, same) = crate::batches::post_manifest(&server, std::slice::from_ref(&line), "again").await;
+    assert_eq!((status, &same["id"]), (StatusCode::ACCEPTED, &batch["id"]), "{same}");
+    let (status, other) = crate::batches::post_manifest(&server, &[line.clone(), line.clone()], "again").await;
+    let reused = (StatusCode::UNPROCESSABLE_ENTITY, &json!("idempotency_key_reused"));
+    assert_eq!((status, &other["code"]), reused, "{other}");
+    assert!(server.objects().len() <= objects, "nothing of a repeat is kept");
     let expected = (StatusCode::UNPROCESSABLE_ENTITY, &json!("pipeline_not_runnable"));
     for kind in ["index", "identify"] {
         let request = server.request(Method::POST, &format!("/v1/collections/c/{kind}"));
@@ -246,10 +268,9 @@ async fn what_nobody_could_run_is_refused_and_what_waits_is_kept() {
         assert_eq!((status, &problem["code"]), expected, "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains("models.accepted_licences"), "{problem}");
     }
-    let line = json!({ "file": "/nowhere.png" }).to_string();
     let (status, problem) = crate::batches::post_manifest(&server, &[line], "nobody").await;
     assert_eq!((status, &problem["code"]), expected, "{problem}");
-    // No model is needed for that, and it does not wait behind what needs one.
+    // No model is needed for that, and it does not wait behind what needs one, nor for room beside it.
     let (status, job) = read(server.request(Method::POST, "/v1/collections/c/rematch")).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{job}");
     assert_eq!(server.ended(&job).await["state"], "succeeded");

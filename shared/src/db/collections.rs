@@ -186,9 +186,7 @@ pub async fn update_settings(
 ) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     // Locked as the change locks it, so that two who have read the same do not both change it; jobs are not held up by it.
-    let lock = if is_postgres(&txn) { "FOR NO KEY UPDATE" } else { "" };
-    let sql = format!("SELECT count(*) AS n FROM (SELECT id FROM collections WHERE id = $1 {lock}) AS locked");
-    count(&txn, &sql, [id.into()]).await?;
+    lock(&txn, id, "FOR NO KEY UPDATE").await?;
     let Some(before) = find(&txn, &Grant::everything(), id).await? else { return Ok(false) };
     let before = before.settings()?;
     if !is_expected(&before) {
@@ -213,6 +211,26 @@ pub async fn hold_pipeline(txn: &impl ConnectionTrait, id: CollectionId) -> Resu
     let sql = format!("SELECT pipeline FROM collections WHERE id = $1 {lock}");
     let row = Row::find_by_statement(statement(txn, &sql, [id.into()])).one(txn).await?;
     Ok(row.map(|row| row.pipeline))
+}
+
+/// Keeps imports of the collection from beginning until the transaction ends, which is to erase something of it: one that is
+/// about to begin is waited for. Jobs are not held up by it, nor are other erasures.
+pub(super) async fn hold_from_imports(txn: &impl ConnectionTrait, id: CollectionId) -> Result<(), DbErr> {
+    lock(txn, id, "FOR SHARE").await
+}
+
+/// Keeps erasures of something of the collection from being requested until the transaction ends, in which an import begins:
+/// those that are being requested are waited for. Jobs are not held up by it.
+pub(super) async fn hold_from_erasures(txn: &impl ConnectionTrait, id: CollectionId) -> Result<(), DbErr> {
+    lock(txn, id, "FOR NO KEY UPDATE").await
+}
+
+/// Locks the collection's row in one of the ways of `PostgreSQL`; `SQLite`'s one writer needs none.
+async fn lock(txn: &impl ConnectionTrait, id: CollectionId, how: &str) -> Result<(), DbErr> {
+    let how = if is_postgres(txn) { how } else { "" };
+    let sql = format!("SELECT count(*) AS n FROM (SELECT id FROM collections WHERE id = $1 {how}) AS locked");
+    count(txn, &sql, [id.into()]).await?;
+    Ok(())
 }
 
 /// Counts what the collection holds and shows.

@@ -43,6 +43,11 @@ pub enum Submitted {
     KeyInFlight,
 }
 
+/// What a request with that key was answered before, if there was one, so that a repeat is answered whatever went meanwhile.
+pub async fn find_repeated(db: &Db, key: &Idempotency) -> Result<Option<Submitted>, DbErr> {
+    repeated(&db.read, key).await
+}
+
 /// Stores the batch as one of the grant's own; it is durable when this returns, and its listing is due.
 pub async fn submit(db: &Db, grant: &Grant, new: NewBatch) -> Result<Submitted, DbErr> {
     let idempotency = new.idempotency.clone();

@@ -170,7 +170,7 @@ pub async fn open(db: &Db, after: Option<ErasureId>, limit: u64) -> Result<Vec<E
 }
 
 /// Whether faces of a person that was to be erased are still there.
-pub async fn takes_a_person(conn: &impl ConnectionTrait, collection: CollectionId) -> Result<bool, DbErr> {
+pub(super) async fn takes_a_person(conn: &impl ConnectionTrait, collection: CollectionId) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM persons WHERE collection_id = $1 AND erased_at IS NOT NULL
         LIMIT 1) AS one";
     Ok(crate::db::count(conn, sql, [collection.into()]).await? > 0)

@@ -46,13 +46,12 @@ pub(super) async fn begin_person(
         external_id: Option<String>,
     }
     let txn = db.begin().await?;
-    clusters::move_on(&txn, collection).await?;
+    hold(&txn, collection).await?;
     rows::lock_person(&txn, id).await?;
-    let known = latest(&txn, &subject_hash(key, collection, id.0)).await?;
-    let Some(person) = persons::find(&txn, collection, id).await? else { return Ok(known) };
-    if known.as_ref().is_some_and(|known| known.finished_at.is_none()) {
-        return Ok(known);
-    }
+    // One that is there though it was erased before came back by a file, and goes anew.
+    let Some(person) = persons::find(&txn, collection, id).await? else {
+        return latest(&txn, &subject_hash(key, collection, id.0)).await;
+    };
     let of = Subject { kind: ErasureSubject::Person, collection: Some(collection), id: id.0 };
     let erasure = begin(&txn, key, of, all_images).await?;
     let mut names = vec![(Term::Id, id.to_string())];
@@ -82,7 +81,7 @@ pub async fn face(db: &Db, key: &SecretKey, collection: CollectionId, id: FaceId
 
 async fn face_once(db: &Db, key: &SecretKey, collection: CollectionId, id: FaceId) -> Result<Option<Erasure>, DbErr> {
     let txn = db.begin().await?;
-    clusters::move_on(&txn, collection).await?;
+    hold(&txn, collection).await?;
     let in_collection = || face::Entity::find_by_id(id).filter(face::Column::CollectionId.eq(collection));
     if let Some(seen) = in_collection().one(&txn).await? {
         // The image before its faces, as jobs do.
@@ -106,7 +105,7 @@ pub async fn image(db: &Db, key: &SecretKey, collection: CollectionId, id: Image
 
 async fn image_once(db: &Db, key: &SecretKey, collection: CollectionId, id: ImageId) -> Result<Option<Erasure>, DbErr> {
     let txn = db.begin().await?;
-    clusters::move_on(&txn, collection).await?;
+    hold(&txn, collection).await?;
     images::lock(&txn, id).await?;
     let found = image::Entity::find_by_id(id).filter(image::Column::CollectionId.eq(collection)).one(&txn).await?;
     if found.is_none() {
@@ -203,6 +202,12 @@ fn subject_hash(key: &SecretKey, collection: CollectionId, id: Uuid) -> String {
 
 fn collection_hash(key: &SecretKey, id: CollectionId) -> String {
     hash(key, None, Term::Id, &id.to_string())
+}
+
+/// What a request takes before it says when it was made: its collection, then the version of the clusters.
+async fn hold(txn: &impl ConnectionTrait, collection: CollectionId) -> Result<(), DbErr> {
+    collections::hold_from_imports(txn, collection).await?;
+    clusters::move_on(txn, collection).await
 }
 
 /// Writes the receipt.

@@ -17,6 +17,7 @@ use crate::db::jobs::settle::{self, Outcome};
 use crate::db::jobs::submit::{NewJob, Submitted, submit};
 use crate::db::merges::{self, Merged};
 use crate::db::rematches::{self, Rematch, Rematched};
+use crate::db::transfer::import;
 use crate::db::uploads::NewUpload;
 use crate::db::{batches, clusters, count, now, persons};
 use crate::embedding::Embedding;
@@ -423,6 +424,97 @@ async fn a_rematch_is_waited_for() {
         scene.claim(job).await;
         let erasure = request::face(db, key, *collection, faces[0]).await.unwrap().unwrap();
         assert_eq!(scene.trace(&erasure).await, [job], "it may be at this face, and note so when it ends");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_may_have_stored_a_crop_is_waited_for() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (image, faces) = scene.picture("aa", &[Some(*ann), None]).await;
+        let job = scene.submit(JobArgs::Reembed { images: vec![image], detects: false }, Vec::new()).await.id;
+        let held = scene.claim(job).await;
+        let erasure = request::face(db, key, *collection, faces[0]).await.unwrap().unwrap();
+        let traces = Traces::of(db, *collection, std::slice::from_ref(&erasure)).await.unwrap();
+        assert!(traces.wait_for_jobs(db).await.unwrap());
+        scene.end(held, job, &Outcome::Succeeded(json!({}))).await;
+        assert!(!traces.wait_for_jobs(db).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_import_begins_before_a_request_or_after_it() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        scene.picture("aa", &[Some(*ann)]).await;
+        let before = import::begin(db, *collection).await.unwrap().unwrap();
+        // The request waits for whoever holds the person, and the import for the request.
+        let held = db.begin().await.unwrap();
+        assert!(rows::lock_person(&held, *ann).await.unwrap());
+        let pause = |ms| tokio::time::sleep(std::time::Duration::from_millis(ms));
+        let meanwhile = async {
+            pause(200).await;
+            import::begin(db, *collection).await.unwrap()
+        };
+        let let_go = async {
+            pause(500).await;
+            held.commit().await.unwrap();
+        };
+        let request = request::begin_person(db, key, (*collection, *ann), false);
+        let (erasure, meanwhile, ()) = tokio::join!(request, meanwhile, let_go);
+        let erasure = erasure.unwrap().unwrap();
+        assert_eq!(meanwhile, None, "her faces are still to go");
+        rows::all_slices(db, key, &erasure).await.unwrap();
+        let after = import::begin(db, *collection).await.unwrap().unwrap();
+        assert!(before <= erasure.requested_at && erasure.requested_at <= after);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_is_later_than_an_import_that_begins() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        let (image, faces) = scene.picture("aa", &[Some(*ann), None, None]).await;
+        let begins = db.begin().await.unwrap();
+        collections::hold_from_erasures(&begins, *collection).await.unwrap();
+        let begun = async {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            let begun_at = now(&begins).await.unwrap();
+            begins.commit().await.unwrap();
+            begun_at
+        };
+        let person = request::person(db, key, (*collection, *ann), false);
+        let face = request::face(db, key, *collection, faces[1]);
+        let (person, face, begun_at) = tokio::join!(person, face, begun);
+        let image = request::image(db, key, *collection, image).await;
+        for erasure in [person, face, image] {
+            assert!(begun_at <= erasure.unwrap().unwrap().requested_at);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_came_back_by_a_file_is_erased_anew() {
+    on_both(async |scene| {
+        let Scene { db, key, collection, ann, .. } = &scene;
+        scene.picture("aa", &[Some(*ann)]).await;
+        let first = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_eq!(first.finished_at, None);
+        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        // As an import does, whose file has her by the id that is free.
+        let sql = "INSERT INTO persons (id, collection_id, external_id, created_at) VALUES ($1, $2, 'ann-7', {now})";
+        execute(&db.write, sql, [(*ann).into(), (*collection).into()]).await.unwrap();
+        let job = scene.enroll("bb", &named("ann-7")).await;
+        let second = request::person(db, key, (*collection, *ann), false).await.unwrap().unwrap();
+        assert_ne!(second.id, first.id);
+        assert_eq!((second.persons, scene.n("persons").await), (1, 1));
+        let (fence, person) = (Fence::of(key, *collection, [&job]), named("ann-7"));
+        let held = fence.held_back(&db.read, &[(&job, Stored::OfPerson(&person))]).await.unwrap();
+        assert_eq!(held, [job.id].into(), "it was accepted before");
     })
     .await;
 }

@@ -126,10 +126,11 @@ impl Traces {
         }
     }
 
-    /// Whether a job that began before still runs: what it found may name what is erased.
+    /// Whether a job that began before still runs: what it found may name what is erased, and a crop that it has stored may show
+    /// it. A rematch goes on for long and has neither; see `will_name`.
     pub async fn wait_for_jobs(&self, db: &Db) -> Result<bool, DbErr> {
         let sql = "SELECT count(*) AS n FROM jobs WHERE collection_id = $1 AND state = 'running' AND started_at <= $2
-            AND kind NOT IN ('rematch', 'reembed')";
+            AND kind <> 'rematch'";
         Ok(count(&db.read, sql, [self.collection.into(), self.gone_at.into()]).await? > 0)
     }
 

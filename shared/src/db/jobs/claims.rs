@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
-use sea_orm::{FromQueryResult, Statement};
 
 use super::transition::{Move, are_locked, transition, update};
 use crate::db::entity::job::Model;
@@ -51,65 +51,56 @@ pub struct Wanted<'a> {
     pub owner: &'a str,
 }
 
-/// The jobs of a claim with their arguments.
-const CLAIMED: &str =
-    "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
-
 /// Begins an attempt of those of the jobs that are queued and due; `None` when there is none (a doubled or late message).
 pub async fn claim(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<Option<Claim>, DbErr> {
     let id = wanted.id;
-    let mut claimed = if is_postgres(&db.write) {
-        claim_in_one_statement(db, id, wanted, lease).await?
+    if is_postgres(&db.write) {
+        take_in_one_statement(db, wanted, lease).await?;
     } else {
-        claim_in_steps(db, id, wanted, lease).await?
-    };
-    if claimed.len() < wanted.jobs.len() {
-        // An earlier try may have claimed some, and only its answer was lost.
-        claimed = read(&db.write, statement(&db.write, CLAIMED, [id.into()])).await?;
+        take_in_steps(db, wanted, lease).await?;
     }
+    // By a statement of its own: it sees what an erasure took out of the arguments while the first one waited for the rows, and
+    // what an earlier try has claimed of which only the answer was lost.
+    let claimed = claimed_by(db, id).await?;
     if claimed.len() < wanted.jobs.len() {
         unmark(db, wanted.jobs).await?;
     }
     Ok((!claimed.is_empty()).then_some(Claim { id, jobs: claimed }))
 }
 
-async fn claim_in_one_statement(
-    db: &Db,
-    id: ClaimId,
-    wanted: Wanted<'_>,
-    lease: Duration,
-) -> Result<Vec<ClaimedJob>, DbErr> {
-    let (update, mut values) = update(wanted.jobs, Move::Claim(id, wanted.alone));
+async fn take_in_one_statement(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<(), DbErr> {
+    let (update, mut values) = update(wanted.jobs, Move::Claim(wanted.id, wanted.alone));
     let next = values.len() + 1;
     let sql = format!(
-        "WITH moved AS ({update} RETURNING *), held AS (
-             INSERT INTO claims (id, owner, lease_expires_at)
-             SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved)
-             ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at), counted AS (
+        "WITH moved AS ({update} RETURNING id, batch_id), counted AS (
              INSERT INTO batch_deltas (batch_id, state_from, state_to, jobs, faces)
              SELECT batch_id, 'queued', 'running', count(*), 0 FROM moved WHERE batch_id IS NOT NULL GROUP BY batch_id)
-         SELECT moved.*, p.args FROM moved JOIN job_payloads p ON p.job_id = moved.id ORDER BY moved.id",
+         INSERT INTO claims (id, owner, lease_expires_at)
+         SELECT $1, ${next}, {{now}} + ${} WHERE EXISTS (SELECT 1 FROM moved)
+         ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at",
         next + 1
     );
     values.extend([wanted.owner.into(), micros(lease).into()]);
-    read(&db.write, statement(&db.write, &sql, values)).await
+    execute(&db.write, &sql, values).await?;
+    Ok(())
 }
 
-async fn claim_in_steps(db: &Db, id: ClaimId, wanted: Wanted<'_>, lease: Duration) -> Result<Vec<ClaimedJob>, DbErr> {
+async fn take_in_steps(db: &Db, wanted: Wanted<'_>, lease: Duration) -> Result<(), DbErr> {
     let txn = db.begin().await?;
-    if transition(&txn, wanted.jobs, Move::Claim(id, wanted.alone)).await?.is_empty() {
-        return Ok(Vec::new());
+    if transition(&txn, wanted.jobs, Move::Claim(wanted.id, wanted.alone)).await?.is_empty() {
+        return Ok(());
     }
     let sql = "INSERT INTO claims (id, owner, lease_expires_at) VALUES ($1, $2, {now} + $3)
         ON CONFLICT (id) DO UPDATE SET lease_expires_at = excluded.lease_expires_at";
-    execute(&txn, sql, [id.into(), wanted.owner.into(), micros(lease).into()]).await?;
-    let claimed = read(&txn, statement(&txn, CLAIMED, [id.into()])).await?;
-    txn.commit().await?;
-    Ok(claimed)
+    execute(&txn, sql, [wanted.id.into(), wanted.owner.into(), micros(lease).into()]).await?;
+    txn.commit().await
 }
 
-async fn read(conn: &impl ConnectionTrait, statement: Statement) -> Result<Vec<ClaimedJob>, DbErr> {
-    let rows = conn.query_all_raw(statement).await?;
+/// The jobs of a claim with their arguments.
+async fn claimed_by(db: &Db, claim: ClaimId) -> Result<Vec<ClaimedJob>, DbErr> {
+    let sql =
+        "SELECT j.*, p.args FROM jobs j JOIN job_payloads p ON p.job_id = j.id WHERE j.claim_id = $1 ORDER BY j.id";
+    let rows = db.write.query_all_raw(statement(&db.write, sql, [claim.into()])).await?;
     rows.iter()
         .map(|row| {
             let args: String = row.try_get("", "args")?;

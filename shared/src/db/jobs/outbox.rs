@@ -111,24 +111,48 @@ pub async fn sources(db: &Db, lane: Lane, pipeline: &str, after: Option<Uuid>, l
     Ok(rows.into_iter().map(|r| r.source_id).collect())
 }
 
-/// Up to `limit` jobs of a source that are due and not dispatched, those that have been due longest first.
+/// What is read of a due job.
+const DUE: &str = "id, source_id, collection_id, kind, lane, pipeline, version, alone, traceparent,
+    (SELECT epoch FROM queue_epochs) AS epoch, {now} - run_at AS overdue_us";
+
+/// Up to `limit` jobs of a source that need the pipeline's models, are due and not dispatched, those that have been due
+/// longest first.
 pub async fn due(db: &Db, lane: Lane, pipeline: &str, source: Uuid, limit: u64) -> Result<Vec<DueJob>, DbErr> {
     // The time as a sub-select, or jobs that are not due yet would be read one by one and left.
     let sql = format!(
-        "SELECT id, source_id, collection_id, kind, lane, pipeline, version, alone, traceparent,
-            (SELECT epoch FROM queue_epochs) AS epoch, {{now}} - run_at AS overdue_us FROM jobs
+        "SELECT {DUE} FROM jobs
          WHERE state = 'queued' AND dispatched_at IS NULL AND lane = $1 AND pipeline = $2 AND source_id = $3
-            AND run_at <= (SELECT {{now}})
+            AND run_at <= (SELECT {{now}}) AND kind <> 'rematch'
          ORDER BY run_at, id LIMIT {limit}"
     );
     let values = [lane.to_value().into(), pipeline.into(), source.into()];
     DueJob::find_by_statement(statement(&db.read, &sql, values)).all(&db.read).await
 }
 
-/// How many jobs of a lane and pipeline are dispatched and not yet claimed.
+/// How many jobs of a lane and pipeline that need its models are dispatched and not yet claimed.
 pub async fn dispatched(db: &Db, lane: Lane, pipeline: &str) -> Result<i64, DbErr> {
-    let sql = "SELECT count(*) AS n FROM jobs WHERE dispatched_at IS NOT NULL AND lane = $1 AND pipeline = $2";
+    let sql = "SELECT count(*) AS n FROM jobs WHERE dispatched_at IS NOT NULL AND lane = $1 AND pipeline = $2
+        AND kind <> 'rematch'";
     count(&db.read, sql, [lane.to_value().into(), pipeline.into()]).await
+}
+
+/// Which jobs are rematches that have not ended, word for word as in their index; of all collections, since `SQLite` would
+/// take another index that has all open jobs where nothing is said of them.
+const REMATCHES: &str = "kind = 'rematch' AND state IN ('queued', 'running') AND collection_id > $1 AND pipeline = $2";
+
+/// Rematches of a pipeline that are due and not dispatched, those that have been due longest first: so many that with them
+/// no more than `most` are dispatched and not yet claimed. They need no models.
+pub async fn due_rematches(db: &Db, pipeline: &str, most: u64) -> Result<Vec<DueJob>, DbErr> {
+    let values = || [Uuid::nil().into(), pipeline.into()];
+    let sql = format!("SELECT count(*) AS n FROM jobs WHERE {REMATCHES} AND dispatched_at IS NOT NULL");
+    let dispatched = u64::try_from(count(&db.read, &sql, values()).await?).unwrap_or_default();
+    let room = most.saturating_sub(dispatched);
+    let sql = format!(
+        "SELECT {DUE} FROM jobs WHERE {REMATCHES} AND state = 'queued' AND dispatched_at IS NULL
+            AND run_at <= (SELECT {{now}})
+         ORDER BY run_at, id LIMIT {room}"
+    );
+    DueJob::find_by_statement(statement(&db.read, &sql, values())).all(&db.read).await
 }
 
 /// Marks jobs as dispatched. A job that was claimed since, even if it is queued again by now, is left as it is: the mark

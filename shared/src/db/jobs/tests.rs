@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sea_orm::EntityTrait;
+use sea_orm::{ConnectionTrait, EntityTrait};
 
 use super::claims::{self, Heartbeat};
 use super::outbox;
@@ -14,7 +14,7 @@ use super::submit::{NewJob, Submitted, submit};
 use crate::access::Grant;
 use crate::db::entity::job;
 use crate::db::idempotency::Idempotency;
-use crate::db::{Db, collections, execute, uploads};
+use crate::db::{Db, collections, execute, statement, uploads};
 use crate::ids::{ClaimId, CollectionId, JobId, UploadId};
 use crate::job::{ImageRef, JobArgs, JobState, Problem, UploadedImage};
 
@@ -381,4 +381,33 @@ async fn one_job_for_a_key(db: &Db) {
     assert_eq!((new, ids.len()), (1, 1));
     assert!(matches!(submit(db, &grant, request("f")).await.unwrap(), Submitted::Existing(job) if job.id == ids[0]));
     assert!(matches!(submit(db, &grant, request("other")).await.unwrap(), Submitted::KeyReused));
+}
+
+/// As with an erasure, which takes whom it erases out of the arguments of jobs that wait.
+#[tokio::test]
+async fn a_claim_that_waited_sees_what_the_arguments_are_by_then() {
+    let folder = tempfile::tempdir().unwrap();
+    for db in crate::testing::databases(folder.path()).await {
+        let made = collections::create(&db, "c", "tiny", &collections::CollectionSettings::default()).await.unwrap();
+        let job = new_job(&db, made.unwrap().id).await;
+        let cleaned = JobArgs::Reembed { images: Vec::new(), detects: false };
+        let txn = db.begin().await.unwrap();
+        let lock = statement(&txn, "SELECT id FROM jobs WHERE id = $1 {for update}", [job.into()]);
+        txn.query_all_raw(lock).await.unwrap();
+        let text = serde_json::to_string(&cleaned).unwrap();
+        let sql = "UPDATE job_payloads SET args = $2 WHERE job_id = $1";
+        execute(&txn, sql, [job.into(), text.into()]).await.unwrap();
+        execute(&txn, "UPDATE jobs SET version = version + 1 WHERE id = $1", [job.into()]).await.unwrap();
+        let commit = async {
+            // By then the claim waits for the row.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            txn.commit().await.unwrap();
+        };
+        let jobs = [job];
+        let wanted = claims::Wanted { id: ClaimId::new(), jobs: &jobs, alone: 0, owner: "test" };
+        let (claimed, ()) = tokio::join!(claims::claim(&db, wanted, LEASE), commit);
+        let claimed = claimed.unwrap().unwrap();
+        let args: Vec<_> = claimed.jobs.iter().map(|job| (job.job.state, job.args.as_ref().unwrap())).collect();
+        assert_eq!(args, [(JobState::Running, &cleaned)]);
+    }
 }

@@ -6,11 +6,11 @@ use crate::db::faces::{self, AssignedBy, NewFace, Origin};
 use crate::db::faces_by_hand::{FaceChange, PersonChange, change};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
-use crate::db::jobs::{read, settle};
+use crate::db::jobs::{outbox, read, settle};
 use crate::face_index::contract::PIPELINES;
 use crate::face_index::pgvector::create_partition;
 use crate::ids::{ClaimId, JobId};
-use crate::job::{FaceBox, JobKind, PersonRef, RematchProgress};
+use crate::job::{FaceBox, ImageRef, JobKind, Lane, PersonRef, RematchProgress};
 
 /// A collection with a person and faces of no person.
 struct Scene {
@@ -252,5 +252,50 @@ async fn it_writes_nothing_against_what_was_said_by_hand() {
         assert_eq!(written, Rematched { assigned: 0, unassigned: 1 }, "nobody gets a face who is not there");
         let left: Vec<_> = matchable(&db, collection, key, None, 9).await.unwrap().iter().map(|f| f.id).collect();
         assert_eq!(left, [free, auto, rejected], "a locked face is not looked at");
+    }
+}
+
+#[tokio::test]
+async fn rematches_have_room_of_their_own_in_the_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    for scene in scenes(folder.path()).await {
+        let (db, pipeline) = (&scene.db, scene.collection.pipeline.as_str());
+        let other = collections::create(db, "d", pipeline, &CollectionSettings::default()).await.unwrap().unwrap();
+        let image = ImageRef::Reference { s3: "s3://b/k".to_owned(), fingerprint: None };
+        let index = NewJob {
+            collection: scene.collection.id,
+            args: JobArgs::Index { image },
+            tag: None,
+            traceparent: None,
+            idempotency: None,
+            inline_uploads: Vec::new(),
+            webhook_endpoints: None,
+        };
+        let mut made = Vec::new();
+        for submitted in [
+            submit(db, &Grant::everything(), index).await.unwrap(),
+            enqueue(db, &scene.collection, None).await.unwrap(),
+            enqueue(db, &other, None).await.unwrap(),
+        ] {
+            match submitted {
+                Submitted::New(job) => made.push(job.id),
+                other => panic!("each is new, got {other:?}"),
+            }
+        }
+        let source = scene.collection.id.0;
+        let with_models = outbox::due(db, Lane::Bulk, pipeline, source, 9).await.unwrap();
+        assert_eq!(with_models.iter().map(|job| job.id).collect::<Vec<_>>(), made[..1]);
+        let rematches = async |most| {
+            let due = outbox::due_rematches(db, pipeline, most).await.unwrap();
+            (due.iter().map(|job| job.id).collect::<Vec<_>>(), due)
+        };
+        let (ids, first) = rematches(1).await;
+        assert_eq!((ids.as_slice(), rematches(9).await.0.as_slice()), (&made[1..2], &made[1..]));
+        outbox::mark_dispatched(db, &first).await.unwrap();
+        assert_eq!((rematches(1).await.0.as_slice(), rematches(2).await.0.as_slice()), (&[][..], &made[2..]));
+        assert_eq!(outbox::dispatched(db, Lane::Bulk, pipeline).await.unwrap(), 0, "they take no room from others");
+        outbox::mark_dispatched(db, &with_models).await.unwrap();
+        assert_eq!(outbox::dispatched(db, Lane::Bulk, pipeline).await.unwrap(), 1);
+        assert_eq!(outbox::due_rematches(db, "another", 9).await.unwrap().len(), 0);
     }
 }

@@ -66,11 +66,17 @@ async fn switch(db: &Db, id: ReprocessRunId, from: RunState, lacking: Lacking) -
     #[expect(clippy::cast_possible_truncation, reason = "it was an f32")]
     let active = run.match_cosine.map(|cosine| cosine as f32);
     settings.match_cosine = active;
-    go_by(&txn, &run, (old, new), &settings).await?;
+    // It may have been cancelled since it was read: what the other pipeline made goes then.
     let sql = "UPDATE reprocess_runs SET state = $2, match_cosine = $3, prune_after = NULL, version = version + 1,
             activated_at = CASE WHEN $2 = 'active' THEN {now} ELSE activated_at END
-        WHERE id = $1";
-    execute(&txn, sql, [run.id.into(), state.to_value().into(), inactive.into()]).await?;
+        WHERE id = $1 AND state = $4";
+    let values = [run.id.into(), state.to_value().into(), inactive.into(), from.to_value().into()];
+    if execute(&txn, sql, values).await? == 0 {
+        txn.rollback().await?;
+        let now = find(&db.write, &Grant::everything(), id).await?;
+        return Ok(Switched::NotNow(now.map(|run| run.state)));
+    }
+    go_by(&txn, &run, (old, new), &settings).await?;
     // Whom faces match is another model's word now.
     rematches::request(&txn, run.collection_id, None, None).await?;
     clusters::move_on(&txn, run.collection_id).await?;

@@ -658,3 +658,27 @@ async fn older_revisions_of_a_detector_count_with_it() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_run_that_is_being_cancelled_is_not_activated() {
+    on_both(async |scene| {
+        let (db, collection) = (&scene.db, scene.collection);
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(db, &run).await.unwrap());
+        let txn = db.begin().await.unwrap();
+        let sql = "UPDATE reprocess_runs SET state = 'cancelling' WHERE id = $1 AND state = 'ready'";
+        assert_eq!(execute(&txn, sql, [run.id.into()]).await.unwrap(), 1);
+        let commit = async {
+            // By then the activation has read the run, and waits for it.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            txn.commit().await.unwrap();
+        };
+        let (activated, ()) = tokio::join!(activate(db, run.id, Lacking::Refuse), commit);
+        assert_eq!(activated.unwrap(), Switched::NotNow(Some(RunState::Cancelling)));
+        let left = collections::find(&db.read, &Grant::everything(), collection).await.unwrap().unwrap();
+        assert_eq!(left.pipeline, OLD.pipeline);
+        assert_eq!(left.settings().unwrap().match_cosine, Some(0.25));
+    })
+    .await;
+}

@@ -11,7 +11,7 @@ use super::faces::{assign_known, insert_faces, insert_geometry, insert_vectors, 
 use super::images::{write_images, write_places};
 use super::persons::resolve_and_hold;
 use crate::db::reprocess::pending;
-use crate::db::{Db, clusters, rematches, through_deadlocks};
+use crate::db::{Db, clusters, collections, erasures, now, rematches, through_deadlocks};
 use crate::ids::CollectionId;
 use crate::secret_key::SecretKey;
 use crate::transfer::{Counts, MergeLine, PersonLine};
@@ -50,6 +50,18 @@ impl std::ops::AddAssign for Imported {
         self.added += more.added;
         self.erased += more.erased;
     }
+}
+
+/// Begins an import, and says when, by the database's clock: what is erased of the collection from then on is left out. `None`
+/// while faces of a person go, slice by slice: what a file has of them would be taken for what is still to go.
+pub async fn begin(db: &Db, collection: CollectionId) -> Result<Option<i64>, DbErr> {
+    let txn = db.begin().await?;
+    // An erasure is requested either before, and seen, or after that instant.
+    collections::hold_from_erasures(&txn, collection).await?;
+    let begun_at = now(&txn).await?;
+    let is_open = erasures::takes_a_person(&txn, collection).await?;
+    txn.commit().await?;
+    Ok((!is_open).then_some(begun_at))
 }
 
 /// Adds persons.
