@@ -1,6 +1,7 @@
 //! The catalogue: which pipelines (detector + alignment + recognizer) can be run, one TOML each.
 
 mod alignment;
+mod anti_spoofing;
 mod calibration;
 mod detector;
 mod entry;
@@ -8,6 +9,7 @@ mod fingerprint;
 mod landmarks;
 mod recognizer;
 mod requires;
+mod second_stage;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 pub use alignment::{Alignment, AlignmentKind};
+pub use anti_spoofing::{AntiSpoofing, SpoofNetwork};
 pub(crate) use calibration::check_points;
 pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use detector::{Detector, DetectorFamily};
@@ -25,6 +28,7 @@ pub use fingerprint::Fingerprint;
 pub use landmarks::{LandmarkFamily, LandmarkModel, LandmarkScheme};
 pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
+pub use second_stage::{PairInput, PairTensors, SecondStage, SecondStageKind};
 pub use weights::{AllowedUse, ModelFile};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
@@ -64,6 +68,8 @@ pub struct Pipeline {
     pub alignment: Alignment,
     /// What makes vectors.
     pub recognizer: Recognizer,
+    /// What checks those whom a search has found; without it, the score alone decides.
+    pub second_stage: Option<SecondStage>,
     /// What a score means; without it, thresholds must be set by hand.
     pub calibration: Option<Calibration>,
     /// What the recognizer must answer to the test crops when it is loaded; without it, nothing is compared.
@@ -144,6 +150,9 @@ impl Catalogue {
             for path in toml_files(folder)? {
                 let text = std::fs::read_to_string(&path)
                     .map_err(|source| CatalogueError::Read { path: path.clone(), source })?;
+                if anti_spoofing::is_anti_spoofing(&text) {
+                    continue;
+                }
                 let entry = Entry::parse(Origin::Folder, &path.display().to_string(), text)?;
                 entries.insert(entry.pipeline.name.clone(), entry);
             }
@@ -211,6 +220,7 @@ impl Pipeline {
         })?;
         self.alignment.check(scheme)?;
         self.recognizer.check()?;
+        self.second_stage.as_ref().map_or(Ok(()), SecondStage::check)?;
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;
         }
@@ -252,7 +262,8 @@ impl Pipeline {
     /// The weights it needs.
     pub fn files(&self) -> Vec<&ModelFile> {
         let detector = std::iter::once(&self.detector.file).chain(&self.detector.stages);
-        detector.chain(self.landmarks.as_ref().map(|model| &model.file)).chain([&self.recognizer.file]).collect()
+        let models = detector.chain(self.landmarks.as_ref().map(|model| &model.file)).chain([&self.recognizer.file]);
+        models.chain(self.second_stage.as_ref().map(|stage| &stage.file)).collect()
     }
 
     fn files_mut(&mut self) -> Vec<&mut ModelFile> {
@@ -260,6 +271,7 @@ impl Pipeline {
         detector
             .chain(self.landmarks.as_mut().map(|model| &mut model.file))
             .chain([&mut self.recognizer.file])
+            .chain(self.second_stage.as_mut().map(|stage| &mut stage.file))
             .collect()
     }
 
