@@ -86,6 +86,7 @@ impl Pipeline {
                 requires: Vec::new(),
                 second_stage: None,
                 calibration: None,
+                measured: None,
                 fingerprint: None,
                 ..pipeline.clone()
             };

@@ -7,9 +7,11 @@ mod detector;
 mod entry;
 mod fingerprint;
 mod landmarks;
+mod measured;
 mod recognizer;
 mod requires;
 mod second_stage;
+mod templates;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -25,10 +27,12 @@ pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use detector::{Detector, DetectorFamily};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
-pub use landmarks::{LandmarkFamily, LandmarkModel, LandmarkScheme};
+pub use landmarks::{LandmarkFamily, LandmarkInput, LandmarkModel, LandmarkScheme};
+pub use measured::Measured;
 pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
 pub use second_stage::{PairInput, PairTensors, SecondStage, SecondStageKind};
+pub use templates::{Template, templates};
 pub use weights::{AllowedUse, ModelFile};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
@@ -36,11 +40,18 @@ pub use weights::{AllowedUse, ModelFile};
 const INPUT_POLICY: u32 = 2;
 
 /// The entries that come with face-id.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 11] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
     ("yunet-mobilefacenet-int8.toml", include_str!("../../../models/yunet-mobilefacenet-int8.toml")),
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
+    ("yunet-arcface-mbf.toml", include_str!("../../../models/yunet-arcface-mbf.toml")),
     ("scrfd-mobilefacenet.toml", include_str!("../../../models/scrfd-mobilefacenet.toml")),
+    ("scrfd-2500m-mobilefacenet.toml", include_str!("../../../models/scrfd-2500m-mobilefacenet.toml")),
+    ("ultraface-mobilefacenet.toml", include_str!("../../../models/ultraface-mobilefacenet.toml")),
+    ("mtcnn-mobilefacenet.toml", include_str!("../../../models/mtcnn-mobilefacenet.toml")),
+    ("mtcnn-mobilefacenet-112x96.toml", include_str!("../../../models/mtcnn-mobilefacenet-112x96.toml")),
+    ("mtcnn-dlib-densenet.toml", include_str!("../../../models/mtcnn-dlib-densenet.toml")),
+    ("mtcnn-dlib-densenet-std.toml", include_str!("../../../models/mtcnn-dlib-densenet-std.toml")),
 ];
 
 /// All known pipelines by name.
@@ -72,6 +83,8 @@ pub struct Pipeline {
     pub second_stage: Option<SecondStage>,
     /// What a score means; without it, thresholds must be set by hand.
     pub calibration: Option<Calibration>,
+    /// How accurate and how fast it was found to be.
+    pub measured: Option<Measured>,
     /// What the recognizer must answer to the test crops when it is loaded; without it, nothing is compared.
     pub fingerprint: Option<Fingerprint>,
 }
@@ -221,6 +234,7 @@ impl Pipeline {
         self.alignment.check(scheme)?;
         self.recognizer.check()?;
         self.second_stage.as_ref().map_or(Ok(()), SecondStage::check)?;
+        self.measured.as_ref().map_or(Ok(()), Measured::check)?;
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;
         }
@@ -230,23 +244,17 @@ impl Pipeline {
     /// A short stable text that changes whenever the detector could give other boxes or points; keys stored geometry.
     pub fn detector_revision(&self) -> String {
         let detector = &self.detector;
-        let mut revision = format!(
+        let first = format!(
             "{}-{}-{}-{}-p{INPUT_POLICY}",
             detector.family,
             &detector.file.sha256[..12],
             detector.input_side,
             detector.store_score
         );
-        for stage in &detector.stages {
-            revision += &format!("-{}", &stage.sha256[..12]);
-        }
-        if let Some(min_face) = detector.min_face {
-            revision += &format!("-f{min_face}");
-        }
-        if let Some(landmarks) = &self.landmarks {
-            revision += &format!("-{}-{}", landmarks.scheme, &landmarks.file.sha256[..12]);
-        }
-        revision
+        let stages = detector.stages.iter().map(|stage| stage.sha256[..12].to_owned());
+        let min_face = detector.min_face.map(|side| format!("f{side}"));
+        let landmarks = self.landmarks.as_ref().map(|model| format!("{}-{}", model.scheme, &model.file.sha256[..12]));
+        std::iter::once(first).chain(stages).chain(min_face).chain(landmarks).collect::<Vec<_>>().join("-")
     }
 
     /// Which points its faces have; none where neither the detector nor another model places any.
