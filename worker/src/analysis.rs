@@ -8,6 +8,7 @@ use shared::failpoints::failpoint;
 
 use crate::cores::BrokenOff;
 use crate::inference::{Engine, InferenceError, OnCore};
+use crate::liveness::LiveNetworks;
 use crate::vision::align::{Affine, aligned_crop};
 use crate::vision::crops::{Keep, face_crops};
 use crate::vision::decode::photo::Photo;
@@ -35,6 +36,8 @@ pub struct AnalysedFace {
     pub embedding: Embedding,
     /// The crop that is to be kept, where that is wanted.
     pub crop: Option<MarginCrop>,
+    /// How likely it is live, 0..1, where that was asked.
+    pub live_score: Option<f32>,
 }
 
 /// What a pipeline found on a picture.
@@ -65,19 +68,40 @@ pub enum AnalysisError {
     BrokenOff(#[from] BrokenOff),
 }
 
-/// Decodes the bytes, finds the faces and makes their vectors, and the crops that are to be kept.
+/// What is wanted of faces beside their vectors.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Whether crops are made to be kept.
+    pub keep: Keep,
+    /// What looks whether they are live.
+    pub live: Option<Arc<LiveNetworks>>,
+}
+
+impl From<Keep> for Wishes {
+    fn from(keep: Keep) -> Self {
+        Self { keep, live: None }
+    }
+}
+
+/// Decodes the bytes, finds the faces and makes their vectors, and what else is wanted of them.
 pub async fn analyse(
     engine: &Engine,
     bytes: Vec<u8>,
     limits: DecodeLimits,
-    keep: Keep,
+    wishes: impl Into<Wishes>,
 ) -> Result<Analysis, AnalysisError> {
+    let Wishes { keep, live } = wishes.into();
     let work = |core: OnCore| async move {
         let detector = &core.pipeline().detector;
         let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
         let found = found(&core, detector, &photo, &[]).await?;
         failpoint("mid_inference");
-        let faces = embedded(&core, &photo, found, keep).await?;
+        let mut faces = embedded(&core, &photo, found, keep).await?;
+        if let Some(live) = live {
+            for face in &mut faces {
+                face.live_score = Some(live.score(&core, &photo.overview, &face.detection).await?);
+            }
+        }
         Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
     };
     engine.on_core(work).await?
@@ -315,7 +339,7 @@ async fn embedded(
     Ok(vectors
         .into_iter()
         .filter_map(|(detection, quality, crop, vector)| {
-            Some(AnalysedFace { detection, quality, embedding: left_out(vector)?, crop })
+            Some(AnalysedFace { detection, quality, embedding: left_out(vector)?, crop, live_score: None })
         })
         .collect())
 }

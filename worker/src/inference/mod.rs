@@ -3,6 +3,7 @@
 mod batcher;
 mod fingerprint;
 mod ladder;
+mod network;
 mod on_core;
 mod pool;
 mod session;
@@ -18,6 +19,7 @@ use shared::job::Lane;
 
 use self::batcher::Batcher;
 pub use self::ladder::Ladder;
+pub use self::network::Network;
 pub use self::on_core::OnCore;
 use self::pool::Pool;
 pub use self::session::SessionError;
@@ -162,6 +164,12 @@ pub enum InferenceError {
     /// The pipeline has no such model.
     #[error("the pipeline has no such model; this is a bug: its entry was checked")]
     NoModel,
+    /// An answer is not what its entry says.
+    #[error("the network answered with {numbers} numbers that are no classes of its entry")]
+    Answer {
+        /// How many.
+        numbers: usize,
+    },
     /// The thread caught a panic.
     #[error("the model's thread panicked on this input")]
     Panicked,

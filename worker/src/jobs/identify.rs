@@ -13,9 +13,9 @@ use shared::face_index::{Found, Gallery, GallerySize};
 use shared::ids::PersonId;
 use shared::job::{Decision, ImageRef};
 
-use super::pictures::{analysed, face_json, fetched};
+use super::pictures::{analysed, face_json, fetched, is_spoof, live_networks};
 use super::{Done, JobError, calibration_json, terms};
-use crate::analysis::AnalysedFace;
+use crate::analysis::{AnalysedFace, Wishes};
 use crate::context::WorkerContext;
 use crate::thresholds::{Terms, Thresholds};
 use crate::vision::crops::Keep;
@@ -37,7 +37,8 @@ pub(super) async fn run(
     let began = Instant::now();
     let engine = ctx.engine(job).await?;
     let terms = terms(ctx, collection, job, engine.pipeline()).await?;
-    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?, Keep::Nothing).await?;
+    let wishes = Wishes { keep: Keep::Nothing, live: live_networks(ctx, &terms.settings).await? };
+    let (analysis, _) = analysed(ctx, job, &engine, fetched(ctx, image).await?, wishes).await?;
     let k = max_matches.unwrap_or(terms.settings.max_matches);
     let gate = Gate::identify(engine.pipeline().detector.match_score);
     let (faces, size) = matched(ctx, job, (&gate, &terms), &analysis.faces, k, began).await?;
@@ -48,7 +49,8 @@ pub(super) async fn run(
     })))
 }
 
-/// Each face with the persons nearest to it and a decision. A face that fails the gate is not looked up: it is unknown.
+/// Each face with the persons nearest to it and a decision. A face that fails the gate, or is taken for a picture of one, is not
+/// looked up: it is unknown.
 pub(super) async fn matched(
     ctx: &WorkerContext,
     job: &Job,
@@ -57,7 +59,7 @@ pub(super) async fn matched(
     k: usize,
     began: Instant,
 ) -> Result<(Vec<Value>, GallerySize), JobError> {
-    let usable = |f: &&AnalysedFace| f.quality.reasons(gate).is_empty();
+    let usable = |f: &&AnalysedFace| f.quality.reasons(gate).is_empty() && !is_spoof(f, &terms.settings);
     let gallery = Gallery { collection: job.collection_id, pipeline: job.pipeline.clone() };
     let queries: Vec<Embedding> = faces.iter().filter(usable).map(|f| f.embedding.clone()).collect();
     let _place = ctx.stages.search(job.lane).await;
@@ -80,6 +82,9 @@ pub(super) async fn matched(
             let found = if usable(&face) { matches.next().unwrap_or_default() } else { Vec::new() };
             let best = found.first().map(|m| m.score);
             let mut answer = face_json(face, gate);
+            if face.live_score.is_some() {
+                answer["spoof_suspected"] = json!(is_spoof(face, &terms.settings));
+            }
             answer["matches"] = found.iter().take(k).map(|m| match_json(m, named.get(&m.person))).collect();
             answer["margin"] = json!(found.get(1).map(|second| found[0].score - second.score));
             answer["decision"] = json!(best.map_or(Decision::Unknown, |score| thresholds.decide(score)));
