@@ -262,6 +262,11 @@ impl Pipeline {
         self.landmarks.as_ref().map_or_else(|| self.detector.family.landmark_scheme(), |model| Some(model.scheme))
     }
 
+    /// Whether its second stage is shown crops.
+    pub fn has_pair_network(&self) -> bool {
+        self.second_stage.as_ref().is_some_and(|stage| stage.kind == SecondStageKind::PairNetwork)
+    }
+
     /// Whether a vector can be made from a crop that was kept, in place of the picture.
     pub fn reads_crops(&self) -> bool {
         self.alignment.kind != AlignmentKind::Margin

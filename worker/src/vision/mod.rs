@@ -17,6 +17,7 @@ pub mod margin;
 mod mmod;
 pub mod mtcnn;
 mod nms;
+pub mod pair;
 pub mod quality;
 pub mod recognize;
 mod resize;
