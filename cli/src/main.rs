@@ -79,6 +79,9 @@ enum Command {
     /// Measure a pipeline's accuracy and speed.
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    /// Learn a second stage that checks what a pipeline's cosine found.
+    #[command(subcommand)]
+    Train(eval::joint_bayes::train::TrainCommand),
     /// Measure which thresholds give which false accept rates, with bounds, on labelled faces: a folder of pictures, or those
     /// of a collection whose people users named. What was measured is stored, and decided by from then on.
     Calibrate(calibrate::CalibrateArgs),
@@ -128,6 +131,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Detect(args) => detect::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,
+        Command::Train(command) => eval::joint_bayes::train::run(&config, command).await,
         Command::Calibrate(args) => calibrate::run(config, args).await,
         Command::Bench(command) => bench::run(&config, command).await,
         Command::Config { .. } | Command::Openapi => Ok(()),

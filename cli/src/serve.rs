@@ -36,6 +36,7 @@ use worker::calibrations::Calibrations;
 use worker::context::{Pulse, WorkerContext};
 use worker::engines::Engines;
 use worker::inference::EngineOptions;
+use worker::liveness::Liveness;
 use worker::models::Running;
 use worker::offer::Offer;
 use worker::stages::Stages;
@@ -155,6 +156,7 @@ async fn assemble(
         face_index: Arc::new(ExactFaceIndex::new(db.clone())),
         finished: finished.clone(),
         engines: Arc::clone(&engines),
+        liveness: Arc::new(Liveness::configured(&config, engines.assets().clone(), engines.options().clone())),
         calibrations: Calibrations::default(),
         running: Running::new(offer),
         stages: Stages::configured(&config),

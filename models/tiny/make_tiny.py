@@ -1,4 +1,4 @@
-"""Writes tiny_detector.onnx, tiny_recognizer.onnx and the numbers in tiny.toml that depend on them.
+"""Writes the tiny_*.onnx files, and the numbers in tiny.toml and tiny-live.toml that depend on them.
 
 They have the inputs and outputs of the real models, but see "blue-screen faces" (README.md here), so that the whole
 path is tested where no real weights are. Nothing here is trained.
@@ -186,6 +186,31 @@ def recognizer(path):
     g.save(path, [crop], [vector])
 
 
+def pair(path, tensors):
+    """How alike two crops of 64 pixels on 0..255 are: 1 where they are one, less their mean difference."""
+    g = Graph()
+    if tensors == 1:
+        one, other = g.slice("pair", 1, 0, 3), g.slice("pair", 1, 3, 6)
+        inputs = [helper.make_tensor_value_info("pair", TensorProto.FLOAT, ["batch", 6, 64, 64])]
+    else:
+        one, other = "one", "other"
+        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 3, 64, 64]) for n in (one, other)]
+    apart = g.op("ReduceMean", g.op("Abs", g.op("Sub", one, other)), axes=[1, 2, 3], keepdims=0)
+    g.op("Unsqueeze", g.op("Sub", 1.0, g.op("Div", apart, 128.0)), g.ints(1), name="score")
+    g.save(path, inputs, [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 1])])
+
+
+def live(path):
+    """Logits of paper, live and screen: live is a crop whose brightest blue is that of a synthetic face."""
+    g = Graph()
+    brightest = g.op("ReduceMax", g.slice("input", 1, 0, 1), axes=[2, 3], keepdims=0)
+    logit = g.op("Div", g.op("Sub", brightest, 230.0), 5.0)
+    nothing = g.op("Mul", logit, 0.0)
+    g.op("Concat", nothing, logit, nothing, axis=1, name="logits")
+    crop = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 80, 80])
+    g.save(path, [crop], [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])])
+
+
 def splitmix64(state):
     """Next state and output (Steele, Lea, Flood 2014)."""
     mask = 2**64 - 1
@@ -217,20 +242,26 @@ def calibration(path, people=4000):
 
 
 def main():
-    files = {name: HERE / f"tiny_{name}.onnx" for name in ("detector", "recognizer")}
+    files = {name: HERE / f"tiny_{name}.onnx" for name in ("detector", "recognizer", "live", "pair_one", "pair_two")}
     detector(files["detector"])
     recognizer(files["recognizer"])
+    live(files["live"])
+    pair(files["pair_one"], 1)
+    pair(files["pair_two"], 2)
     rates, cosines = calibration(files["recognizer"])
-    entry = HERE / "tiny.toml"
+    for entry in (HERE / "tiny.toml", HERE / "tiny-live.toml"):
+        write_numbers(entry, files, cosines)
+    print(dict(zip(rates, cosines)))
+
+
+def write_numbers(entry, files, cosines):
     text = entry.read_text()
-    for name, path in files.items():
+    for path in files.values():
         content = path.read_bytes()
         numbers = f'sha256 = "{hashlib.sha256(content).hexdigest()}"\nsize_bytes = {len(content)}\n'
         text = re.sub(rf'(name = "{path.name}"\n)sha256 = .*\nsize_bytes = .*\n', rf"\g<1>{numbers}", text)
-        print(f"{path.name}: {len(content)} bytes")
     text = re.sub(r"cosine = .*", f"cosine = [{', '.join(f'{c:.4f}' for c in cosines)}]", text)
     entry.write_text(text)
-    print(dict(zip(rates, cosines)))
 
 
 if __name__ == "__main__":

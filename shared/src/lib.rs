@@ -8,7 +8,8 @@
 //! - [`access`]: API keys, their scopes and what they hold for
 //! - [`db`]: entities and named queries, the job state machine among them
 //! - [`queue`]: how job ids reach a worker; [`dispatch`]: from the jobs table into the queue
-//! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector; [`template`]: what a person's faces say together
+//! - [`objects`]: where pictures lie; [`face_index`]: which persons are near a vector; [`template`]: what a person's faces say together;
+//!   [`joint_bayes`]: how likely two vectors are one person's
 //! - [`transfer`]: a collection's people and faces as a file
 //! - [`backends`]: the services of a production set-up, opened together
 //! - [`secret_key`]: the installation's key; [`webhooks`]: what is told to other programs, and how
@@ -32,6 +33,7 @@ pub mod health;
 pub mod heif;
 pub mod ids;
 pub mod job;
+pub mod joint_bayes;
 pub mod models;
 pub mod object;
 pub mod objects;

@@ -8,6 +8,7 @@ use shared::failpoints::failpoint;
 
 use crate::cores::BrokenOff;
 use crate::inference::{Engine, InferenceError, OnCore};
+use crate::liveness::LiveNetworks;
 use crate::vision::align::{Affine, aligned_crop};
 use crate::vision::crops::{Keep, face_crops};
 use crate::vision::decode::photo::Photo;
@@ -35,6 +36,10 @@ pub struct AnalysedFace {
     pub embedding: Embedding,
     /// The crop that is to be kept, where that is wanted.
     pub crop: Option<MarginCrop>,
+    /// Its aligned crop, where the pipeline has a pair network that is to see it.
+    pub aligned: Option<Picture>,
+    /// How likely it is live, 0..1, where that was asked.
+    pub live_score: Option<f32>,
 }
 
 /// What a pipeline found on a picture.
@@ -65,19 +70,40 @@ pub enum AnalysisError {
     BrokenOff(#[from] BrokenOff),
 }
 
-/// Decodes the bytes, finds the faces and makes their vectors, and the crops that are to be kept.
+/// What is wanted of faces beside their vectors.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// Whether crops are made to be kept.
+    pub keep: Keep,
+    /// What looks whether they are live.
+    pub live: Option<Arc<LiveNetworks>>,
+}
+
+impl From<Keep> for Wishes {
+    fn from(keep: Keep) -> Self {
+        Self { keep, live: None }
+    }
+}
+
+/// Decodes the bytes, finds the faces and makes their vectors, and what else is wanted of them.
 pub async fn analyse(
     engine: &Engine,
     bytes: Vec<u8>,
     limits: DecodeLimits,
-    keep: Keep,
+    wishes: impl Into<Wishes>,
 ) -> Result<Analysis, AnalysisError> {
+    let Wishes { keep, live } = wishes.into();
     let work = |core: OnCore| async move {
         let detector = &core.pipeline().detector;
         let photo = core.step(|| decode(bytes, &limits, detect::overview_side(detector))).await?;
         let found = found(&core, detector, &photo, &[]).await?;
         failpoint("mid_inference");
-        let faces = embedded(&core, &photo, found, keep).await?;
+        let mut faces = embedded(&core, &photo, found, keep).await?;
+        if let Some(live) = live {
+            for face in &mut faces {
+                face.live_score = Some(live.score(&core, &photo.overview, &face.detection).await?);
+            }
+        }
         Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
     };
     engine.on_core(work).await?
@@ -177,15 +203,36 @@ pub async fn embed_crops(
     engine.on_core(work).await?
 }
 
+/// The aligned crops of faces from the crops that were kept of them, in their order; none of one that is no picture any more, or
+/// whose points are degenerate.
+pub async fn aligned_of_crops(
+    engine: &Engine,
+    crops: Vec<(Vec<u8>, Landmarks)>,
+    limits: DecodeLimits,
+) -> Result<Vec<Option<Picture>>, AnalysisError> {
+    let work = |core: OnCore| async move {
+        let mut aligned = Vec::with_capacity(crops.len());
+        for (file, landmarks) in crops {
+            aligned.push(core.step(|| aligned_of_crop(core.pipeline(), file, landmarks, &limits)).await);
+        }
+        aligned
+    };
+    Ok(engine.on_core(work).await?)
+}
+
 fn crop_inputs(pipeline: &Pipeline, file: Vec<u8>, landmarks: Landmarks, limits: &DecodeLimits) -> Option<Vec<Tensor>> {
+    let crop = aligned_of_crop(pipeline, file, landmarks, limits)?;
+    Some(recognize::inputs(&pipeline.recognizer, &crop))
+}
+
+fn aligned_of_crop(pipeline: &Pipeline, file: Vec<u8>, landmarks: Landmarks, limits: &DecodeLimits) -> Option<Picture> {
     let photo = left_out(decode(file, limits, u32::MAX))?;
     let picture = &photo.overview.picture;
     // What a margin is cut around is not kept: those pipelines read pictures.
     let all = BoundingBox { x: 0.0, y: 0.0, width: picture.width as f32, height: picture.height as f32 };
     let face = Detection { bounding_box: all, landmarks, score: 1.0 };
     let placing = left_out(Affine::placing(&face, &pipeline.alignment))?;
-    let crop = aligned_crop(picture, &placing, pipeline.alignment.size());
-    Some(recognize::inputs(&pipeline.recognizer, &crop))
+    Some(aligned_crop(picture, &placing, pipeline.alignment.size()))
 }
 
 /// A face's vector from all that its recognizer is to be shown of it.
@@ -309,15 +356,14 @@ async fn embedded(
     let crops = core.step(|| crops(core.pipeline(), photo, detections, keep)).await?;
     let run = |cut: CutFace| {
         let core = core.clone();
-        async move { Ok((cut.detection, cut.quality, cut.margin, vector(&core, cut.inputs).await?)) }
+        async move {
+            let CutFace { detection, quality, inputs, margin: crop, aligned } = cut;
+            let vector = left_out(vector(&core, inputs).await?);
+            let face = |embedding| AnalysedFace { detection, quality, embedding, crop, aligned, live_score: None };
+            Ok(vector.map(face))
+        }
     };
-    let vectors = core.all(crops.into_iter().map(run)).await?;
-    Ok(vectors
-        .into_iter()
-        .filter_map(|(detection, quality, crop, vector)| {
-            Some(AnalysedFace { detection, quality, embedding: left_out(vector)?, crop })
-        })
-        .collect())
+    Ok(core.all(crops.into_iter().map(run)).await?.into_iter().flatten().collect())
 }
 
 /// The faces with points that the pipeline aligns by: of a face that another detector has found, its own landmark model may
@@ -340,6 +386,7 @@ struct CutFace {
     quality: Quality,
     inputs: Vec<Tensor>,
     margin: Option<MarginCrop>,
+    aligned: Option<Picture>,
 }
 
 fn crops(
@@ -353,7 +400,8 @@ fn crops(
         let crops = crops.inspect_err(|error| tracing::debug!(%error, "a detection was left out")).ok()?;
         let quality = Quality::measure(&detection, &crops.aligned);
         let inputs = recognize::inputs(&pipeline.recognizer, &crops.aligned);
-        Some(CutFace { detection, quality, inputs, margin: crops.margin })
+        let aligned = pipeline.has_pair_network().then_some(crops.aligned);
+        Some(CutFace { detection, quality, inputs, margin: crops.margin, aligned })
     });
     Ok(faces.collect())
 }

@@ -157,6 +157,11 @@ impl Assets {
     /// The path of a file of weights with the right length and checksum: the operator's copy, else the cache's, else a download.
     /// Others may have its name: two models' files are often called alike.
     pub async fn weights(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
+        self.weights_of(&pipeline.name, file).await
+    }
+
+    /// The same for the entry of that name, whatever its kind.
+    pub async fn weights_of(&self, pipeline: &str, file: &ModelFile) -> Result<PathBuf, AssetError> {
         let search = self.search(file).await?;
         if !self.can_download(file) {
             let why = if self.allow_download { NO_ADDRESS } else { SWITCHED_OFF };
@@ -178,19 +183,13 @@ impl Assets {
 
     /// The same without a download.
     pub async fn here(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
-        let missing = || self.missing(pipeline, file, String::new(), None);
-        self.search(file).await?.result(pipeline, file, missing)
+        let missing = || self.missing(&pipeline.name, file, String::new(), None);
+        self.search(file).await?.result(&pipeline.name, file, missing)
     }
 
-    fn missing(
-        &self,
-        pipeline: &Pipeline,
-        file: &ModelFile,
-        downloads: String,
-        namesake: Option<&Namesake>,
-    ) -> AssetError {
+    fn missing(&self, pipeline: &str, file: &ModelFile, downloads: String, namesake: Option<&Namesake>) -> AssetError {
         AssetError::Missing {
-            pipeline: pipeline.name.clone(),
+            pipeline: pipeline.to_owned(),
             file: file.name.clone(),
             looked: self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and "),
             beside: namesake.map_or_else(String::new, |namesake| format!("; {}", namesake.told(file))),
@@ -326,7 +325,7 @@ impl Search {
     /// The right file, or what tells most of why there is none.
     fn result(
         self,
-        pipeline: &Pipeline,
+        pipeline: &str,
         file: &ModelFile,
         missing: impl FnOnce() -> AssetError,
     ) -> Result<PathBuf, AssetError> {
@@ -371,8 +370,8 @@ impl Namesake {
         format!("{} has its name, but {}", self.path.display(), self.difference.told(file))
     }
 
-    fn refused(self, pipeline: &Pipeline, file: &ModelFile) -> AssetError {
-        let (pipeline, path) = (pipeline.name.clone(), self.path);
+    fn refused(self, pipeline: &str, file: &ModelFile) -> AssetError {
+        let (pipeline, path) = (pipeline.to_owned(), self.path);
         match self.difference {
             Difference::Size(found) => AssetError::Size { pipeline, path, wanted: file.size_bytes, found },
             Difference::Checksum(found) => AssetError::Checksum { pipeline, path, wanted: file.sha256.clone(), found },

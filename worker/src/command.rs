@@ -22,6 +22,7 @@ use crate::calibrations::Calibrations;
 use crate::context::{Pulse, WorkerContext};
 use crate::engines::Engines;
 use crate::inference::EngineOptions;
+use crate::liveness::Liveness;
 use crate::models::Running;
 use crate::offer::Offer;
 use crate::probes;
@@ -101,6 +102,7 @@ fn context(config: &Arc<Config>, engines: Arc<Engines>, offer: Offer, backends: 
         import_roots: ImportRoots::new(config.import.roots.clone()),
         face_index: Arc::new(PgvectorFaceIndex::new(backends.db.clone(), config.face_index.hnsw_from)),
         finished: backends.finished.clone(),
+        liveness: Arc::new(Liveness::configured(config, engines.assets().clone(), engines.options().clone())),
         engines,
         calibrations: Calibrations::default(),
         running: Running::new(offer),

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use crate::calibrations::Calibrations;
 use crate::engines::{Engines, EnginesError};
 use crate::inference::Engine;
+use crate::liveness::Liveness;
 use crate::models::Running;
 use crate::stages::Stages;
 use crate::vision::decode::DecodeLimits;
@@ -43,6 +44,8 @@ pub struct WorkerContext {
     pub finished: FinishedJobs,
     /// The models.
     pub engines: Arc<Engines>,
+    /// What tells live faces from pictures of them.
+    pub liveness: Arc<Liveness>,
     /// What their scores mean.
     pub calibrations: Calibrations,
     /// Which of them this process runs.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use shared::catalogue::{Catalogue, Pipeline};
+use shared::catalogue::{Catalogue, ModelFile, Pipeline};
 use shared::config::Config;
 
 use crate::assets::Assets;
@@ -17,6 +17,8 @@ const BLOCKS: u32 = 8;
 const LEVELS: [u8; 2] = [40, 220];
 /// Blue of a face and of everything else.
 const BLUE: [u8; 2] = [60, 255];
+/// Blue of a face that is not live.
+const DIM_BLUE: u8 = 200;
 /// A square's side as a share of the cell that it has to itself.
 const SHARE: f32 = 0.45;
 
@@ -57,14 +59,21 @@ pub fn tiny_assets() -> Assets {
 pub fn real_assets(pipeline: &Pipeline) -> Option<Assets> {
     let config = environment();
     let assets = assets_below(config.assets_dir().map(Path::to_owned));
-    let is_there = |file| assets.find(file).is_some();
-    if pipeline.files().into_iter().all(is_there) {
-        return Some(assets);
+    has_weights(&assets, &pipeline.name, pipeline.files()).then_some(assets)
+}
+
+/// Whether all files of an entry are there; where not, a line says so.
+///
+/// # Panics
+/// With `FACE_ID_REQUIRE_ASSETS=1` where one is missing.
+pub fn has_weights(assets: &Assets, entry: &str, files: Vec<&ModelFile>) -> bool {
+    let is_complete = files.into_iter().all(|file| assets.find(file).is_some());
+    if !is_complete {
+        let missing = format!("the weights of {entry} are not below FACE_ID_ASSETS_DIR");
+        assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but {missing}");
+        eprintln!("skipped: {missing}");
     }
-    let missing = format!("the weights of {} are not below FACE_ID_ASSETS_DIR", pipeline.name);
-    assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but {missing}");
-    eprintln!("skipped: {missing}");
-    None
+    is_complete
 }
 
 /// Finds a folder or file of real test data, by its path below `data`; `None`, with a line that says so, where it is not there.
@@ -94,10 +103,23 @@ pub fn assets_required() -> bool {
 /// # Panics
 /// A side is zero.
 pub fn synthetic_photo(people: &[u32], width: u32, height: u32) -> Vec<u8> {
-    let picture = synthetic_picture(people, width, height);
+    png(&synthetic_picture(people, width, height))
+}
+
+/// A [`synthetic_photo`] whose faces are found just as well, and which `tiny-live` takes for pictures of faces.
+///
+/// # Panics
+/// A side is zero.
+pub fn synthetic_spoof(people: &[u32], width: u32, height: u32) -> Vec<u8> {
+    let mut picture = synthetic_picture(people, width, height);
+    picture.rgb.iter_mut().skip(2).step_by(3).for_each(|blue| *blue = (*blue).min(DIM_BLUE));
+    png(&picture)
+}
+
+fn png(picture: &Picture) -> Vec<u8> {
     let mut png = Vec::new();
     PngEncoder::new(&mut png)
-        .write_image(&picture.rgb, width, height, ExtendedColorType::Rgb8)
+        .write_image(&picture.rgb, picture.width, picture.height, ExtendedColorType::Rgb8)
         .expect("encode a picture into memory");
     png
 }

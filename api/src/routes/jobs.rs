@@ -51,7 +51,9 @@ pub struct JobView {
     finished_at: Option<String>,
     /// Of a job that succeeded; its form depends on the kind. Of an identify, an index and a verify, thresholds and rates that
     /// belong to a false accept rate of one comparison outside what was measured, or below 1e-5, are marked: by
-    /// `threshold_extrapolated`, `false_positive_rate_extrapolated` and `false_accept_rate_extrapolated`.
+    /// `threshold_extrapolated`, `false_positive_rate_extrapolated` and `false_accept_rate_extrapolated`. Where the model has a second
+    /// stage, each match and a verify have `second_stage` (`kind`, `score`, `threshold`, `is_match`, and a `reason` where `score` is null), and what
+    /// it does not confirm is `uncertain` at most. Where the collection looks for pictures of faces, faces have a `live_score`.
     pub(crate) result: Option<serde_json::Value>,
     /// Why it was rejected or failed, or why the last attempt of a queued job did.
     pub(crate) problem: Option<Problem>,

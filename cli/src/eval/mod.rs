@@ -4,6 +4,7 @@ mod all;
 pub(crate) mod calibration;
 mod clusters;
 pub(crate) mod embed;
+pub(crate) mod joint_bayes;
 mod pairs;
 pub(crate) mod plots;
 mod protocol;
@@ -40,6 +41,8 @@ pub(crate) enum EvalCommand {
     /// Several enrolled faces of each person, with right labels and with a wrong one: who is named by the nearest face alone, and
     /// who by all of them together.
     Templates(templates::TemplatesArgs),
+    /// Joint Bayesian beside the plain cosine, on the same pairs of LFW: learnt from the people of some folds, judged on the others.
+    JointBayes(joint_bayes::JointBayesArgs),
 }
 
 #[derive(clap::Args)]
@@ -81,6 +84,7 @@ pub(crate) async fn run(config: &Config, command: EvalCommand) -> anyhow::Result
     match command {
         EvalCommand::Lfw(args) => lfw(config, &args).await,
         EvalCommand::Clusters(args) => clusters::run(&setup(config, args.model(), None).await?.0, &args).await,
+        EvalCommand::JointBayes(args) => joint_bayes::run(config, &args).await,
         EvalCommand::Templates(args) => templates::run(&setup(config, args.model(), None).await?.0, &args).await,
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn fold_accuracy(scored: &[Scored], folds: usize) -> FoldAccuracy {
 
 /// The threshold that judges most pairs rightly. Among equally good ones the middle one, midway between two scores: a
 /// choice at the edge would only just hold on the pairs that chose it.
-fn best_threshold(scored: &[Scored]) -> f32 {
+pub(super) fn best_threshold(scored: &[Scored]) -> f32 {
     let mut falling = scored.to_vec();
     falling.sort_by(|a, b| b.score.total_cmp(&a.score));
     let different = falling.iter().filter(|pair| !pair.is_same_person).count();

@@ -3,6 +3,7 @@
 mod add;
 mod crops;
 mod list;
+mod live;
 mod recommend;
 mod template;
 
@@ -63,12 +64,18 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
         ModelsCommand::Pull { name } if Path::new(&name).extension().is_some_and(|ending| ending == "toml") => {
             pull(config, &add::read(Path::new(&name))?.pipeline).await
         }
-        ModelsCommand::Pull { name } => pull(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Pull { name } => match live::entry(config, &catalogue, &name)? {
+            Some(entry) => live::pull(config, &entry).await,
+            None => pull(config, catalogue.pipeline(&name)?).await,
+        },
         ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue.pipeline(&name)?).await,
         ModelsCommand::Recommend => recommend::run(config, &catalogue).await,
         ModelsCommand::Template(args) => template::run(&args),
         ModelsCommand::Crops(args) => crops::run(config, &catalogue, &args).await,
-        ModelsCommand::Verify { name: Some(name) } => verify(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Verify { name: Some(name) } => match live::entry(config, &catalogue, &name)? {
+            Some(entry) => live::verify(config, entry).await,
+            None => verify(config, catalogue.pipeline(&name)?).await,
+        },
         ModelsCommand::Verify { name: None } => verify_all(config, &catalogue).await,
     }
 }

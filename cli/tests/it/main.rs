@@ -26,6 +26,7 @@ mod models;
 mod offer;
 mod rematch;
 mod reprocess;
+mod second_stage;
 mod server;
 mod slow_clients;
 mod streams;

@@ -76,14 +76,15 @@ impl Entry {
 }
 
 impl Pipeline {
-    /// Whether a vector of one is a vector of the other: only what people read, thresholds, where weights are found and
-    /// what is asked of a machine differs.
+    /// Whether a vector of one is a vector of the other: only what people read, thresholds, what checks
+    /// a search's answer, where weights are found and what is asked of a machine differs.
     pub fn makes_the_same_vectors(&self, other: &Self) -> bool {
         // What is not cleared here is taken to matter, so that nobody forgets a new field.
         let bare = |pipeline: &Self| {
             let mut bare = Self {
                 description: String::new(),
                 requires: Vec::new(),
+                second_stage: None,
                 calibration: None,
                 measured: None,
                 fingerprint: None,

@@ -1,6 +1,7 @@
 //! The catalogue: which pipelines (detector + alignment + recognizer) can be run, one TOML each.
 
 mod alignment;
+mod anti_spoofing;
 mod calibration;
 mod detector;
 mod entry;
@@ -10,6 +11,7 @@ mod measured;
 mod metric;
 mod recognizer;
 mod requires;
+mod second_stage;
 mod templates;
 mod weights;
 
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 pub use alignment::{Alignment, AlignmentKind};
+pub use anti_spoofing::{AntiSpoofing, SpoofNetwork};
 pub(crate) use calibration::check_points;
 pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use detector::{Detector, DetectorFamily};
@@ -30,6 +33,7 @@ pub use measured::Measured;
 pub use metric::Metric;
 pub use recognizer::{Layout, Recognizer};
 pub use requires::{CpuFeature, any_of};
+pub use second_stage::{PairInput, PairTensors, SecondStage, SecondStageKind};
 pub use templates::{Template, templates};
 pub use weights::{AllowedUse, ModelFile};
 
@@ -77,6 +81,8 @@ pub struct Pipeline {
     pub alignment: Alignment,
     /// What makes vectors.
     pub recognizer: Recognizer,
+    /// What checks those whom a search has found; without it, the score alone decides.
+    pub second_stage: Option<SecondStage>,
     /// What a score means; without it, thresholds must be set by hand.
     pub calibration: Option<Calibration>,
     /// How accurate and how fast it was found to be.
@@ -159,6 +165,9 @@ impl Catalogue {
             for path in toml_files(folder)? {
                 let text = std::fs::read_to_string(&path)
                     .map_err(|source| CatalogueError::Read { path: path.clone(), source })?;
+                if anti_spoofing::is_anti_spoofing(&text) {
+                    continue;
+                }
                 let entry = Entry::parse(Origin::Folder, &path.display().to_string(), text)?;
                 entries.insert(entry.pipeline.name.clone(), entry);
             }
@@ -236,6 +245,7 @@ impl Pipeline {
         })?;
         self.alignment.check(scheme)?;
         self.recognizer.check()?;
+        self.second_stage.as_ref().map_or(Ok(()), SecondStage::check)?;
         self.measured.as_ref().map_or(Ok(()), Measured::check)?;
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;
@@ -264,6 +274,11 @@ impl Pipeline {
         self.landmarks.as_ref().map_or_else(|| self.detector.family.landmark_scheme(), |model| Some(model.scheme))
     }
 
+    /// Whether its second stage is shown crops.
+    pub fn has_pair_network(&self) -> bool {
+        self.second_stage.as_ref().is_some_and(|stage| stage.kind == SecondStageKind::PairNetwork)
+    }
+
     /// Whether a vector can be made from a crop that was kept, in place of the picture.
     pub fn reads_crops(&self) -> bool {
         self.alignment.kind != AlignmentKind::Margin
@@ -272,7 +287,8 @@ impl Pipeline {
     /// The weights it needs.
     pub fn files(&self) -> Vec<&ModelFile> {
         let detector = std::iter::once(&self.detector.file).chain(&self.detector.stages);
-        detector.chain(self.landmarks.as_ref().map(|model| &model.file)).chain([&self.recognizer.file]).collect()
+        let models = detector.chain(self.landmarks.as_ref().map(|model| &model.file)).chain([&self.recognizer.file]);
+        models.chain(self.second_stage.as_ref().map(|stage| &stage.file)).collect()
     }
 
     fn files_mut(&mut self) -> Vec<&mut ModelFile> {
@@ -280,6 +296,7 @@ impl Pipeline {
         detector
             .chain(self.landmarks.as_mut().map(|model| &mut model.file))
             .chain([&mut self.recognizer.file])
+            .chain(self.second_stage.as_mut().map(|stage| &mut stage.file))
             .collect()
     }
 

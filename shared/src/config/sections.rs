@@ -104,6 +104,7 @@ pub struct FaceIndexConfig {
 #[expect(missing_docs, reason = "default.toml explains each setting")]
 pub struct ModelsConfig {
     pub default_pipeline: String,
+    pub anti_spoofing: String,
     catalogue_dir: PathBuf,
     pub accepted_licences: Vec<String>,
     pub allow_download: bool,

@@ -34,6 +34,24 @@ pub struct CollectionSettings {
     pub clustering: bool,
     /// Whether a crop of each face is kept, from which another model can make its vectors without the picture.
     pub keep_crops: bool,
+    /// Whether enroll and identify look if a face is live, or a picture of one on paper or a screen.
+    pub anti_spoofing: AntiSpoofingMode,
+    /// The `live_score` that a face needs where that is required.
+    #[schema(minimum = 0, maximum = 1)]
+    pub min_live_score: f32,
+}
+
+/// What is done about pictures of faces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AntiSpoofingMode {
+    /// Nothing; no model is needed.
+    #[default]
+    Off,
+    /// The answer has each face's `live_score`.
+    Score,
+    /// A face below `min_live_score` is neither enrolled nor identified.
+    Require,
 }
 
 impl Default for CollectionSettings {
@@ -45,6 +63,8 @@ impl Default for CollectionSettings {
             max_matches: 5,
             clustering: true,
             keep_crops: true,
+            anti_spoofing: AntiSpoofingMode::Off,
+            min_live_score: 0.5,
         }
     }
 }
@@ -60,6 +80,9 @@ impl CollectionSettings {
         }
         if self.match_cosine.is_some_and(|score| !metric.has(score)) {
             return Err(("match_cosine", metric.must()));
+        }
+        if !(0.0..=1.0).contains(&self.min_live_score) {
+            return Err(("min_live_score", "must lie between 0 and 1"));
         }
         if !(1..=100).contains(&self.max_matches) {
             return Err(("max_matches", "must lie between 1 and 100"));

@@ -1,6 +1,6 @@
 //! Vectors as the two databases store them: little-endian f32 bytes on `SQLite`, pgvector's own type on `PostgreSQL`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sea_orm::prelude::*;
 use sea_orm::{FromQueryResult, QueryResult, TryGetError};
@@ -87,6 +87,30 @@ pub(super) async fn having(
     );
     let found = Row::find_by_statement(statement(txn, &sql, [wanted.value(), pipeline.into()])).all(txn).await?;
     Ok(found.into_iter().map(|row| row.face_id).collect())
+}
+
+/// The vectors that one pipeline made of those faces.
+pub(super) async fn of_faces(
+    conn: &impl ConnectionTrait,
+    pipeline: &str,
+    faces: &[FaceId],
+) -> Result<HashMap<FaceId, Embedding>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        face_id: FaceId,
+        vector: StoredVector,
+    }
+    if faces.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let ids = faces.iter().map(|face| json!({ "face_id": rows::id(face.0) })).collect();
+    let wanted = Rows::new(&[("face_id", Column::Id)], ids);
+    let sql = format!(
+        "SELECT e.face_id, e.vector FROM {} CROSS JOIN embeddings e WHERE e.pipeline = $2 AND e.face_id = r.face_id",
+        wanted.table(conn)
+    );
+    let found = Row::find_by_statement(statement(conn, &sql, [wanted.value(), pipeline.into()])).all(conn).await?;
+    Ok(found.into_iter().map(|row| (row.face_id, row.vector.0)).collect())
 }
 
 /// The vectors that one pipeline made of a person's templates.

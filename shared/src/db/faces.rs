@@ -220,6 +220,15 @@ pub(super) async fn ids_of_person(conn: &impl ConnectionTrait, person: PersonId)
     Ok(query.all(conn).await?.into_iter().map(|r| r.id).collect())
 }
 
+/// The embeddings that one pipeline made of those faces; one without is missing.
+pub async fn embeddings_of(
+    conn: &impl ConnectionTrait,
+    pipeline: &str,
+    faces: &[FaceId],
+) -> Result<HashMap<FaceId, Embedding>, DbErr> {
+    embeddings::of_faces(conn, pipeline, faces).await
+}
+
 /// The embeddings that one pipeline made of a person's templates: enrolled or assigned by a user, and not hidden.
 pub async fn embeddings_of_person(
     conn: &impl ConnectionTrait,

@@ -3,8 +3,10 @@
 mod batcher;
 mod fingerprint;
 mod ladder;
+mod network;
 mod on_core;
 mod pool;
+mod second_stage;
 mod session;
 
 use std::collections::HashMap;
@@ -15,17 +17,22 @@ use std::time::Duration;
 use shared::catalogue::{CpuFeature, Detector, DetectorFamily, LandmarkModel, ModelFile, Pipeline, any_of};
 use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
+use shared::joint_bayes::JointBayes;
 
 use self::batcher::Batcher;
 pub use self::ladder::Ladder;
+pub use self::network::Network;
 pub use self::on_core::OnCore;
 use self::pool::Pool;
+use self::second_stage::SecondModel;
+pub use self::second_stage::SecondStageError;
+pub(crate) use self::second_stage::joint_bayes;
 pub use self::session::SessionError;
 use self::session::{Model, Wanted};
 use crate::assets::{AssetError, Assets};
 use crate::cores::{BrokenOff, Cores};
 use crate::vision::tensor::Tensor;
-use crate::vision::{detect, mtcnn, recognize, ultraface};
+use crate::vision::{Picture, detect, mtcnn, recognize, ultraface};
 
 /// How many sessions to open and how to feed them.
 #[derive(Clone, Debug)]
@@ -82,6 +89,7 @@ struct Loaded {
     /// What places points, where that is a network of its own.
     landmarks: Option<Runner>,
     recognizer: Runner,
+    second: Option<SecondModel>,
 }
 
 /// Who runs a model's sessions.
@@ -131,6 +139,15 @@ pub enum EngineError {
         /// What the entry asks for.
         min_cosine: f32,
     },
+    /// The file of the second stage is not what its entry says.
+    #[error("load the second stage {file}")]
+    SecondStage {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: SecondStageError,
+    },
     /// ONNX Runtime or a model does not load.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -162,6 +179,12 @@ pub enum InferenceError {
     /// The pipeline has no such model.
     #[error("the pipeline has no such model; this is a bug: its entry was checked")]
     NoModel,
+    /// An answer is not what its entry says.
+    #[error("the network answered with {numbers} numbers that are no classes of its entry")]
+    Answer {
+        /// How many.
+        numbers: usize,
+    },
     /// The thread caught a panic.
     #[error("the model's thread panicked on this input")]
     Panicked,
@@ -228,6 +251,14 @@ impl Engine {
         &self.loaded.pipeline
     }
 
+    /// What scores pairs of vectors, where the pipeline's second stage does that.
+    pub fn joint_bayes(&self) -> Option<&Arc<JointBayes>> {
+        match &self.loaded.second {
+            Some(SecondModel::Joint(model)) => Some(model),
+            Some(SecondModel::Pair(_)) | None => None,
+        }
+    }
+
     /// The same models for jobs of `lane`, on cores that are shared with others.
     #[must_use]
     pub fn sharing(&self, cores: Cores, lane: Lane) -> Self {
@@ -269,6 +300,11 @@ impl Engine {
                 core.place(black(&[1, 3, input.side.into(), input.side.into()])).await?;
             }
             core.embed(black(&recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size()))).await?;
+            if pipeline.has_pair_network() {
+                let [width, height] = pipeline.alignment.size();
+                let crop = Picture { width, height, rgb: vec![0; width as usize * height as usize * 3] };
+                core.pair(&crop, &crop).await?;
+            }
             Ok(())
         })
         .await?
@@ -286,9 +322,10 @@ fn load(
     files: &HashMap<String, PathBuf>,
     options: &EngineOptions,
 ) -> Result<Engine, EngineError> {
+    // Each name of the pipeline's files was looked up before.
+    let path = |file: &ModelFile| files.get(&file.name).cloned().unwrap_or_else(|| PathBuf::from(&file.name));
     let start = |name: &'static str, file: &ModelFile, wanted: &Wanted| {
-        // Each name of the pipeline's files was looked up before.
-        let path = files.get(&file.name).map_or_else(|| Path::new(&file.name), PathBuf::as_path);
+        let path = &path(file);
         let load = |_| Model::load(library, path, (options.intra_threads, options.provider), wanted);
         let models = (0..options.sessions).map(load).collect::<Result<Vec<_>, _>>()?;
         Runner::start(name, models, &options.batches)
@@ -303,7 +340,11 @@ fn load(
     let [_, first, second, third] = recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size());
     let recognizer = Wanted::Recognizer { input: [first, second, third], dimension: pipeline.recognizer.dimension };
     let recognizer = start("recognizer", &pipeline.recognizer.file, &recognizer)?;
-    let loaded = Arc::new(Loaded { detector: stages, landmarks, recognizer, pipeline });
+    let second = match &pipeline.second_stage {
+        Some(stage) => SecondModel::load(&pipeline, (library, &path(&stage.file)), options)?,
+        None => None,
+    };
+    let loaded = Arc::new(Loaded { detector: stages, landmarks, recognizer, second, pipeline });
     Ok(Engine { loaded, cores: Cores::new(options.sessions), lane: Lane::Interactive })
 }
 

@@ -4,7 +4,7 @@ use futures_util::future::try_join_all;
 use shared::catalogue::Pipeline;
 use shared::job::Lane;
 
-use super::{Engine, InferenceError, Runner};
+use super::{Engine, InferenceError, Network, Runner};
 use crate::vision::tensor::Tensor;
 
 /// A core under work of [`Engine::on_core`]. Each step and each run of a model gives way to others afterwards.
@@ -56,6 +56,13 @@ impl OnCore {
         let outputs = self.engine.loaded.recognizer.run(input).await;
         self.give_way().await;
         Ok(outputs?.swap_remove(0).data)
+    }
+
+    /// Runs a network that is none of the pipeline's own.
+    pub async fn ask(&self, network: &Network, inputs: &[Tensor]) -> Result<Vec<f32>, InferenceError> {
+        let answer = network.run(inputs).await;
+        self.give_way().await;
+        answer
     }
 
     /// Runs one of the models on several inputs: a device takes them together, an interactive job has them done by all cores

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use ort::environment::Environment;
-use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session, SessionInputValue};
 use ort::value::{TensorElementType, TensorRef};
 
 use shared::config::ExecutionProvider;
@@ -69,6 +69,8 @@ pub(super) enum Wanted {
     Fixed { input: [u32; 2], outputs: usize },
     /// `[n, ..input]` in, `n` free or 1; `[n, dimension]` out.
     Recognizer { input: [i64; 3], dimension: usize },
+    /// Each of the inputs `[n, ..input]`, `n` free or 1; one output `[n, numbers]`.
+    Numbers { inputs: Vec<[i64; 3]>, numbers: usize },
 }
 
 fn environment(library: &Path) -> Result<Environment, SessionError> {
@@ -122,6 +124,9 @@ impl Model {
     fn check(&self, wanted: &Wanted) -> Result<(), SessionError> {
         let refuse =
             |wanted: String, found: String| Err(SessionError::Shape { file: self.file.clone(), wanted, found });
+        if let Wanted::Numbers { inputs, numbers } = wanted {
+            return self.check_numbers(inputs, *numbers);
+        }
         let inputs = self.session.inputs();
         let shape: Option<Vec<i64>> =
             inputs.first().and_then(|i| i.dtype().tensor_shape()).map(|s| s.iter().copied().collect());
@@ -134,6 +139,7 @@ impl Model {
         let found =
             format!("{} inputs, the first {input_shape:?}, and {} outputs", inputs.len(), self.session.outputs().len());
         match wanted {
+            Wanted::Numbers { .. } => {}
             Wanted::Detector { outputs } => {
                 let free = input_shape.len() == 4 && input_shape[2] < 0 && input_shape[3] < 0;
                 if !is_f32 || !fits([1, 3, -1, -1]) || !free || self.session.outputs().len() != *outputs {
@@ -165,6 +171,36 @@ impl Model {
         Ok(())
     }
 
+    /// The same for a model that may have several inputs.
+    fn check_numbers(&self, wanted: &[[i64; 3]], numbers: usize) -> Result<(), SessionError> {
+        let inputs = self.session.inputs();
+        let shape = |shape: Option<&ort::value::Shape>| {
+            shape.map(|s| s.iter().copied().collect::<Vec<_>>()).unwrap_or_default()
+        };
+        let fits = |has: &[i64], [first, second, third]: [i64; 3]| {
+            has.len() == 4 && has.iter().zip([1, first, second, third]).all(|(has, wanted)| *has < 0 || *has == wanted)
+        };
+        let is_right = inputs.len() == wanted.len()
+            && inputs.iter().zip(wanted).all(|(input, wanted)| {
+                input.dtype().tensor_type() == Some(TensorElementType::Float32)
+                    && fits(&shape(input.dtype().tensor_shape()), *wanted)
+            });
+        let output =
+            self.session.outputs().first().map(|output| shape(output.dtype().tensor_shape())).unwrap_or_default();
+        let given = output.last().copied().unwrap_or_default();
+        if is_right && self.session.outputs().len() == 1 && (given < 0 || given == numbers as i64) {
+            return Ok(());
+        }
+        let has: Vec<_> = inputs.iter().map(|input| shape(input.dtype().tensor_shape())).collect();
+        Err(SessionError::Shape {
+            file: self.file.clone(),
+            wanted: format!(
+                "f32 inputs {wanted:?} after a batch axis that is free or 1, and one output of {numbers} numbers"
+            ),
+            found: format!("inputs {has:?} and {} outputs, the first {output:?}", self.session.outputs().len()),
+        })
+    }
+
     /// Whether one run takes a batch of any size.
     pub(super) fn has_free_batch(&self) -> bool {
         let shape = self.session.inputs().first().and_then(|i| i.dtype().tensor_shape());
@@ -173,9 +209,18 @@ impl Model {
 
     /// Runs the model on one input and returns all its outputs in the file's order.
     pub(super) fn run(&mut self, input: &Tensor) -> Result<Vec<Tensor>, SessionError> {
+        self.run_all(std::slice::from_ref(input))
+    }
+
+    /// The same of a model that has several inputs, in the file's order.
+    pub(super) fn run_all(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, SessionError> {
         let run = |session: &mut Session| -> Result<Vec<Tensor>, ort::Error> {
-            let value = TensorRef::from_array_view((input.shape.clone(), input.data.as_slice()))?;
-            let outputs = session.run(ort::inputs![value])?;
+            let value = |input| {
+                let Tensor { shape, data } = input;
+                Ok(TensorRef::from_array_view((shape.clone(), data.as_slice()))?.into())
+            };
+            let values = inputs.iter().map(value).collect::<Result<Vec<SessionInputValue<'_>>, ort::Error>>()?;
+            let outputs = session.run(values.as_slice())?;
             outputs
                 .iter()
                 .map(|(_, output)| {

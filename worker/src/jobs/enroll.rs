@@ -2,6 +2,7 @@
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
+use shared::db::collections::CollectionSettings;
 use shared::db::entity::collection;
 use shared::db::entity::job::Model as Job;
 use shared::db::erasures::fence::{Fence, Stored};
@@ -12,8 +13,9 @@ use shared::db::reprocess::pending;
 use shared::db::{faces, images, merges, persons, rematches};
 use shared::job::{FaceChoice, ImageRef, PersonRef, Problem};
 
-use super::pictures::{analysed, chosen, face_json, fetched, keeps, new_faces};
+use super::pictures::{analysed, chosen, face_json, fetched, is_spoof, keeps, live_networks, new_faces};
 use super::{Done, JobError, Refused, merged, no_person, settings};
+use crate::analysis::{AnalysedFace, Wishes};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -37,10 +39,14 @@ pub(super) async fn run(
     (person, face): (&PersonRef, FaceChoice),
 ) -> Result<Done, JobError> {
     let engine = ctx.engine(job).await?;
-    let keep = keeps(&settings(ctx, collection, job).await?);
-    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, image).await?, keep).await?;
+    let settings = settings(ctx, collection, job).await?;
+    let wishes = Wishes { keep: keeps(&settings), live: live_networks(ctx, &settings).await? };
+    let (analysis, source) = analysed(ctx, job, &engine, fetched(ctx, image).await?, wishes).await?;
     let gate = Gate::enroll(engine.pipeline().detector.match_score);
     let face = chosen(&analysis, face, &gate)?;
+    if is_spoof(&face, &settings) {
+        return Err(JobError::Rejected(spoof_suspected(&face, &settings)));
+    }
     Ok(Done::Enroll(Box::new(Enrollment {
         image: source,
         size: analysis.size,
@@ -49,6 +55,16 @@ pub(super) async fn run(
         detector_revision: engine.pipeline().detector_revision(),
         answer: face_json(&face, &gate),
     })))
+}
+
+fn spoof_suspected(face: &AnalysedFace, settings: &CollectionSettings) -> Problem {
+    let detail = format!(
+        "the face looks like a picture of one: its live score is {:.3}, and the collection asks for {}; take the picture anew \
+         of the person",
+        face.live_score.unwrap_or_default(),
+        settings.min_live_score
+    );
+    Problem { faces: vec![face.detection.bounding_box.into()], ..Problem::new("spoof_suspected", detail) }
 }
 
 impl Enrollment {

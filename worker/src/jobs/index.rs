@@ -16,8 +16,9 @@ use shared::db::{faces, images, persons, rejections, uploads};
 use shared::ids::{FaceId, ImageId, PersonId};
 use shared::job::{FaceBox, ImageRef};
 
-use super::identify::matched;
+use super::identify::{By, matched};
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
+use super::second_stage::SecondStage;
 use super::{Done, JobError, Recorded, Refused, calibration_json, recorded_alone, settings, terms};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
@@ -60,8 +61,9 @@ pub(super) async fn run(
     let (analysis, source) = analysed(ctx, job, &engine, fetched, keep).await?;
     // Not before: a picture may wait for its turn for longer than a rematch waits for those that go by old terms.
     let terms = terms(ctx, collection, job, engine.pipeline()).await?;
-    let by = (&Gate::identify(engine.pipeline().detector.match_score), &terms);
-    let (answers, _) = matched(ctx, job, by, &analysis.faces, terms.settings.max_matches, began).await?;
+    let gate = Gate::identify(engine.pipeline().detector.match_score);
+    let by = By { gate: &gate, terms: &terms, second: SecondStage::of(&engine) };
+    let (answers, _) = matched(ctx, job, &by, &analysis.faces, terms.settings.max_matches, began).await?;
     Ok(Done::Index(Box::new(Indexing {
         image: source,
         size: analysis.size,
@@ -135,7 +137,8 @@ pub(super) async fn record_all(
     }
     let wanted: Vec<_> = wanted.into_iter().flatten().collect();
     let mut images = images::find_or_create_all(txn, collection, &wanted).await?;
-    let wanted: BTreeSet<PersonId> = indexed.iter().flat_map(|(_, i)| i.answers.iter().flat_map(matches)).collect();
+    let wanted: BTreeSet<PersonId> =
+        indexed.iter().flat_map(|(_, i)| i.answers.iter().flat_map(alike).filter_map(person)).collect();
     let persons = persons::hold(txn, collection, &wanted).await?;
     let missing: Vec<PersonId> = wanted.difference(&persons).copied().collect();
     // Now that images and persons are held: an erasure that was not waited for is seen.
@@ -267,17 +270,52 @@ impl Indexing {
     }
 }
 
-/// Whether the face looks most like one of these persons.
+/// Whether the face looks most like one of these persons, whatever a second stage says.
 fn is_of(answer: &Value, persons: &HashSet<PersonId>) -> bool {
-    matches(answer).next().is_some_and(|person| persons.contains(&person))
+    alike(answer).next().and_then(person).is_some_and(|person| persons.contains(&person))
 }
 
-/// The persons that a face was found to match, best first.
+/// The persons that a face was found to match, best first: by both stages, where there are two.
 fn matches(answer: &Value) -> impl Iterator<Item = PersonId> {
+    let is_confirmed = |m: &&Value| m.get("second_stage").is_none_or(|second| second["is_match"] == json!(true));
+    alike(answer).take_while(is_confirmed).filter_map(person)
+}
+
+/// What is said of those whose score reaches the threshold, best first.
+fn alike(answer: &Value) -> impl Iterator<Item = &Value> {
     let threshold = answer["threshold"].as_f64().unwrap_or(f64::INFINITY);
     let found = answer["matches"].as_array().map(Vec::as_slice).unwrap_or_default();
-    found
-        .iter()
-        .take_while(move |m| m["score"].as_f64().is_some_and(|score| score >= threshold))
-        .filter_map(|m| serde_json::from_value(m["person_id"].clone()).ok())
+    found.iter().take_while(move |m| m["score"].as_f64().is_some_and(|score| score >= threshold))
+}
+
+fn person(found: &Value) -> Option<PersonId> {
+    serde_json::from_value(found["person_id"].clone()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_assigned_whom_the_second_stage_does_not_confirm() {
+        let persons = [(); 3].map(|()| PersonId::new());
+        let found = |n: usize, score: f32, second: Option<bool>| {
+            let mut found = json!({ "person_id": persons[n], "score": score });
+            if let Some(is_match) = second {
+                found["second_stage"] = json!({ "is_match": is_match });
+            }
+            found
+        };
+        let answer = |second: [Option<bool>; 3]| {
+            let matches = [found(0, 0.9, second[0]), found(1, 0.6, second[1]), found(2, 0.4, second[2])];
+            json!({ "threshold": 0.5, "matches": matches })
+        };
+        let matching = |answer: Value| matches(&answer).collect::<Vec<_>>();
+        assert_eq!(matching(answer([None; 3])), persons[..2]);
+        assert_eq!(matching(answer([Some(true), Some(true), Some(true)])), persons[..2]);
+        assert_eq!(matching(answer([Some(true), Some(false), Some(true)])), persons[..1]);
+        let refused = answer([Some(false), Some(true), Some(true)]);
+        assert_eq!(matching(refused.clone()), [], "as the decision, which is uncertain");
+        assert!(is_of(&refused, &HashSet::from([persons[0]])), "an erasure goes by the likeness alone");
+    }
 }

@@ -7,6 +7,7 @@ mod index;
 mod pictures;
 mod reembed;
 mod rematch;
+mod second_stage;
 mod verify;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};

@@ -1,11 +1,12 @@
 //! Steps that several kinds of job share: from a stored picture to its faces, and faces as answers show them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 use shared::catalogue::Pipeline;
-use shared::db::collections::CollectionSettings;
+use shared::db::collections::{AntiSpoofingMode, CollectionSettings};
 use shared::db::crops;
 use shared::db::entity::job::Model as Job;
 use shared::db::faces::{NewCrop, NewFace};
@@ -16,9 +17,10 @@ use shared::objects::ObjectError;
 use shared::telemetry::metrics;
 
 use super::JobError;
-use crate::analysis::{AnalysedFace, Analysis, analyse};
+use crate::analysis::{AnalysedFace, Analysis, Wishes, analyse};
 use crate::context::WorkerContext;
 use crate::inference::Engine;
+use crate::liveness::LiveNetworks;
 use crate::vision::Detection;
 use crate::vision::choose::{ChooseError, choose_face};
 use crate::vision::crops::Keep;
@@ -104,11 +106,11 @@ pub(super) async fn analysed(
     job: &Job,
     engine: &Engine,
     fetched: Fetched,
-    keep: Keep,
+    wishes: impl Into<Wishes>,
 ) -> Result<(Analysis, ImageSource), JobError> {
     let Fetched { source, bytes } = fetched;
     let _pixels = ctx.stages.decode(job.lane).await;
-    let analysis = analyse(engine, bytes, ctx.decode_limits(), keep).await?;
+    let analysis = analyse(engine, bytes, ctx.decode_limits(), wishes).await?;
     let source = ImageSource { captured_at: analysis.captured_at.clone(), ..source };
     Ok((analysis, source))
 }
@@ -185,12 +187,36 @@ pub(super) fn quality_json(quality: &Quality, gate: &Gate) -> Value {
 
 /// Where a face is and how good it is, as every answer shows it.
 pub(super) fn face_json(face: &AnalysedFace, gate: &Gate) -> Value {
-    json!({
+    let mut answer = json!({
         "box": FaceBox::from(face.detection.bounding_box),
         "landmarks": face.detection.landmarks,
         "score": face.detection.score,
         "quality": quality_json(&face.quality, gate),
-    })
+    });
+    if let Some(score) = face.live_score {
+        answer["live_score"] = json!(score);
+    }
+    answer
+}
+
+/// What the collection wants its faces looked at with, loaded.
+pub(super) async fn live_networks(
+    ctx: &WorkerContext,
+    settings: &CollectionSettings,
+) -> Result<Option<Arc<LiveNetworks>>, JobError> {
+    if settings.anti_spoofing == AntiSpoofingMode::Off {
+        return Ok(None);
+    }
+    let loaded = ctx.liveness.get().await;
+    // As with a pipeline's models: the operator may put the weights in their place.
+    let failed = |e| JobError::Transient(anyhow::Error::new(e).context("load the anti-spoofing networks"));
+    loaded.map(Some).map_err(failed)
+}
+
+/// Whether the collection takes the face for a picture of one.
+pub(super) fn is_spoof(face: &AnalysedFace, settings: &CollectionSettings) -> bool {
+    let is_required = settings.anti_spoofing == AntiSpoofingMode::Require;
+    is_required && face.live_score.is_some_and(|score| score < settings.min_live_score)
 }
 
 /// Whether a collection keeps crops of its faces.

@@ -20,12 +20,11 @@ use crate::analysis::{AnalysedFace, Place, Search, embed_crops, reanalyse};
 use crate::context::WorkerContext;
 use crate::inference::Engine;
 use crate::vision::crops::Keep;
+use crate::vision::margin::MAX_CROP_BYTES;
 use crate::vision::{BoundingBox, Detection, Landmarks};
 
 /// Crops that are fetched at the same time.
 const FETCHED_AT_ONCE: usize = 16;
-/// No crop is longer: one of random pixels has 130,000 bytes.
-const MAX_CROP_BYTES: usize = 1 << 20;
 
 /// What is to be written of a job's images.
 #[derive(Debug)]

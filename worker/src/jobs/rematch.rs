@@ -19,6 +19,7 @@ use shared::ids::{FaceId, PersonId};
 use shared::job::{JobArgs, RematchProgress, RematchScope};
 use shared::template::least_for;
 
+use super::second_stage::{Asked, SecondStage};
 use super::{Done, JobError, Recorded, terms};
 use crate::context::WorkerContext;
 use crate::thresholds::{Terms, Thresholds};
@@ -62,8 +63,14 @@ pub(super) async fn run(
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
     let pipeline = ctx.engines.pipeline(&job.pipeline).await?;
     let terms = terms(ctx, collection, job, &pipeline).await?;
-    let looking = Looking::begin(ctx, job, &pipeline, &terms, &progress.scope).await?;
     let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
+    if pipeline.has_pair_network() {
+        // It needs no models, and what such a network says of two crops takes some: whom a face matches stays as it is.
+        slice.is_last = true;
+        return Ok(Done::Rematch(Rematching::Slice(slice)));
+    }
+    let second = SecondStage::without_models(ctx, &pipeline).await?;
+    let looking = Looking::begin(ctx, job, (&pipeline, second), &terms, &progress.scope).await?;
     let (began, revision) = (Instant::now(), pipeline.detector_revision());
     for _ in 0..SLICE / STEP {
         let from = (job.pipeline.as_str(), revision.as_str());
@@ -86,6 +93,7 @@ struct Looking<'a> {
     /// `None` where every face is looked up.
     changed: Option<Arc<Changed>>,
     thresholds: Thresholds<'a>,
+    second: Option<SecondStage<'a>>,
     gate: Gate,
 }
 
@@ -113,7 +121,7 @@ impl<'a> Looking<'a> {
     async fn begin(
         ctx: &WorkerContext,
         job: &Job,
-        pipeline: &Pipeline,
+        (pipeline, second): (&Pipeline, Option<SecondStage<'a>>),
         terms: &'a Terms,
         scope: &RematchScope,
     ) -> Result<Self, JobError> {
@@ -130,7 +138,7 @@ impl<'a> Looking<'a> {
             changed = found.vectors.map(of).map(Arc::new);
         }
         let gate = Gate::identify(pipeline.detector.match_score);
-        Ok(Self { gallery, changed, thresholds, gate })
+        Ok(Self { gallery, changed, thresholds, second, gate })
     }
 
     /// Those of the faces of which what has changed may change whom they match. Each is compared with up to thousands of vectors:
@@ -159,18 +167,37 @@ impl<'a> Looking<'a> {
             let by = (self.thresholds.calibration(), self.thresholds.match_cosine);
             matches::judged(&ctx.db.read, &self.gallery, queries, hits, by).await?
         };
+        let matches = self.confirmed(ctx, job, &faces, matches).await?;
         let mut matches = matches.into_iter();
         let rematch = |face: &Matchable| {
             let found = if self.is_usable(face) { matches.next().unwrap_or_default() } else { Vec::new() };
             let is_open = |person: PersonId| !rejected.contains(&(face.id, person));
-            Rematch { face: face.id, from: face.person, to: self.best(&found, is_open) }
+            let to = found.iter().map(|found| found.person).find(|person| is_open(*person));
+            Rematch { face: face.id, from: face.person, to }
         };
         Ok(faces.iter().map(rematch).filter(|rematch| rematch.from != rematch.to).collect())
     }
 
-    fn best(&self, found: &[Match], is_open: impl Fn(PersonId) -> bool) -> Option<PersonId> {
-        let matching = found.iter().take_while(|found| found.score >= self.thresholds.match_cosine);
-        matching.map(|found| found.person).find(|person| is_open(*person))
+    /// Those of whom a search has found for each usable face who match it, by both stages where there are two.
+    async fn confirmed(
+        &self,
+        ctx: &WorkerContext,
+        job: &Job,
+        faces: &[Matchable],
+        mut matches: Vec<Vec<Match>>,
+    ) -> Result<Vec<Vec<Match>>, JobError> {
+        let first = self.thresholds.match_cosine;
+        for found in &mut matches {
+            found.truncate(found.partition_point(|found| found.score >= first));
+        }
+        let Some(second) = &self.second else { return Ok(matches) };
+        let usable = faces.iter().filter(|face| self.is_usable(face));
+        let asked: Vec<Asked<'_>> = usable.map(|face| Asked { embedding: &face.embedding, aligned: None }).collect();
+        let checked = second.check(ctx, job, &asked, &matches).await?;
+        for (found, checked) in matches.iter_mut().zip(checked) {
+            found.truncate(checked.iter().take_while(|checked| checked.is_match()).count());
+        }
+        Ok(matches)
     }
 
     /// Whether an index would look it up.

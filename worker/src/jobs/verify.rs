@@ -14,6 +14,7 @@ use shared::job::{FaceChoice, ImageRef, VerifyTarget};
 use shared::template::{self, Template};
 
 use super::pictures::{analysed, chosen, face_json, fetched};
+use super::second_stage::{Asked, Checked, SecondStage};
 use super::{Done, JobError, calibration_json, no_person, terms};
 use crate::analysis::AnalysedFace;
 use crate::context::WorkerContext;
@@ -40,10 +41,15 @@ pub(super) async fn run(
     let thresholds = |comparisons| {
         Thresholds::verify(&terms, comparisons).map_err(|e| JobError::failed("no_calibration", e.to_string()))
     };
-    let (score, thresholds, compared) = match other {
+    let second = SecondStage::of(&engine);
+    let (score, thresholds, compared, checked) = match other {
         VerifyTarget::Image(image) => {
             let two = face_of(ctx, job, &engine, image, face).await?;
-            (one.embedding.score(&two.embedding, terms.metric), thresholds(1)?, face_json(&two, &gate))
+            let checked = match &second {
+                Some(second) => Some(second.pair(Asked::from(&one), Asked::from(&two)).await?),
+                None => None,
+            };
+            (one.embedding.score(&two.embedding, terms.metric), thresholds(1)?, face_json(&two, &gate), checked)
         }
         VerifyTarget::Person(person) => {
             let faces = faces_of_person(ctx, job, *person).await?;
@@ -51,13 +57,19 @@ pub(super) async fn run(
             let by = (thresholds.calibration().cloned(), terms.metric);
             let found = like_person(one.embedding.clone(), *person, faces, by).await?;
             let other = json!({ "person_id": person, "face_id": found.face, "face_score": found.face_score });
-            (found.score, thresholds, other)
+            let checked = match &second {
+                Some(second) => {
+                    second.check(ctx, job, &[Asked::from(&one)], &[vec![found]]).await?.into_iter().flatten().next()
+                }
+                None => None,
+            };
+            (found.score, thresholds, other, checked)
         }
     };
     let rate = thresholds.false_positive_rate(score);
-    let answer: Value = json!({
+    let mut answer: Value = json!({
         "score": score,
-        "decision": thresholds.decide(score),
+        "decision": Checked::decide(checked.as_ref(), thresholds.decide(score)),
         "threshold": thresholds.match_cosine,
         "threshold_extrapolated": thresholds.extrapolated,
         "false_accept_rate": rate.map(|rate| rate.value),
@@ -66,6 +78,9 @@ pub(super) async fn run(
         "image": face_json(&one, &gate),
         "other": compared,
     });
+    if let Some(checked) = checked {
+        answer["second_stage"] = checked.json();
+    }
     Ok(Done::Answer(answer))
 }
 

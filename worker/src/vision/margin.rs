@@ -13,6 +13,8 @@ use super::{BoundingBox, Landmarks, Picture, encode};
 
 /// Width and height in pixels at most.
 pub const SIDE: u32 = 224;
+/// No file of one is longer: one of random pixels has 130,000 bytes.
+pub const MAX_CROP_BYTES: usize = 1 << 20;
 /// Of JPEG. At 75 vectors no longer agree with those from the picture (a cosine of 0.967).
 const QUALITY: u8 = 95;
 /// Pixels for one of [`TEMPLATE`]: a recognizer's crop of 112 pixels lies within 157, and a third of it is around.
