@@ -18,6 +18,7 @@ use crate::vision::margin::MarginCrop;
 use crate::vision::mtcnn::{self, Candidate};
 use crate::vision::quality::Quality;
 use crate::vision::recognize;
+use crate::vision::shape_predictor;
 use crate::vision::tensor::{Range, Tensor};
 use crate::vision::{BoundingBox, Detection, Landmarks, Picture};
 
@@ -289,8 +290,14 @@ async fn landmarks(
     photo: &Photo,
     face: &Detection,
 ) -> Result<Option<Landmarks>, AnalysisError> {
-    let Some(input) = &model.input else { return Ok(None) };
     let area = photo.overview.face(face).bounding_box;
+    let Some(input) = &model.input else {
+        let predictor = core.shape_predictor()?;
+        let area = model.face_box.map_or(area, |face_box| shape_predictor::brought_to(&face_box, &area));
+        let points = core.step(|| predictor.place(&photo.overview.picture, &area)).await;
+        let points = points.map(|points| Landmarks::of(model.scheme, points)).transpose().map_err(DetectError::from)?;
+        return Ok(points.map(|points| photo.overview.landmarks_to_original(&points)));
+    };
     let Some(mut shown) = core.step(|| landmark_network::shown(&photo.overview.picture, &area, input)).await else {
         return Ok(None);
     };

@@ -56,7 +56,7 @@ pub enum AssetError {
     /// It is nowhere.
     #[error(
         "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{beside}{downloads}. Put the file below \
-         FACE_ID_ASSETS_DIR/models, or run `face-id models pull` with {pipeline}, or with its entry's file, where there is a network"
+         FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network"
     )]
     Missing {
         /// The pipeline that needs it.
@@ -69,11 +69,13 @@ pub enum AssetError {
         beside: String,
         /// What became of downloads.
         downloads: String,
+        /// The command that brings it here.
+        remedy: String,
     },
     /// It is there, but not the right one.
     #[error(
         "{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Put the right one beside it, \
-         in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an address"
+         in any folder below FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network"
     )]
     Checksum {
         /// The pipeline that needs it.
@@ -84,12 +86,13 @@ pub enum AssetError {
         wanted: String,
         /// What it is.
         found: String,
+        /// The command that brings the right one here.
+        remedy: String,
     },
     /// It is there, but not as long.
     #[error(
         "{path} is not the expected file, or its entry is wrong: it has {found} bytes, the catalogue says {wanted} (size_bytes). Put \
-         the right one beside it, in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an \
-         address; or put the entry with the right size_bytes into models.catalogue_dir, where it goes before the one of its name"
+         the right one beside it, in any folder below FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network; or put the entry with the right size_bytes into models.catalogue_dir, where it goes before the one of its name"
     )]
     Size {
         /// The pipeline that needs it.
@@ -100,6 +103,8 @@ pub enum AssetError {
         wanted: u64,
         /// What it has.
         found: u64,
+        /// The command that brings the right one here.
+        remedy: String,
     },
     /// The search for a file broke off.
     #[error("the search for weights broke off")]
@@ -156,7 +161,11 @@ impl Assets {
     pub async fn weights(&self, pipeline: &Pipeline, file: &ModelFile) -> Result<PathBuf, AssetError> {
         let search = self.search(file).await?;
         if !self.can_download(file) {
-            let why = if self.allow_download { NO_ADDRESS } else { SWITCHED_OFF };
+            let why = match (file.import, self.allow_download) {
+                (Some(_), _) => "",
+                (None, true) => NO_ADDRESS,
+                (None, false) => SWITCHED_OFF,
+            };
             return search.result(pipeline, file, || self.missing(pipeline, file, why.to_owned(), None));
         }
         let namesake = match search {
@@ -192,6 +201,7 @@ impl Assets {
             looked: self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and "),
             beside: namesake.map_or_else(String::new, |namesake| format!("; {}", namesake.told(file))),
             downloads,
+            remedy: remedy(pipeline, file),
         }
     }
 
@@ -310,6 +320,14 @@ async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), Downloa
     difference.map_or(Ok(()), |difference| Err(difference.told(file).into()))
 }
 
+/// The command that brings weights here, in words.
+fn remedy(pipeline: &Pipeline, file: &ModelFile) -> String {
+    match file.import {
+        Some(import) => format!("`face-id models import {import}`"),
+        None => format!("`face-id models pull` with {}, or with its entry's file,", pipeline.name),
+    }
+}
+
 /// What lies under a name.
 enum Search {
     /// The right file.
@@ -369,10 +387,13 @@ impl Namesake {
     }
 
     fn refused(self, pipeline: &Pipeline, file: &ModelFile) -> AssetError {
+        let remedy = remedy(pipeline, file);
         let (pipeline, path) = (pipeline.name.clone(), self.path);
         match self.difference {
-            Difference::Size(found) => AssetError::Size { pipeline, path, wanted: file.size_bytes, found },
-            Difference::Checksum(found) => AssetError::Checksum { pipeline, path, wanted: file.sha256.clone(), found },
+            Difference::Size(found) => AssetError::Size { pipeline, path, wanted: file.size_bytes, found, remedy },
+            Difference::Checksum(found) => {
+                AssetError::Checksum { pipeline, path, wanted: file.sha256.clone(), found, remedy }
+            }
         }
     }
 }
@@ -432,7 +453,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, AssetError> {
 
 #[cfg(test)]
 mod tests {
-    use shared::catalogue::Catalogue;
+    use shared::catalogue::{Catalogue, Import};
 
     use super::*;
 
@@ -484,6 +505,12 @@ mod tests {
         std::fs::write(deep.join("x.onnx"), b"badness").unwrap();
         let wrong = assets.weights(pipeline, &file).await.unwrap_err().to_string();
         assert!(wrong.contains("a/b/x.onnx") && wrong.contains(&file.sha256), "{wrong}");
+        let imported = ModelFile { import: Some(Import::Dlib), ..tiny_file(b"imported") };
+        for allow_download in [false, true] {
+            let assets = Assets { allow_download, ..assets.clone() };
+            let missing = assets.weights(pipeline, &imported).await.unwrap_err().to_string();
+            assert!(missing.contains("models import dlib") && !missing.contains("models pull"), "{missing}");
+        }
     }
 
     #[tokio::test]

@@ -22,10 +22,10 @@ pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use detector::{Detector, DetectorFamily};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
-pub use landmarks::{LandmarkFamily, LandmarkModel, LandmarkScheme};
+pub use landmarks::{FaceBox, LandmarkFamily, LandmarkModel, LandmarkScheme};
 pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
-pub use weights::{AllowedUse, ModelFile};
+pub use weights::{AllowedUse, Import, ModelFile};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
 /// stored under another policy are not taken for this one's.
@@ -235,6 +235,9 @@ impl Pipeline {
         }
         if let Some(landmarks) = &self.landmarks {
             revision += &format!("-{}-{}", landmarks.scheme, &landmarks.file.sha256[..12]);
+            if let Some(face_box) = &landmarks.face_box {
+                revision += &format!("-b{},{}", face_box.side, face_box.down);
+            }
         }
         revision
     }

@@ -21,6 +21,7 @@ pub mod quality;
 pub mod recognize;
 mod resize;
 mod scrfd;
+pub mod shape_predictor;
 pub mod tensor;
 pub mod test_crop;
 pub(crate) mod ultraface;
