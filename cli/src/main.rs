@@ -5,6 +5,7 @@ mod calibrate;
 mod child;
 mod client;
 mod demo;
+mod detect;
 mod eval;
 mod index;
 mod keys;
@@ -28,7 +29,7 @@ struct Cli {
     /// A TOML file whose settings override the defaults (see `face-id config`).
     #[arg(long, global = true, help_heading = "Everywhere", env = "FACE_ID_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Accept the non-commercial licence of this pipeline's weights (repeatable).
+    /// Accept that the licence of this pipeline's weights restricts their use, or that none is stated (repeatable).
     #[arg(long, global = true, help_heading = "Everywhere", value_name = "PIPELINE")]
     accept_license: Vec<String>,
     /// The API key that is sent to a server which this command did not start.
@@ -70,6 +71,8 @@ enum Command {
     /// migrates their database, runs an api and a worker on them, and takes a collection `face-id-demo` there, which it
     /// deletes at its start and leaves at its end.
     Demo(demo::DemoArgs),
+    /// Find the faces of pictures, and draw boxes and points into copies of them.
+    Detect(detect::DetectArgs),
     /// List, fetch and check the weights of the catalogue's pipelines.
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -122,6 +125,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Import(args) => transfer::import(config, args).await,
         Command::Keys(command) => keys::run(config, command).await,
         Command::Demo(args) => demo::run(&config, args).await,
+        Command::Detect(args) => detect::run(&config, args).await,
         Command::Models(command) => models::run(&config, command).await,
         Command::Eval(command) => eval::run(&config, command).await,
         Command::Calibrate(args) => calibrate::run(config, args).await,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use shared::catalogue::{ModelFile, Pipeline};
+use shared::catalogue::{AllowedUse, ModelFile, Pipeline};
 use shared::config::Config;
 use shared::digest::hex;
 use tokio::io::AsyncWriteExt;
@@ -111,14 +111,16 @@ pub enum AssetError {
     Broken(#[from] tokio::task::JoinError),
     /// Its licence was not accepted.
     #[error(
-        "pipeline {pipeline} uses {file}, whose licence allows non-commercial use only ({licence}). If yours is such a \
-         use, say so with --accept-license {pipeline} or FACE_ID_MODELS__ACCEPTED_LICENCES={pipeline}"
+        "pipeline {pipeline} uses {file}, whose licence does not allow any use: {allowed_use} ({licence}). If yours is \
+         allowed, say so with --accept-license {pipeline} or FACE_ID_MODELS__ACCEPTED_LICENCES={pipeline}"
     )]
     LicenceNotAccepted {
         /// The pipeline.
         pipeline: String,
         /// The restricted file.
         file: String,
+        /// What its licence allows.
+        allowed_use: AllowedUse,
         /// Its licence.
         licence: String,
     },
@@ -150,6 +152,7 @@ impl Assets {
             Some(file) if !self.accepted_licences.contains(&pipeline.name) => Err(AssetError::LicenceNotAccepted {
                 pipeline: pipeline.name.clone(),
                 file: file.name.clone(),
+                allowed_use: file.allowed_use(),
                 licence: file.licence.clone(),
             }),
             _ => Ok(()),

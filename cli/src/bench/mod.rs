@@ -13,7 +13,7 @@ mod memory;
 mod overhead;
 mod parts;
 mod peer;
-mod report;
+pub(crate) mod report;
 mod reprocess;
 mod search;
 mod servers;

@@ -197,7 +197,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// An empty table that Markdown reads too.
-pub(super) fn markdown_table(header: &[&str]) -> Table {
+pub(crate) fn markdown_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(header);
@@ -205,7 +205,7 @@ pub(super) fn markdown_table(header: &[&str]) -> Table {
 }
 
 /// Puts the report where a document has its marks, and leaves the rest of it as it is.
-pub(super) fn put_into(document: &str, markdown: &str) -> anyhow::Result<String> {
+pub(crate) fn put_into(document: &str, markdown: &str) -> anyhow::Result<String> {
     const MARKS: [&str; 2] = ["<!-- measured -->\n", "<!-- end of measured -->"];
     let cut = || {
         let (before, rest) = document.split_once(MARKS[0])?;

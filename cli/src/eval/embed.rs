@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures_util::future::try_join_all;
 use indicatif::{ProgressBar, ProgressStyle};
-use shared::catalogue::Detector;
+use shared::catalogue::{Detector, DetectorFamily};
 use shared::embedding::Embedding;
 use shared::job::FaceChoice;
 use tokio::task::JoinSet;
@@ -17,7 +17,9 @@ use worker::vision::choose::choose_face;
 use worker::vision::decode::photo::Photo;
 use worker::vision::decode::{DecodeLimits, decode};
 use worker::vision::detect::{overview_side, passes};
+use worker::vision::recognize;
 use worker::vision::tensor::Tensor;
+use worker::vision::test_crop::test_crop;
 
 /// LFW promises a face on every picture: where none reaches the detector's own score, this one is tried.
 pub(super) const SECOND_SCORE: f32 = 0.1;
@@ -54,15 +56,16 @@ pub(super) async fn embed(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Em
     Ok(Embedded { embeddings: found.into_iter().map(|(embedding, _)| embedding).collect(), second_try, took })
 }
 
-/// Pictures a second where only the models run, on inputs of the sizes that these pictures need.
-pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<f64> {
-    let alignment = &setup.engine.pipeline().alignment;
-    let (height, width) = (alignment.height, alignment.width);
-    let crop = Tensor {
-        shape: vec![1, 3, height.into(), width.into()],
-        // Any number will do: a convolution takes as long on all of them.
-        data: vec![0.5; 3 * height as usize * width as usize],
-    };
+/// Pictures a second where only the models run, on inputs of the sizes that these pictures need; none of a pipeline whose models
+/// are shown what others found.
+pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Result<Option<f64>> {
+    let pipeline = setup.engine.pipeline();
+    if pipeline.detector.family == DetectorFamily::Mtcnn || pipeline.landmarks.is_some() {
+        return Ok(None);
+    }
+    let [width, height] = pipeline.alignment.size();
+    // Any pixels will do: a convolution takes as long on all of them.
+    let crop = recognize::inputs(&pipeline.recognizer, &test_crop(1, width, height)).swap_remove(0);
     let chosen: Vec<PathBuf> = paths.iter().step_by(paths.len().div_ceil(BARE_PICTURES).max(1)).cloned().collect();
     let bar = ProgressBar::hidden();
     let prepared = side_by_side(setup.in_flight, chosen, &bar, |path| {
@@ -90,7 +93,7 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
         side_by_side(setup.in_flight, inputs, &bar, run).await?;
         took += began.elapsed();
     }
-    Ok((prepared.len() * BARE_ROUNDS) as f64 / took.as_secs_f64())
+    Ok(Some((prepared.len() * BARE_ROUNDS) as f64 / took.as_secs_f64()))
 }
 
 /// The vector of the most central face, and whether it took a second try.

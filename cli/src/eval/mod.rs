@@ -1,5 +1,6 @@
 //! `face-id eval`: how accurate and how fast a pipeline is, and which thresholds its scores need.
 
+mod all;
 pub(crate) mod calibration;
 mod clusters;
 pub(crate) mod embed;
@@ -52,10 +53,23 @@ pub(crate) struct LfwArgs {
     /// The pipeline; the default one where absent.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
+    /// Measure every pipeline that runs here, and show all in one table and one chart. What was measured is kept: run it again
+    /// after an interruption.
+    #[arg(long, conflicts_with_all = ["model", "json"])]
+    all: bool,
+    /// With --all: measure these only (repeatable), and show them beside what was measured before.
+    #[arg(long, value_name = "NAME", requires = "all")]
+    only: Vec<String>,
+    /// With --all: where what was measured is kept; `eval` in the cache folder where absent.
+    #[arg(long, value_name = "DIR", requires = "all")]
+    results: Option<PathBuf>,
+    /// With --all: put the table between this document's marks, too.
+    #[arg(long, value_name = "FILE", requires = "all")]
+    document: Option<PathBuf>,
     /// Write all figures here, with the most similar pairs of different people.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw roc.svg and scores.svg here.
+    /// Draw roc.svg and scores.svg here; with --all, lfw-roc.svg.
     #[arg(long, value_name = "DIR")]
     plots: Option<PathBuf>,
     /// Sessions a model, each with a thread; the worker's setting where absent.
@@ -74,12 +88,27 @@ pub(crate) async fn run(config: &Config, command: EvalCommand) -> anyhow::Result
 async fn lfw(config: &Config, args: &LfwArgs) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&args.pairs).with_context(|| format!("read {}", args.pairs.display()))?;
     let pairs = Pairs::parse(&text).with_context(|| format!("read {}", args.pairs.display()))?;
+    if args.all {
+        return all::run(config, args, &pairs).await;
+    }
+    let (report, kinds) = measure(config, args, &pairs, args.model.as_deref()).await?;
+    report.print();
+    write(args, &report, &kinds)
+}
+
+/// One pipeline, the default one where absent, on all of LFW's pairs.
+async fn measure(
+    config: &Config,
+    args: &LfwArgs,
+    pairs: &Pairs,
+    model: Option<&str>,
+) -> anyhow::Result<(Report, Kinds)> {
     let photos: Vec<PathBuf> = pairs.photos.iter().map(|photo| photo.path(&args.images)).collect();
-    let (setup, threads) = setup(config, args.model.as_deref(), args.threads).await?;
+    let (setup, threads) = setup(config, model, args.threads).await?;
     let embedded = embed::embed(&setup, &photos).await?;
     let bare_rate = embed::bare_rate(&setup, &photos).await?;
-    let scored = score(&pairs, &embedded.embeddings);
-    let calibration = calibrate(&pairs, &embedded.embeddings).await?;
+    let scored = score(pairs, &embedded.embeddings);
+    let calibration = calibrate(pairs, &embedded.embeddings).await?;
     let kinds = Kinds::of(&scored);
     let accuracy = fold_accuracy(&scored, pairs.folds);
     let [at_1e2, at_1e3] = [1e-2, 1e-3].map(|far| kinds.at_far(far));
@@ -103,8 +132,7 @@ async fn lfw(config: &Config, args: &LfwArgs) -> anyhow::Result<()> {
         bare_runtime_images_per_second: bare_rate,
         calibration,
     };
-    report.print();
-    write(args, &report, &kinds)
+    Ok((report, kinds))
 }
 
 /// The models of a pipeline, the default one where absent, and threads.

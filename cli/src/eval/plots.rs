@@ -71,6 +71,68 @@ fn roc(file: &Path, pipeline: &str, kinds: &Kinds) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One pipeline's curve of [`curves`].
+pub(super) struct Curve {
+    /// What the legend says.
+    pub(super) name: String,
+    pub(super) accuracy: f64,
+    /// False and true accept rates, rising.
+    pub(super) points: Vec<(f64, f64)>,
+}
+
+/// Seen apart by colour-blind readers too (Okabe and Ito 2008); each of them comes solid first, then thin.
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 0, 0),
+];
+
+/// Draws the curves of several pipelines, the best first, from one false accept in a thousand on.
+pub(super) fn curves(file: &Path, curves: &[Curve]) -> anyhow::Result<()> {
+    const LOWEST_FAR: f64 = 1e-3;
+    let area = canvas(file)?;
+    let lowest = curves.iter().flat_map(|curve| &curve.points).filter(|(far, _)| *far >= LOWEST_FAR);
+    let lowest = lowest.map(|(_, tar)| *tar).fold(1.0, f64::min);
+    let floor = ((lowest * 20.0).floor() / 20.0).clamp(0.0, 0.95);
+    let mut chart = ChartBuilder::on(&area)
+        .caption("LFW: rates of acceptance", TITLE_FONT)
+        .margin(16)
+        .x_label_area_size(48)
+        .y_label_area_size(64)
+        .build_cartesian_2d((LOWEST_FAR..1.0).log_scale(), floor..1.0 + (1.0 - floor) * 0.02)?;
+    chart
+        .configure_mesh()
+        .x_desc("false accept rate, two people (log)")
+        .y_desc("true accept rate, one person")
+        .x_label_formatter(&|far| format!("{far:.0e}"))
+        .y_label_formatter(&|tar| format!("{tar:.3}"))
+        .label_style(FONT)
+        .light_line_style(WHITE)
+        .draw()?;
+    for (n, curve) in curves.iter().enumerate() {
+        let width = if n < COLOURS.len() { 2 } else { 1 };
+        let style = COLOURS[n % COLOURS.len()].stroke_width(width);
+        let shown = curve.points.iter().copied().filter(|(far, _)| *far >= LOWEST_FAR);
+        chart
+            .draw_series(LineSeries::new(shown, style))?
+            .label(curve.name.clone())
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE)
+        .border_style(BLACK.mix(0.3))
+        .label_font(FONT)
+        .draw()?;
+    area.present()?;
+    Ok(())
+}
+
 /// Draws what part of two people's scores, and of one person's, lies where: percent in each of [`BARS`] bins of -1..1.
 pub(crate) fn scores(
     file: &Path,

@@ -28,7 +28,8 @@ pub(super) struct Report {
     pub(super) threads: usize,
     pub(super) seconds: f64,
     pub(super) images_per_second: f64,
-    pub(super) bare_runtime_images_per_second: f64,
+    /// None of a cascade, whose later models see what the first ones found.
+    pub(super) bare_runtime_images_per_second: Option<f64>,
     pub(super) calibration: Calibration,
 }
 
@@ -57,6 +58,7 @@ impl Report {
     fn table(&self) -> Table {
         let percent = |share: f64| format!("{:.2} %", share * 100.0);
         let at = |tar: f64, threshold: f32| format!("{} at cosine {threshold:.3}", percent(tar));
+        let alone = self.bare_runtime_images_per_second.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
         let rows = [
             ("accuracy", format!("{} +- {}", percent(self.accuracy), percent(self.accuracy_std))),
             ("threshold, mean of the folds", format!("{:.3}", self.threshold)),
@@ -67,7 +69,7 @@ impl Report {
             ("no face found", self.undetected.to_string()),
             ("tried again at detector score", format!("{SECOND_SCORE}: {} images", self.second_try)),
             ("images/s, whole pipeline", format!("{:.1} ({} threads)", self.images_per_second, self.threads)),
-            ("images/s, models alone", format!("{:.1}", self.bare_runtime_images_per_second)),
+            ("images/s, models alone", alone),
             ("seconds", format!("{:.1}", self.seconds)),
         ];
         let mut table = Table::new();

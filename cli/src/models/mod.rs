@@ -3,6 +3,8 @@
 mod add;
 mod crops;
 mod list;
+mod recommend;
+mod template;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,11 +14,13 @@ use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
 use worker::assets::Assets;
 use worker::inference::{Engine, EngineOptions};
-use worker::vision::tensor::Tensor;
+use worker::vision::recognize;
+use worker::vision::test_crop::test_crop;
 
 use self::add::AddArgs;
 pub(crate) use self::add::terms;
 use self::crops::CropsArgs;
+use self::template::TemplateArgs;
 
 const SPINNER_TICK: Duration = Duration::from_millis(100);
 /// Runs of a recognizer that are timed.
@@ -43,6 +47,10 @@ pub(crate) enum ModelsCommand {
         /// Its name; what its entry holds so far is not looked at.
         name: String,
     },
+    /// Say which pipeline to choose, by licence, accuracy and speed.
+    Recommend,
+    /// Show entries of models whose weights you bring, or print the one that a file makes.
+    Template(TemplateArgs),
     /// Cut faces out of photographs as a recognizer sees them, for models/quantize.py.
     Crops(CropsArgs),
 }
@@ -57,6 +65,8 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
         }
         ModelsCommand::Pull { name } => pull(config, catalogue.pipeline(&name)?).await,
         ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Recommend => recommend::run(config, &catalogue).await,
+        ModelsCommand::Template(args) => template::run(&args),
         ModelsCommand::Crops(args) => crops::run(config, &catalogue, &args).await,
         ModelsCommand::Verify { name: Some(name) } => verify(config, catalogue.pipeline(&name)?).await,
         ModelsCommand::Verify { name: None } => verify_all(config, &catalogue).await,
@@ -103,7 +113,7 @@ async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
     let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await?;
     let took = embedding_time(&engine).await?;
     println!(
-        "{}: both models load and run; {:.2} ms for a face's vector on one core",
+        "{}: all models load and run; {:.2} ms for a face's vector on one core",
         pipeline.name,
         took.as_secs_f64() * 1e3
     );
@@ -112,10 +122,9 @@ async fn verify(config: &Config, pipeline: &Pipeline) -> anyhow::Result<()> {
 
 /// The median time of the recognizer for one face.
 async fn embedding_time(engine: &Engine) -> anyhow::Result<Duration> {
-    let alignment = &engine.pipeline().alignment;
-    let (height, width) = (alignment.height, alignment.width);
-    let data = vec![0.5; 3 * height as usize * width as usize];
-    let crop = Tensor { shape: vec![1, 3, height.into(), width.into()], data };
+    let pipeline = engine.pipeline();
+    let [width, height] = pipeline.alignment.size();
+    let crop = recognize::inputs(&pipeline.recognizer, &test_crop(1, width, height)).swap_remove(0);
     let mut took = Vec::with_capacity(TIMED_RUNS);
     for _ in 0..TIMED_RUNS {
         let input = crop.clone();

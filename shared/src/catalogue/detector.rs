@@ -19,6 +19,8 @@ pub struct Detector {
     pub stages: Vec<ModelFile>,
     /// The longest side at which a picture is shown, in pixels.
     pub input_side: u32,
+    /// Width and height in pixels of what a file takes that takes one size only: the picture lies at its upper left, on black.
+    pub fixed_side: Option<u32>,
     /// The smallest face that a cascade looks for, in pixels of the picture as it is shown.
     pub min_face: Option<u32>,
     /// Order of the input's planes.
@@ -76,6 +78,15 @@ impl Detector {
         let (wanted, found) = (self.family.stages(), self.stages.len());
         if wanted != found {
             return Err(format!("detector.stages must be {wanted} files for the family {}, not {found}", self.family));
+        }
+        let has_sizes = matches!(self.family, DetectorFamily::Yunet | DetectorFamily::Scrfd);
+        // Smaller pictures are enlarged to 384 pixels.
+        let is_right =
+            |side: u32| has_sizes && side >= self.input_side.max(384) && side <= 4096 && side.is_multiple_of(32);
+        if self.fixed_side.is_some_and(|side| !is_right(side)) {
+            return Err("detector.fixed_side must be a multiple of 32 from input_side, and 384, to 4096 pixels, and be left out but for \
+                        the families yunet and scrfd"
+                .to_owned());
         }
         let is_cascade = self.family == DetectorFamily::Mtcnn;
         if self.min_face.is_some() != is_cascade || self.min_face.is_some_and(|side| !(12..=1024).contains(&side)) {

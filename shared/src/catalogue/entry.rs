@@ -85,6 +85,7 @@ impl Pipeline {
                 description: String::new(),
                 requires: Vec::new(),
                 calibration: None,
+                measured: None,
                 fingerprint: None,
                 ..pipeline.clone()
             };

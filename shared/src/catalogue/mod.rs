@@ -6,8 +6,10 @@ mod detector;
 mod entry;
 mod fingerprint;
 mod landmarks;
+mod measured;
 mod recognizer;
 mod requires;
+mod templates;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -23,8 +25,10 @@ pub use detector::{Detector, DetectorFamily};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
 pub use landmarks::{FaceBox, LandmarkFamily, LandmarkModel, LandmarkScheme};
+pub use measured::Measured;
 pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
+pub use templates::{Template, templates};
 pub use weights::{AllowedUse, Import, ModelFile};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
@@ -32,11 +36,18 @@ pub use weights::{AllowedUse, Import, ModelFile};
 const INPUT_POLICY: u32 = 2;
 
 /// The entries that come with face-id.
-const BUILT_IN: [(&str, &str); 4] = [
+const BUILT_IN: [(&str, &str); 11] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
     ("yunet-mobilefacenet-int8.toml", include_str!("../../../models/yunet-mobilefacenet-int8.toml")),
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
+    ("yunet-arcface-mbf.toml", include_str!("../../../models/yunet-arcface-mbf.toml")),
     ("scrfd-mobilefacenet.toml", include_str!("../../../models/scrfd-mobilefacenet.toml")),
+    ("scrfd-2500m-mobilefacenet.toml", include_str!("../../../models/scrfd-2500m-mobilefacenet.toml")),
+    ("ultraface-mobilefacenet.toml", include_str!("../../../models/ultraface-mobilefacenet.toml")),
+    ("mtcnn-mobilefacenet.toml", include_str!("../../../models/mtcnn-mobilefacenet.toml")),
+    ("mtcnn-mobilefacenet-112x96.toml", include_str!("../../../models/mtcnn-mobilefacenet-112x96.toml")),
+    ("mtcnn-dlib-densenet.toml", include_str!("../../../models/mtcnn-dlib-densenet.toml")),
+    ("mtcnn-dlib-densenet-std.toml", include_str!("../../../models/mtcnn-dlib-densenet-std.toml")),
 ];
 
 /// All known pipelines by name.
@@ -66,6 +77,8 @@ pub struct Pipeline {
     pub recognizer: Recognizer,
     /// What a score means; without it, thresholds must be set by hand.
     pub calibration: Option<Calibration>,
+    /// How accurate and how fast it was found to be.
+    pub measured: Option<Measured>,
     /// What the recognizer must answer to the test crops when it is loaded; without it, nothing is compared.
     pub fingerprint: Option<Fingerprint>,
 }
@@ -211,6 +224,7 @@ impl Pipeline {
         })?;
         self.alignment.check(scheme)?;
         self.recognizer.check()?;
+        self.measured.as_ref().map_or(Ok(()), Measured::check)?;
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;
         }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::catalogue::{CpuFeature, DetectorFamily, LandmarkModel, ModelFile, Pipeline, any_of};
+use shared::catalogue::{CpuFeature, Detector, DetectorFamily, LandmarkModel, ModelFile, Pipeline, any_of};
 use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
 
@@ -274,7 +274,7 @@ impl Engine {
     pub async fn probe(&self) -> Result<(), InferenceError> {
         let pipeline = self.loaded.pipeline.clone();
         self.on_core(|core| async move {
-            for (stage, shape) in detect::probe_shapes(pipeline.detector.family).into_iter().enumerate() {
+            for (stage, shape) in detect::probe_shapes(&pipeline.detector).into_iter().enumerate() {
                 core.stage(stage, black(&shape)).await?;
             }
             if let Some(input) = pipeline.landmarks.as_ref().and_then(|landmarks| landmarks.input.as_ref()) {
@@ -307,7 +307,7 @@ fn load(
         Runner::start(name, models, &options.batches)
     };
     let detector = &pipeline.detector;
-    let stages = std::iter::once(&detector.file).chain(&detector.stages).zip(detector_stages(detector.family));
+    let stages = std::iter::once(&detector.file).chain(&detector.stages).zip(detector_stages(detector));
     let stages = stages.map(|(file, wanted)| start("detector", file, &wanted)).collect::<Result<Vec<_>, _>>()?;
     let landmarks = match &pipeline.landmarks {
         Some(model) => Some(match landmark_network(model) {
@@ -324,9 +324,12 @@ fn load(
 }
 
 /// What each file of a detector has to be.
-fn detector_stages(family: DetectorFamily) -> Vec<Wanted> {
-    let free = |outputs| Wanted::Detector { outputs };
-    match family {
+fn detector_stages(detector: &Detector) -> Vec<Wanted> {
+    let free = |outputs| match detector.fixed_side {
+        Some(side) => Wanted::Fixed { input: [side; 2], outputs },
+        None => Wanted::Detector { outputs },
+    };
+    match detector.family {
         DetectorFamily::Yunet => vec![free(12)],
         DetectorFamily::Scrfd => vec![free(9)],
         DetectorFamily::Mmod => vec![free(1)],

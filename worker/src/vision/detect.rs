@@ -127,10 +127,13 @@ pub(crate) fn cascade_view(picture: &Picture, detector: &Detector) -> (Picture, 
 }
 
 /// The shapes of inputs that each stage of a detector takes.
-pub(crate) fn probe_shapes(family: DetectorFamily) -> Vec<[i64; 4]> {
+pub(crate) fn probe_shapes(detector: &Detector) -> Vec<[i64; 4]> {
     let [width, height] = ultraface::INPUT.map(i64::from);
-    match family {
-        DetectorFamily::Yunet | DetectorFamily::Scrfd => vec![[1, 3, 64, 64]],
+    match detector.family {
+        DetectorFamily::Yunet | DetectorFamily::Scrfd => {
+            let side = i64::from(detector.fixed_side.unwrap_or(2 * SIDE_STEP));
+            vec![[1, 3, side, side]]
+        }
         DetectorFamily::Mmod => vec![[1, 3, 96, 96]],
         DetectorFamily::Ultraface => vec![[1, 3, height, width]],
         DetectorFamily::Mtcnn => {
@@ -151,14 +154,17 @@ fn two_passes(picture: &Picture, detector: &Detector, range: &Range) -> Vec<Pass
     let main = shown_at(picture, side);
     // The smaller of the two has all that the small pass can show and is read faster.
     let source = if main.width < picture.width { &main } else { picture };
-    let small = (side as f32 > LARGE_FACE).then(|| shown_at(source, SMALL_SIDE));
+    // What takes one size only takes as long for a small picture as for a large one.
+    let takes_small = detector.fixed_side.is_none() && side as f32 > LARGE_FACE;
+    let small = takes_small.then(|| shown_at(source, SMALL_SIDE));
+    let step = detector.fixed_side.unwrap_or(SIDE_STEP);
     let pass = |shown: Picture| Pass {
         view: View {
-            size: [shown.width, shown.height].map(|side| side.next_multiple_of(SIDE_STEP)),
+            size: [shown.width, shown.height].map(|side| side.next_multiple_of(step)),
             padding: 0.0,
             to_picture: to_picture(picture, &shown),
         },
-        input: range.padded_tensor(&shown, SIDE_STEP),
+        input: range.padded_tensor(&shown, step),
     };
     std::iter::once(main).chain(small).map(pass).collect()
 }
