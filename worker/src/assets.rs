@@ -278,34 +278,65 @@ impl Assets {
         self.assets_dir.iter().chain([&self.cache_dir]).map(|p| p.join("models")).collect()
     }
 
-    /// Fetches under a temporary name, so that a file that is there is whole; then it lies in a folder that is called as its
-    /// checksum, where nothing but the same file can be in its place.
-    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, DownloadError> {
+    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, WriteError> {
         tracing::info!(file = file.name, size_bytes = file.size_bytes, "downloading weights");
+        let unfinished = self.unfinished(file).await?;
+        let fetched = fetch(url, file, &unfinished).await;
+        self.finished(file, &unfinished, fetched).await
+    }
+
+    /// Puts a file that was made here into the cache.
+    ///
+    /// # Errors
+    /// It is not the one of the catalogue, or cannot be written.
+    pub async fn keep(&self, file: &ModelFile, bytes: &[u8]) -> Result<PathBuf, WriteError> {
+        let unfinished = self.unfinished(file).await?;
+        let put = async {
+            let mut written = tokio::fs::File::create(&unfinished).await?;
+            written.write_all(bytes).await?;
+            written.sync_all().await?;
+            check_written(&unfinished, file).await
+        };
+        let put = put.await;
+        self.finished(file, &unfinished, put).await
+    }
+
+    /// A temporary name to write under, so that a file that is there is whole.
+    async fn unfinished(&self, file: &ModelFile) -> Result<PathBuf, WriteError> {
         let models = self.cache_dir.join("models");
         tokio::fs::create_dir_all(&models).await?;
-        let unfinished = models.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4()));
-        let fetched = async {
-            fetch(url, file, &unfinished).await?;
-            let folder = models.join(&file.sha256);
+        Ok(models.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4())))
+    }
+
+    /// Moves what was written to a folder that is called as its checksum, where nothing but the same file can be in its place.
+    async fn finished(
+        &self,
+        file: &ModelFile,
+        unfinished: &Path,
+        written: Result<(), WriteError>,
+    ) -> Result<PathBuf, WriteError> {
+        let moved = async {
+            written?;
+            let folder = self.cache_dir.join("models").join(&file.sha256);
             tokio::fs::create_dir_all(&folder).await?;
             let path = folder.join(&file.name);
-            tokio::fs::rename(&unfinished, &path).await?;
+            tokio::fs::rename(unfinished, &path).await?;
             Ok(path)
         };
-        let fetched = fetched.await;
-        if fetched.is_err() {
+        let moved = moved.await;
+        if moved.is_err() {
             // It may not have come into being.
-            let _ = tokio::fs::remove_file(&unfinished).await;
+            let _ = tokio::fs::remove_file(unfinished).await;
         }
-        fetched
+        moved
     }
 }
 
-type DownloadError = Box<dyn std::error::Error + Send + Sync>;
+/// Why weights could not be written; nobody asks for more than its text.
+pub type WriteError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Writes what the address gives, as long as the catalogue says and with its checksum.
-async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), DownloadError> {
+async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), WriteError> {
     let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build()?;
     let mut response = client.get(url).send().await?.error_for_status()?;
     let mut written = tokio::fs::File::create(target).await?;
@@ -318,7 +349,11 @@ async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), Downloa
         written.write_all(&chunk).await?;
     }
     written.sync_all().await?;
-    let (path, wanted) = (target.to_owned(), file.clone());
+    check_written(target, file).await
+}
+
+async fn check_written(path: &Path, file: &ModelFile) -> Result<(), WriteError> {
+    let (path, wanted) = (path.to_owned(), file.clone());
     let difference = tokio::task::spawn_blocking(move || difference(&path, &wanted)).await??;
     difference.map_or(Ok(()), |difference| Err(difference.told(file).into()))
 }
@@ -583,6 +618,24 @@ mod tests {
         for (file, path) in [(&namesake, beside), (&file, own)] {
             assert_eq!(assets.weights(pipeline, file).await.unwrap(), path);
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_made_here_is_kept_where_it_is_the_right_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = assets(folder.path());
+        let file = tiny_file(b"weights");
+        for other in [&b"other"[..], b"badness"] {
+            let refused = assets.keep(&file, other).await.unwrap_err().to_string();
+            assert!(refused.contains("the catalogue says"), "{refused}");
+        }
+        let models = folder.path().join("cache/models");
+        assert_eq!(std::fs::read_dir(&models).unwrap().count(), 0);
+        let own = models.join(&file.sha256).join("x.onnx");
+        for _ in 0..2 {
+            assert_eq!(assets.keep(&file, b"weights").await.unwrap(), own);
+        }
+        assert_eq!(assets.present(&file).await.unwrap(), Some(own));
     }
 
     #[tokio::test]
