@@ -78,7 +78,9 @@ fn row(name: &str, face: &Detection) -> [String; 7] {
 fn draw(setup: &Setup, picture: &Path, faces: &[Detection], folder: &Path) -> anyhow::Result<()> {
     let bytes = std::fs::read(picture).with_context(|| format!("read {}", picture.display()))?;
     let mut copy = decode(bytes, &setup.limits, u32::MAX)?.overview.picture;
-    faces.iter().for_each(|face| mark(&mut copy, face));
+    for face in faces {
+        mark(&mut copy, face);
+    }
     let file = folder.join(picture.file_stem().unwrap_or(picture.as_os_str())).with_extension("png");
     image::save_buffer(&file, &copy.rgb, copy.width, copy.height, image::ExtendedColorType::Rgb8)
         .with_context(|| format!("write {}", file.display()))

@@ -72,11 +72,11 @@ async fn outcome(setup: Setup, path: PathBuf) -> anyhow::Result<Outcome> {
     let failed = || format!("analyse {}", path.display());
     let gate = Gate::identify(detector.match_score);
     let found = find_faces(&setup.engine, detector, &photo).await.with_context(failed)?;
-    let sure: Vec<Detection> = found.iter().filter(|face| face.score >= gate.min_score).copied().collect();
+    let sure: Vec<Detection> = found.iter().filter(|face| face.score >= gate.min_score).cloned().collect();
     let Ok(chosen) = choose_face(&sure, FaceChoice::Center, photo.size) else {
         return Ok(if found.is_empty() { Outcome::Undetected } else { Outcome::Unusable });
     };
-    let analysed = embed_faces(&setup.engine, &photo, vec![sure[chosen]]).await.with_context(failed)?;
+    let analysed = embed_faces(&setup.engine, &photo, vec![sure[chosen].clone()]).await.with_context(failed)?;
     let usable = analysed.into_iter().find(|face| face.quality.reasons(&gate).is_empty());
     Ok(usable.map_or(Outcome::Unusable, |face| Outcome::Face(face.embedding)))
 }

@@ -45,7 +45,7 @@ struct Kept {
 /// Measures what was not measured yet, and shows all.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's output, and its progress")]
 pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyhow::Result<()> {
-    let folder = args.results.clone().unwrap_or_else(|| config.cache_dir.join("eval"));
+    let folder = args.results.clone().unwrap_or_else(|| config.cache_dir().join("eval"));
     std::fs::create_dir_all(&folder).with_context(|| format!("make the folder {}", folder.display()))?;
     let catalogue = Catalogue::load(config.models.catalogue_dir())?;
     for name in &args.only {
@@ -97,7 +97,7 @@ fn key(pipeline: &Pipeline, args: &LfwArgs) -> anyhow::Result<String> {
     let bare = Pipeline { measured: None, calibration: None, description: String::new(), ..pipeline.clone() };
     let program = std::env::current_exe().context("find this program")?;
     let program = std::fs::metadata(&program).with_context(|| format!("look at {}", program.display()))?;
-    Ok(sha256_hex(format!("{bare:?} {:?} {:?} {:?}", args.images, program.len(), program.modified()?)))
+    Ok(sha256_hex(format!("{bare:?} {} {} {:?}", args.images.display(), program.len(), program.modified()?)))
 }
 
 /// None of a file that is not there, or not whole: it is measured again.

@@ -21,7 +21,8 @@ pub struct Measured {
 impl Measured {
     pub(super) fn check(&self) -> Result<(), String> {
         let shares = [self.accuracy, self.accuracy_std, self.tar_at_far_1e2, self.tar_at_far_1e3];
-        if !shares.iter().all(|share| (0.0..=1.0).contains(share)) || !(self.ms > 0.0 && self.ms.is_finite()) {
+        let are_shares = shares.iter().all(|share| (0.0..=1.0).contains(share));
+        if !(are_shares && self.ms > 0.0 && self.ms.is_finite()) {
             return Err("measured must hold shares of 0 to 1, and milliseconds above 0".to_owned());
         }
         Ok(())

@@ -24,7 +24,7 @@ pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use detector::{Detector, DetectorFamily};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
-pub use landmarks::{FaceBox, LandmarkFamily, LandmarkModel, LandmarkScheme};
+pub use landmarks::{FaceBox, LandmarkFamily, LandmarkInput, LandmarkModel, LandmarkScheme};
 pub use measured::Measured;
 pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
@@ -234,26 +234,20 @@ impl Pipeline {
     /// A short stable text that changes whenever the detector could give other boxes or points; keys stored geometry.
     pub fn detector_revision(&self) -> String {
         let detector = &self.detector;
-        let mut revision = format!(
+        let first = format!(
             "{}-{}-{}-{}-p{INPUT_POLICY}",
             detector.family,
             &detector.file.sha256[..12],
             detector.input_side,
             detector.store_score
         );
-        for stage in &detector.stages {
-            revision += &format!("-{}", &stage.sha256[..12]);
-        }
-        if let Some(min_face) = detector.min_face {
-            revision += &format!("-f{min_face}");
-        }
-        if let Some(landmarks) = &self.landmarks {
-            revision += &format!("-{}-{}", landmarks.scheme, &landmarks.file.sha256[..12]);
-            if let Some(face_box) = &landmarks.face_box {
-                revision += &format!("-b{},{}", face_box.side, face_box.down);
-            }
-        }
-        revision
+        let stages = detector.stages.iter().map(|stage| stage.sha256[..12].to_owned());
+        let min_face = detector.min_face.map(|side| format!("f{side}"));
+        let landmarks = self.landmarks.as_ref().map(|model| format!("{}-{}", model.scheme, &model.file.sha256[..12]));
+        let face_box = self.landmarks.as_ref().and_then(|model| model.face_box);
+        let face_box = face_box.map(|face_box| format!("b{}-{}", face_box.side, face_box.down));
+        let parts = stages.chain(min_face).chain(landmarks).chain(face_box);
+        std::iter::once(first).chain(parts).collect::<Vec<_>>().join("-")
     }
 
     /// Which points its faces have; none where neither the detector nor another model places any.

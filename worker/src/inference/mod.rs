@@ -299,7 +299,7 @@ fn load(
     options: &EngineOptions,
 ) -> Result<Engine, EngineError> {
     // Each name of the pipeline's files was looked up before.
-    let path = |file: &ModelFile| files.get(&file.name).cloned().unwrap_or_else(|| PathBuf::from(&file.name));
+    let path = |file: &ModelFile| files.get(&file.name).map_or_else(|| PathBuf::from(&file.name), Clone::clone);
     let start = |name: &'static str, file: &ModelFile, wanted: &Wanted| {
         let path = path(file);
         let load = |_| Model::load(library, &path, (options.intra_threads, options.provider), wanted);

@@ -147,7 +147,7 @@ pub(super) fn chosen(analysis: &Analysis, choice: FaceChoice, gate: &Gate) -> Re
     let sure: Vec<&AnalysedFace> = analysis.faces.iter().filter(|f| f.quality.score >= gate.min_score).collect();
     let is_pointed_at = matches!(choice, FaceChoice::Box(_));
     let faces = if sure.is_empty() || is_pointed_at { analysis.faces.iter().collect() } else { sure };
-    let detections: Vec<Detection> = faces.iter().map(|f| f.detection).collect();
+    let detections: Vec<Detection> = faces.iter().map(|f| f.detection.clone()).collect();
     let face = match choose_face(&detections, choice, analysis.size) {
         Ok(at) => faces[at].clone(),
         Err(error) => {

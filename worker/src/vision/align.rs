@@ -35,8 +35,11 @@ impl Affine {
             None => placed,
         };
         match (alignment.kind, from.as_slice(), alignment.points.as_slice()) {
-            (AlignmentKind::Affine, [a, b, c], [x, y, z]) => Self::through([*a, *b, *c], [*x, *y, *z]),
-            _ => Self::similarity(&from, &alignment.points),
+            (AlignmentKind::Affine, from, to) => match (from.try_into(), to.try_into()) {
+                (Ok(from), Ok(to)) => Self::through(from, to),
+                _ => Err(AlignError),
+            },
+            (_, from, to) => Self::similarity(from, to),
         }
     }
 
@@ -211,8 +214,9 @@ mod tests {
         Ok(aligned_crop(&ramp(), &Affine::similarity(&landmarks, &POINTS)?, size))
     }
 
-    fn alignment(rest: &str) -> Alignment {
-        toml::from_str(&format!("width = 96\nheight = 80\n{rest}")).unwrap()
+    fn alignment(kind: AlignmentKind) -> Alignment {
+        let scheme = LandmarkScheme::FivePoint;
+        Alignment { kind, width: 96, height: 80, scheme, indices: None, points: Vec::new(), margin: None }
     }
 
     fn face(landmarks: Landmarks) -> Detection {
@@ -260,8 +264,8 @@ mod tests {
 
     #[test]
     fn three_points_go_where_an_affine_alignment_puts_them() {
-        let text = "kind = \"affine\"\nindices = [1, 4, 0]\npoints = [[10.0, 12.0], [80.0, 15.0], [40.0, 70.0]]";
-        let alignment = alignment(text);
+        let points = vec![[10.0, 12.0], [80.0, 15.0], [40.0, 70.0]];
+        let alignment = Alignment { indices: Some(vec![1, 4, 0]), points, ..alignment(AlignmentKind::Affine) };
         let placing = Affine::placing(&face(Landmarks::five(FACE)), &alignment).unwrap();
         for (index, wanted) in [1, 4, 0].into_iter().zip(&alignment.points) {
             let found = placing.apply(FACE[index]);
@@ -280,8 +284,8 @@ mod tests {
 
     #[test]
     fn a_margin_is_cut_around_the_middle_of_the_box() {
-        let placing =
-            Affine::placing(&face(Landmarks::five(FACE)), &alignment("kind = \"margin\"\nmargin = 0.5")).unwrap();
+        let alignment = Alignment { margin: Some(0.5), ..alignment(AlignmentKind::Margin) };
+        let placing = Affine::placing(&face(Landmarks::five(FACE)), &alignment).unwrap();
         // The box is 40 x 60 around (40, 60), so that a square of 90 is cut, from (-5, 15) to (85, 105).
         let area = crop_area(&placing, [96, 80]);
         let found = [area.x + 0.5 * 90.0 / 96.0, area.y + 0.5 * 90.0 / 80.0, area.width, area.height];

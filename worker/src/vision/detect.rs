@@ -288,7 +288,8 @@ impl<'a> Head<'a> {
     pub(crate) fn map(&self, index: usize) -> Result<(&'a [f32], usize), DetectError> {
         let output = self.outputs.get(index);
         if let Some(Tensor { shape, data }) = output
-            && let [1, 1, _, columns @ 1..] = shape[..]
+            && let [1, 1, _, columns] = shape[..]
+            && columns > 0
         {
             return Ok((data, usize::try_from(columns).unwrap_or(1)));
         }

@@ -63,6 +63,7 @@ impl Shown {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "small whole numbers, exact in f32")]
 mod tests {
     use shared::catalogue::Channels;
 

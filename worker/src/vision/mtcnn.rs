@@ -97,7 +97,7 @@ pub(crate) fn after_first(found: Vec<Candidate>) -> Vec<Candidate> {
 pub(crate) fn after_second(seen: Vec<(Candidate, Vec<Tensor>)>) -> Result<Vec<Candidate>, DetectError> {
     let read = seen.into_iter().map(|(candidate, outputs)| {
         let (score, offsets) = scored(2, &outputs)?;
-        Ok((score > SECOND_SCORE).then_some(Candidate { score, offsets, ..candidate }))
+        Ok::<_, DetectError>((score > SECOND_SCORE).then_some(Candidate { score, offsets, ..candidate }))
     });
     let kept = read.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
     Ok(squares(suppressed(kept, STAGE_IOU, Overlap::Union)))
@@ -121,7 +121,7 @@ pub(crate) fn after_third(seen: Vec<(Candidate, Vec<Tensor>)>, min_score: f32) -
         }
     }
     let faces = suppressed(kept, STAGE_IOU, Overlap::Smaller);
-    Ok(faces.into_iter().filter_map(|candidate| candidate.detection()).collect())
+    Ok(faces.into_iter().filter_map(Candidate::detection).collect())
 }
 
 /// What the second or the third network is shown of a candidate, `[1, 3, side, side]`.
@@ -222,6 +222,7 @@ impl Candidate {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "small whole numbers, exact in f32")]
 mod tests {
     use super::*;
 

@@ -56,7 +56,9 @@ fn prewhiten(values: &mut [f32]) {
     let variance = values.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum::<f64>() / count;
     let deviation = variance.sqrt().max(count.sqrt().recip());
     #[expect(clippy::cast_possible_truncation, reason = "some standard deviations fit f32")]
-    values.iter_mut().for_each(|value| *value = ((f64::from(*value) - mean) / deviation) as f32);
+    for value in values {
+        *value = ((f64::from(*value) - mean) / deviation) as f32;
+    }
 }
 
 fn interleaved(recognizer: &Recognizer, crop: &Picture, planar: &Tensor) -> Tensor {
@@ -96,7 +98,7 @@ mod tests {
             inputs(&entry, &crop()).into_iter().map(|input| (input.shape, input.data)).collect::<Vec<_>>()
         };
         let planar = (vec![1, 3, 1, 2], vec![10.0, 40.0, 20.0, 50.0, 30.0, 60.0]);
-        assert_eq!(shown(&|_| ()), [planar.clone()]);
+        assert_eq!(shown(&|_| ()), std::slice::from_ref(&planar));
         let interleaved = (vec![1, 1, 2, 3], vec![10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
         assert_eq!(shown(&|entry| entry.layout = Layout::Nhwc), [interleaved]);
         // 0.299 R + 0.587 G + 0.114 B

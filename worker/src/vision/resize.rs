@@ -1,7 +1,7 @@
 //! Pictures and parts of them at another size.
 
 use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{Filter, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::vision::Picture;
 
@@ -29,14 +29,17 @@ pub(crate) fn part(picture: &Picture, [left, top]: [i32; 2], [width, height]: [u
     let mut rgb = vec![0; width as usize * height as usize * 3];
     let columns = overlap(left, width, picture.width);
     for y in overlap(top, height, picture.height) {
-        let target = ((i64::from(y) - i64::from(top)) as usize * width as usize
-            + (i64::from(columns.start) - i64::from(left)) as usize)
-            * 3;
+        let target = (beyond(y, top) * width as usize + beyond(columns.start, left)) * 3;
         let source = (y as usize * picture.width as usize + columns.start as usize) * 3;
         let bytes = columns.len() * 3;
         rgb[target..target + bytes].copy_from_slice(&picture.rgb[source..source + bytes]);
     }
     Picture { width, height, rgb }
+}
+
+/// How far a place of [`overlap`] lies beyond where the part begins.
+fn beyond(at: u32, from: i32) -> usize {
+    usize::try_from(i64::from(at) - i64::from(from)).unwrap_or_default()
 }
 
 /// Which of `0..size` lie within `length` from `from` on.

@@ -177,7 +177,7 @@ async fn look(setup: Setup, path: PathBuf) -> anyhow::Result<Looked> {
     let bytes = tokio::fs::read(&path).await.with_context(failed)?;
     let analysis = analyse(&setup.engine, bytes, setup.limits, Keep::Nothing).await.with_context(failed)?;
     let gate = Gate::identify(setup.engine.pipeline().detector.match_score);
-    let detections: Vec<_> = analysis.faces.iter().map(|face| face.detection).collect();
+    let detections: Vec<_> = analysis.faces.iter().map(|face| face.detection.clone()).collect();
     let central = choose_face(&detections, FaceChoice::Center, analysis.size).ok();
     let judged = |face: AnalysedFace| {
         let is_clear = face.quality.reasons(&gate).is_empty();

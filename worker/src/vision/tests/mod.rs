@@ -207,7 +207,7 @@ impl ReferenceFace {
     fn detection(&self) -> Detection {
         let [x, y, right, bottom] = self.corners;
         let bounding_box = BoundingBox { x, y, width: right - x, height: bottom - y };
-        Detection { bounding_box, landmarks: self.landmarks, score: self.score }
+        Detection { bounding_box, landmarks: self.landmarks.clone(), score: self.score }
     }
 }
 
@@ -230,7 +230,7 @@ async fn embeddings_agree_with_the_reference() {
                 faces[0].embedding.cosine(&embedding)
             };
             if wanted.bounding_box.width >= 40.0 {
-                let agreed = cosine(wanted).await;
+                let agreed = cosine(wanted.clone()).await;
                 assert!(agreed >= 0.995, "{name}, given landmarks: cosine {agreed}");
                 given.push(agreed);
             }
@@ -238,7 +238,7 @@ async fn embeddings_agree_with_the_reference() {
                 let overlap = |face: &Detection| face.bounding_box.iou(&wanted.bounding_box);
                 let best = found.iter().max_by(|a, b| overlap(a).total_cmp(&overlap(b))).unwrap();
                 assert!(overlap(best) >= 0.8, "{name}: IoU {} at {:?}", overlap(best), wanted.bounding_box);
-                own.push(cosine(*best).await);
+                own.push(cosine(best.clone()).await);
             }
         }
     }

@@ -80,7 +80,7 @@ async fn a_small_face_is_cut_out_as_of_the_whole_picture() {
         let file = oriented(&file, value);
         let (whole, wanted) = bench.analysed(&file, u32::MAX).await;
         let photo = decode::decode(file, &LIMITS, overview_side(detector)).unwrap();
-        let faces: Vec<Detection> = wanted.iter().map(|face| face.detection).collect();
+        let faces: Vec<Detection> = wanted.iter().map(|face| face.detection.clone()).collect();
         let [one, other] = [&whole, &photo].map(|photo| aligned_crops(photo, &faces, alignment).unwrap());
         for ((one, other), face) in one.iter().zip(&other).zip(&faces) {
             let (one, other) = (one.as_ref().unwrap(), other.as_ref().unwrap());
