@@ -36,7 +36,7 @@ pub use weights::{AllowedUse, Import, ModelFile};
 const INPUT_POLICY: u32 = 2;
 
 /// The entries that come with face-id.
-const BUILT_IN: [(&str, &str); 11] = [
+const BUILT_IN: [(&str, &str); 14] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
     ("yunet-mobilefacenet-int8.toml", include_str!("../../../models/yunet-mobilefacenet-int8.toml")),
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
@@ -48,6 +48,9 @@ const BUILT_IN: [(&str, &str); 11] = [
     ("mtcnn-mobilefacenet-112x96.toml", include_str!("../../../models/mtcnn-mobilefacenet-112x96.toml")),
     ("mtcnn-dlib-densenet.toml", include_str!("../../../models/mtcnn-dlib-densenet.toml")),
     ("mtcnn-dlib-densenet-std.toml", include_str!("../../../models/mtcnn-dlib-densenet-std.toml")),
+    ("dlib.toml", include_str!("../../../models/dlib.toml")),
+    ("dlib-68.toml", include_str!("../../../models/dlib-68.toml")),
+    ("yunet-dlib-resnet.toml", include_str!("../../../models/yunet-dlib-resnet.toml")),
 ];
 
 /// All known pipelines by name.
