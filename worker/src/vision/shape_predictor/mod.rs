@@ -3,8 +3,6 @@
 
 mod file;
 
-use shared::catalogue::FaceBox;
-
 use crate::vision::{BoundingBox, Picture};
 
 pub use file::ShapePredictorError;
@@ -119,14 +117,6 @@ impl Tree {
         let leaf = at - self.splits.len();
         &self.moves[leaf * points..(leaf + 1) * points]
     }
-}
-
-/// The square that a predictor is to be given in the place of a detector's box.
-pub fn brought_to(wanted: &FaceBox, face: &BoundingBox) -> BoundingBox {
-    let [x, y] = face.center();
-    let side = wanted.side * face.width;
-    let y = y + wanted.down * face.width;
-    BoundingBox { x: x - side / 2.0, y: y - side / 2.0, width: side, height: side }
 }
 
 /// The box as the unit square: 0 is the middle of its first pixel, 1 that of its last.

@@ -78,6 +78,3 @@ fn network(bytes: &[u8], output: Output) -> anyhow::Result<Vec<u8>> {
     ensure!(network.mean == MEAN, "it subtracts {:?} from its input", network.mean);
     graph::model(&network, output)
 }
-
-#[cfg(test)]
-mod tests;
