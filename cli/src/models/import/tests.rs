@@ -7,6 +7,7 @@ use worker::testing::{assets_required, repository};
 use worker::vision::crops::Keep;
 use worker::vision::decode::{DecodeLimits, decode};
 use worker::vision::shape_predictor::ShapePredictor;
+use worker::vision::tensor::Range;
 use worker::vision::{BoundingBox, Picture};
 
 use super::*;
@@ -116,15 +117,19 @@ async fn what_is_imported_answers_as_dlib_does() {
     let large = folder.path().join("large.png");
     image::imageops::resize(&shown, 800, 800, image::imageops::FilterType::Triangle).save(&large).unwrap();
     let chips: Vec<Picture> = (1..=3).map(|seed| test_crop(seed, 150, 150)).collect();
+    // The face is 80 pixels wide, with room around it for all that the network looks at.
+    let framed = folder.path().join("framed.png");
+    let framed_face = image::imageops::resize(&shown, 430, 430, image::imageops::FilterType::Triangle);
+    framed_in_black(&framed_face).save(&framed).unwrap();
     let photos = [photo, large];
-    let mut pictures = photos.to_vec();
+    let mut pictures = [&photos[..], &[framed]].concat();
     for (n, chip) in chips.iter().enumerate() {
         let path = folder.path().join(format!("{n}.png"));
         image::save_buffer(&path, &chip.rgb, chip.width, chip.height, image::ExtendedColorType::Rgb8).unwrap();
         pictures.push(path);
     }
     let mut described = described_by(&dlib, &pictures).await;
-    let of_chips = described.split_off(photos.len());
+    let of_chips = described.split_off(photos.len() + 1);
     for (chip, described) in chips.iter().zip(&of_chips) {
         let input = recognize::inputs(&engine.pipeline().recognizer, chip).swap_remove(0);
         let answer = engine.embed(input).await.unwrap();
@@ -133,6 +138,7 @@ async fn what_is_imported_answers_as_dlib_does() {
     }
     let length = of_chips[0].vector.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
     assert!((length - LENGTH).abs() < ROUNDING / 2.0, "{length}");
+    same_scores(&engine, &framed_face, &described.pop().unwrap().faces[0]).await;
     let predictor = |name: &str| {
         let file = files(&catalogue)[name].clone();
         ShapePredictor::read(&std::fs::read(assets.find(&file).unwrap()).unwrap()).unwrap()
@@ -155,6 +161,29 @@ async fn what_is_imported_answers_as_dlib_does() {
         like_dlib(&engine, bytes.clone(), face, &face.five).await;
         like_dlib(&by_68, bytes, face, &face.sixty_eight).await;
     }
+}
+
+/// In the middle of 720 x 720 pixels.
+fn framed_in_black(picture: &image::RgbImage) -> image::RgbImage {
+    let mut framed = image::RgbImage::new(720, 720);
+    image::imageops::replace(&mut framed, picture, 145, 145);
+    framed
+}
+
+/// dlib lays its cells of 8 pixels otherwise: where they lie alike, the network's answer is dlib's.
+async fn same_scores(engine: &Engine, picture: &image::RgbImage, wanted: &DescribedFace) {
+    let detector = &engine.pipeline().detector;
+    let range = Range { channels: detector.channels, mean: detector.mean, scale: detector.scale };
+    let framed = framed_in_black(picture);
+    let mut least = f32::MAX;
+    for (right, down) in (0..8).flat_map(|right| (0..8).map(move |down| (right, down))) {
+        let mut moved = image::RgbImage::new(728, 728);
+        image::imageops::replace(&mut moved, &framed, right, down);
+        let picture = Picture { width: 728, height: 728, rgb: moved.into_raw() };
+        let answer = engine.detect(range.tensor(&picture)).await.unwrap().swap_remove(0);
+        least = answer.data.iter().map(|score| (score - wanted.score).abs()).fold(least, f32::min);
+    }
+    assert!(least < 1e-5, "{least}");
 }
 
 /// The whole way of a picture, with faces found, points placed and vectors made here, against dlib's.
