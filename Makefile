@@ -30,7 +30,7 @@ LICENCES ?=
 # What to tell `face-id bench reprocess` besides (--limit, --detector NAME, ...).
 REPROCESS ?=
 
-.PHONY: help reprocess openapi setup-reference eval-all setup setup-heic setup-services setup-contract build demo test check serve eval calibrate services services-down faults contract bench build-heic test-heic
+.PHONY: help reprocess openapi setup-reference eval-all setup setup-heic setup-services setup-contract setup-dlib build demo test check serve eval calibrate services services-down faults contract bench build-heic test-heic
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,10 +65,13 @@ services-down: ## Stop them; their data stays in .cache/services
 setup-contract: ## Install Schemathesis for the tests and for `make contract`
 	@scripts/setup-contract.sh
 
-setup-reference: ## Install what the tests compare the models with
+setup-reference: ## Install what the tests compare detectors with
 	@scripts/setup-bench.sh
 
-test: setup-services setup-contract setup-reference ## Run all tests, those on real services too
+setup-dlib: ## Install dlib, with which the tests compare what `face-id models import dlib` makes
+	@scripts/setup-dlib.sh
+
+test: setup-services setup-contract setup-reference setup-dlib ## Run all tests, those on real services too
 	cargo test --workspace --locked
 
 faults: setup-services ## Break everything in turn under load; a table, and what became of the jobs as JSON in the last line

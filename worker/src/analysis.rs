@@ -336,8 +336,14 @@ async fn landmarks(
     photo: &Photo,
     face: &Detection,
 ) -> Result<Option<Landmarks>, AnalysisError> {
-    let Some(input) = &model.input else { return Ok(None) };
     let area = photo.overview.face(face).bounding_box;
+    let Some(input) = &model.input else {
+        let predictor = core.shape_predictor()?;
+        let area = model.square.map_or(area, |side| area.squared(side * area.width));
+        let points = core.step(|| predictor.place(&photo.overview.picture, &area)).await;
+        let points = points.map(|points| Landmarks::of(model.scheme, points)).transpose().map_err(DetectError::from)?;
+        return Ok(points.map(|points| photo.overview.landmarks_to_original(&points)));
+    };
     let Some(mut shown) = core.step(|| landmark_network::shown(&photo.overview.picture, &area, input)).await else {
         return Ok(None);
     };

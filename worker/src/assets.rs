@@ -56,7 +56,7 @@ pub enum AssetError {
     /// It is nowhere.
     #[error(
         "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{beside}{downloads}. Put the file below \
-         FACE_ID_ASSETS_DIR/models, or run `face-id models pull` with {pipeline}, or with its entry's file, where there is a network"
+         FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network"
     )]
     Missing {
         /// The pipeline that needs it.
@@ -69,11 +69,13 @@ pub enum AssetError {
         beside: String,
         /// What became of downloads.
         downloads: String,
+        /// The command that brings it here.
+        remedy: String,
     },
     /// It is there, but not the right one.
     #[error(
         "{path} is not the expected file: its sha256 is {found}, the catalogue says {wanted}. Put the right one beside it, \
-         in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an address"
+         in any folder below FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network"
     )]
     Checksum {
         /// The pipeline that needs it.
@@ -84,12 +86,13 @@ pub enum AssetError {
         wanted: String,
         /// What it is.
         found: String,
+        /// The command that brings the right one here.
+        remedy: String,
     },
     /// It is there, but not as long.
     #[error(
         "{path} is not the expected file, or its entry is wrong: it has {found} bytes, the catalogue says {wanted} (size_bytes). Put \
-         the right one beside it, in any folder below FACE_ID_ASSETS_DIR/models, or run `face-id models pull {pipeline}` where its entry has an \
-         address; or put the entry with the right size_bytes into models.catalogue_dir, where it goes before the one of its name"
+         the right one beside it, in any folder below FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network; or put the entry with the right size_bytes into models.catalogue_dir, where it goes before the one of its name"
     )]
     Size {
         /// The pipeline that needs it.
@@ -100,6 +103,8 @@ pub enum AssetError {
         wanted: u64,
         /// What it has.
         found: u64,
+        /// The command that brings the right one here.
+        remedy: String,
     },
     /// The search for a file broke off.
     #[error("the search for weights broke off")]
@@ -164,7 +169,11 @@ impl Assets {
     pub async fn weights_of(&self, pipeline: &str, file: &ModelFile) -> Result<PathBuf, AssetError> {
         let search = self.search(file).await?;
         if !self.can_download(file) {
-            let why = if self.allow_download { NO_ADDRESS } else { SWITCHED_OFF };
+            let why = match (file.import, self.allow_download) {
+                (Some(_), _) => "",
+                (None, true) => NO_ADDRESS,
+                (None, false) => SWITCHED_OFF,
+            };
             return search.result(pipeline, file, || self.missing(pipeline, file, why.to_owned(), None));
         }
         let namesake = match search {
@@ -194,6 +203,7 @@ impl Assets {
             looked: self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and "),
             beside: namesake.map_or_else(String::new, |namesake| format!("; {}", namesake.told(file))),
             downloads,
+            remedy: remedy(pipeline, file),
         }
     }
 
@@ -267,34 +277,65 @@ impl Assets {
         self.assets_dir.iter().chain([&self.cache_dir]).map(|p| p.join("models")).collect()
     }
 
-    /// Fetches under a temporary name, so that a file that is there is whole; then it lies in a folder that is called as its
-    /// checksum, where nothing but the same file can be in its place.
-    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, DownloadError> {
+    async fn download(&self, url: &str, file: &ModelFile) -> Result<PathBuf, WriteError> {
         tracing::info!(file = file.name, size_bytes = file.size_bytes, "downloading weights");
+        let unfinished = self.unfinished(file).await?;
+        let fetched = fetch(url, file, &unfinished).await;
+        self.finished(file, &unfinished, fetched).await
+    }
+
+    /// Puts a file that was made here into the cache.
+    ///
+    /// # Errors
+    /// It is not the one of the catalogue, or cannot be written.
+    pub async fn keep(&self, file: &ModelFile, bytes: &[u8]) -> Result<PathBuf, WriteError> {
+        let unfinished = self.unfinished(file).await?;
+        let put = async {
+            let mut written = tokio::fs::File::create(&unfinished).await?;
+            written.write_all(bytes).await?;
+            written.sync_all().await?;
+            check_written(&unfinished, file).await
+        };
+        let put = put.await;
+        self.finished(file, &unfinished, put).await
+    }
+
+    /// A temporary name to write under, so that a file that is there is whole.
+    async fn unfinished(&self, file: &ModelFile) -> Result<PathBuf, WriteError> {
         let models = self.cache_dir.join("models");
         tokio::fs::create_dir_all(&models).await?;
-        let unfinished = models.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4()));
-        let fetched = async {
-            fetch(url, file, &unfinished).await?;
-            let folder = models.join(&file.sha256);
+        Ok(models.join(format!(".{}.{}", file.name, uuid::Uuid::new_v4())))
+    }
+
+    /// Moves what was written to a folder that is called as its checksum, where nothing but the same file can be in its place.
+    async fn finished(
+        &self,
+        file: &ModelFile,
+        unfinished: &Path,
+        written: Result<(), WriteError>,
+    ) -> Result<PathBuf, WriteError> {
+        let moved = async {
+            written?;
+            let folder = self.cache_dir.join("models").join(&file.sha256);
             tokio::fs::create_dir_all(&folder).await?;
             let path = folder.join(&file.name);
-            tokio::fs::rename(&unfinished, &path).await?;
+            tokio::fs::rename(unfinished, &path).await?;
             Ok(path)
         };
-        let fetched = fetched.await;
-        if fetched.is_err() {
+        let moved = moved.await;
+        if moved.is_err() {
             // It may not have come into being.
-            let _ = tokio::fs::remove_file(&unfinished).await;
+            let _ = tokio::fs::remove_file(unfinished).await;
         }
-        fetched
+        moved
     }
 }
 
-type DownloadError = Box<dyn std::error::Error + Send + Sync>;
+/// Why weights could not be written; nobody asks for more than its text.
+pub type WriteError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Writes what the address gives, as long as the catalogue says and with its checksum.
-async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), DownloadError> {
+async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), WriteError> {
     let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build()?;
     let mut response = client.get(url).send().await?.error_for_status()?;
     let mut written = tokio::fs::File::create(target).await?;
@@ -307,9 +348,21 @@ async fn fetch(url: &str, file: &ModelFile, target: &Path) -> Result<(), Downloa
         written.write_all(&chunk).await?;
     }
     written.sync_all().await?;
-    let (path, wanted) = (target.to_owned(), file.clone());
+    check_written(target, file).await
+}
+
+async fn check_written(path: &Path, file: &ModelFile) -> Result<(), WriteError> {
+    let (path, wanted) = (path.to_owned(), file.clone());
     let difference = tokio::task::spawn_blocking(move || difference(&path, &wanted)).await??;
     difference.map_or(Ok(()), |difference| Err(difference.told(file).into()))
+}
+
+/// The command that brings weights here, in words.
+fn remedy(pipeline: &str, file: &ModelFile) -> String {
+    match file.import {
+        Some(import) => format!("`face-id models import {import}`"),
+        None => format!("`face-id models pull` with {}, or with its entry's file,", pipeline),
+    }
 }
 
 /// What lies under a name.
@@ -371,10 +424,13 @@ impl Namesake {
     }
 
     fn refused(self, pipeline: &str, file: &ModelFile) -> AssetError {
+        let remedy = remedy(pipeline, file);
         let (pipeline, path) = (pipeline.to_owned(), self.path);
         match self.difference {
-            Difference::Size(found) => AssetError::Size { pipeline, path, wanted: file.size_bytes, found },
-            Difference::Checksum(found) => AssetError::Checksum { pipeline, path, wanted: file.sha256.clone(), found },
+            Difference::Size(found) => AssetError::Size { pipeline, path, wanted: file.size_bytes, found, remedy },
+            Difference::Checksum(found) => {
+                AssetError::Checksum { pipeline, path, wanted: file.sha256.clone(), found, remedy }
+            }
         }
     }
 }
@@ -434,7 +490,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, AssetError> {
 
 #[cfg(test)]
 mod tests {
-    use shared::catalogue::Catalogue;
+    use shared::catalogue::{Catalogue, Import};
 
     use super::*;
 
@@ -486,6 +542,12 @@ mod tests {
         std::fs::write(deep.join("x.onnx"), b"badness").unwrap();
         let wrong = assets.weights(pipeline, &file).await.unwrap_err().to_string();
         assert!(wrong.contains("a/b/x.onnx") && wrong.contains(&file.sha256), "{wrong}");
+        let imported = ModelFile { import: Some(Import::Dlib), ..tiny_file(b"imported") };
+        for allow_download in [false, true] {
+            let assets = Assets { allow_download, ..assets.clone() };
+            let missing = assets.weights(pipeline, &imported).await.unwrap_err().to_string();
+            assert!(missing.contains("models import dlib") && !missing.contains("models pull"), "{missing}");
+        }
     }
 
     #[tokio::test]
@@ -555,6 +617,24 @@ mod tests {
         for (file, path) in [(&namesake, beside), (&file, own)] {
             assert_eq!(assets.weights(pipeline, file).await.unwrap(), path);
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_made_here_is_kept_where_it_is_the_right_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = assets(folder.path());
+        let file = tiny_file(b"weights");
+        for other in [&b"other"[..], b"badness"] {
+            let refused = assets.keep(&file, other).await.unwrap_err().to_string();
+            assert!(refused.contains("the catalogue says"), "{refused}");
+        }
+        let models = folder.path().join("cache/models");
+        assert_eq!(std::fs::read_dir(&models).unwrap().count(), 0);
+        let own = models.join(&file.sha256).join("x.onnx");
+        for _ in 0..2 {
+            assert_eq!(assets.keep(&file, b"weights").await.unwrap(), own);
+        }
+        assert_eq!(assets.present(&file).await.unwrap(), Some(own));
     }
 
     #[tokio::test]

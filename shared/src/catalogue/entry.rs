@@ -96,6 +96,7 @@ impl Pipeline {
                     name: String::new(),
                     size_bytes: 0,
                     urls: Vec::new(),
+                    import: None,
                     licence: String::new(),
                     allowed_use: super::AllowedUse::Permissive,
                     sha256: std::mem::take(&mut file.sha256),

@@ -49,6 +49,9 @@ pub struct LandmarkModel {
     pub file: ModelFile,
     /// What a network is shown; not of a shape predictor, which looks at the picture itself.
     pub input: Option<LandmarkInput>,
+    /// For a shape predictor that was trained on other boxes than the detector's: the side of the square, around the middle of
+    /// the detector's box, that takes its place, in widths of the box.
+    pub square: Option<f32>,
 }
 
 /// `[landmarks.input]`: the face's box, its longer side scaled to the input's, in the middle of black.
@@ -92,6 +95,13 @@ impl LandmarkModel {
                 Err("landmarks.scheme must be dlib-5 or ibug-68 for the family shape-predictor".to_owned())
             }
             (LandmarkFamily::ShapePredictor, None) => Ok(()),
+        }?;
+        match (self.square, self.family) {
+            (Some(_), LandmarkFamily::Network) => Err("landmarks.square must be left out for the family network".to_owned()),
+            (Some(side), _) if !(0.25..=4.0).contains(&side) => {
+                Err("landmarks.square must lie between 0.25 and 4 widths of a face's box".to_owned())
+            }
+            _ => Ok(()),
         }
     }
 }

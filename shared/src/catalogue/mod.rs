@@ -35,14 +35,14 @@ pub use recognizer::{Layout, Recognizer};
 pub use requires::{CpuFeature, any_of};
 pub use second_stage::{PairInput, PairTensors, SecondStage, SecondStageKind};
 pub use templates::{Template, templates};
-pub use weights::{AllowedUse, ModelFile};
+pub use weights::{AllowedUse, Import, ModelFile};
 
 /// Changes whenever the same detector file would see a picture otherwise (sizes, padding, resampling), so that places
 /// stored under another policy are not taken for this one's.
 const INPUT_POLICY: u32 = 2;
 
 /// The entries that come with face-id.
-const BUILT_IN: [(&str, &str); 11] = [
+const BUILT_IN: [(&str, &str); 14] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
     ("yunet-mobilefacenet-int8.toml", include_str!("../../../models/yunet-mobilefacenet-int8.toml")),
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
@@ -54,6 +54,9 @@ const BUILT_IN: [(&str, &str); 11] = [
     ("mtcnn-mobilefacenet-112x96.toml", include_str!("../../../models/mtcnn-mobilefacenet-112x96.toml")),
     ("mtcnn-dlib-densenet.toml", include_str!("../../../models/mtcnn-dlib-densenet.toml")),
     ("mtcnn-dlib-densenet-std.toml", include_str!("../../../models/mtcnn-dlib-densenet-std.toml")),
+    ("dlib.toml", include_str!("../../../models/dlib.toml")),
+    ("dlib-68.toml", include_str!("../../../models/dlib-68.toml")),
+    ("yunet-dlib-resnet.toml", include_str!("../../../models/yunet-dlib-resnet.toml")),
 ];
 
 /// All known pipelines by name.
@@ -266,7 +269,9 @@ impl Pipeline {
         let stages = detector.stages.iter().map(|stage| stage.sha256[..12].to_owned());
         let min_face = detector.min_face.map(|side| format!("f{side}"));
         let landmarks = self.landmarks.as_ref().map(|model| format!("{}-{}", model.scheme, &model.file.sha256[..12]));
-        std::iter::once(first).chain(stages).chain(min_face).chain(landmarks).collect::<Vec<_>>().join("-")
+        let square = self.landmarks.as_ref().and_then(|model| model.square).map(|side| format!("s{side}"));
+        let parts = stages.chain(min_face).chain(landmarks).chain(square);
+        std::iter::once(first).chain(parts).collect::<Vec<_>>().join("-")
     }
 
     /// Which points its faces have; none where neither the detector nor another model places any.

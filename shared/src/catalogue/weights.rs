@@ -33,11 +33,21 @@ pub struct ModelFile {
     /// Where it can be fetched, tried in turn; may be empty.
     #[serde(default)]
     pub urls: Vec<String>,
+    /// What makes it out of others' files, where it can be fetched nowhere as it is.
+    pub import: Option<Import>,
     /// The licence of the weights, and what is to be known of their training.
     pub licence: String,
     /// What the licence allows.
     #[serde(rename = "use")]
     pub allowed_use: AllowedUse,
+}
+
+/// What `face-id models import` makes files of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Import {
+    /// dlib's models, out of the Python package `face_recognition_models`.
+    Dlib,
 }
 
 /// What a licence allows.
@@ -69,6 +79,14 @@ impl ModelFile {
             return Err(format!("a file name must have at most {LONGEST_FILE_NAME} bytes and no control characters"));
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Import {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dlib => "dlib",
+        })
     }
 }
 

@@ -31,6 +31,7 @@ pub use self::session::SessionError;
 use self::session::{Model, Wanted};
 use crate::assets::{AssetError, Assets};
 use crate::cores::{BrokenOff, Cores};
+use crate::vision::shape_predictor::{ShapePredictor, ShapePredictorError};
 use crate::vision::tensor::Tensor;
 use crate::vision::{Picture, detect, mtcnn, recognize, ultraface};
 
@@ -86,10 +87,17 @@ struct Loaded {
     pipeline: Pipeline,
     /// One, or each stage of a cascade.
     detector: Vec<Runner>,
-    /// What places points, where that is a network of its own.
-    landmarks: Option<Runner>,
+    /// What places points, where that is a model of its own.
+    landmarks: Option<Placer>,
     recognizer: Runner,
     second: Option<SecondModel>,
+}
+
+/// What places points on a face.
+#[derive(Debug)]
+enum Placer {
+    Network(Runner),
+    Trees(ShapePredictor),
 }
 
 /// Who runs a model's sessions.
@@ -151,6 +159,15 @@ pub enum EngineError {
     /// ONNX Runtime or a model does not load.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// A file holds no shape predictor.
+    #[error("load the shape predictor {file}; check that the file is whole with `face-id models verify`")]
+    ShapePredictor {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: ShapePredictorError,
+    },
     /// No thread could be started.
     #[error("start a thread for a model")]
     Thread(#[from] std::io::Error),
@@ -334,7 +351,10 @@ fn load(
     let stages = std::iter::once(&detector.file).chain(&detector.stages).zip(detector_stages(detector));
     let stages = stages.map(|(file, wanted)| start("detector", file, &wanted)).collect::<Result<Vec<_>, _>>()?;
     let landmarks = match &pipeline.landmarks {
-        Some(model) => landmark_network(model).map(|wanted| start("landmarks", &model.file, &wanted)).transpose()?,
+        Some(model) => Some(match landmark_network(model) {
+            Some(wanted) => Placer::Network(start("landmarks", &model.file, &wanted)?),
+            None => Placer::Trees(shape_predictor(model, path(&model.file))?),
+        }),
         None => None,
     };
     let [_, first, second, third] = recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size());
@@ -364,6 +384,15 @@ fn detector_stages(detector: &Detector) -> Vec<Wanted> {
             vec![free(2), Wanted::Fixed { input: refine, outputs: 2 }, Wanted::Fixed { input: output, outputs: 3 }]
         }
     }
+}
+
+/// The trees of a file whose checksum is known to be right.
+fn shape_predictor(model: &LandmarkModel, file: PathBuf) -> Result<ShapePredictor, EngineError> {
+    let read = std::fs::read(&file);
+    let bytes = read.map_err(|source| AssetError::Io { action: "read", path: file.clone(), source })?;
+    let points = model.scheme.points();
+    let predictor = ShapePredictor::read(&bytes).and_then(|predictor| predictor.placing(points));
+    predictor.map_err(|source| EngineError::ShapePredictor { file, source })
 }
 
 /// What the file of a landmark model has to be, where ONNX Runtime runs it.

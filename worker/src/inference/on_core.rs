@@ -4,7 +4,8 @@ use futures_util::future::try_join_all;
 use shared::catalogue::Pipeline;
 use shared::job::Lane;
 
-use super::{Engine, InferenceError, Network, Runner};
+use super::{Engine, InferenceError, Network, Placer, Runner};
+use crate::vision::shape_predictor::ShapePredictor;
 use crate::vision::tensor::Tensor;
 
 /// A core under work of [`Engine::on_core`]. Each step and each run of a model gives way to others afterwards.
@@ -45,10 +46,18 @@ impl OnCore {
 
     /// Runs the landmark network on one face, `[1, 3, side, side]`; its answer is x and y of each point.
     pub async fn place(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
-        let Some(runner) = &self.engine.loaded.landmarks else { return Err(InferenceError::NoModel) };
+        let Some(Placer::Network(runner)) = &self.engine.loaded.landmarks else { return Err(InferenceError::NoModel) };
         let outputs = runner.run(input).await;
         self.give_way().await;
         Ok(outputs?.swap_remove(0).data)
+    }
+
+    /// The trees that place points, which is a step's work.
+    pub fn shape_predictor(&self) -> Result<&ShapePredictor, InferenceError> {
+        match &self.engine.loaded.landmarks {
+            Some(Placer::Trees(predictor)) => Ok(predictor),
+            _ => Err(InferenceError::NoModel),
+        }
     }
 
     /// As [`Engine::embed`].

@@ -22,6 +22,7 @@ pub mod quality;
 pub mod recognize;
 mod resize;
 mod scrfd;
+pub mod shape_predictor;
 pub mod spoof;
 pub mod tensor;
 pub mod test_crop;
@@ -84,6 +85,12 @@ impl BoundingBox {
     /// The middle as `[x, y]`.
     pub fn center(&self) -> [f32; 2] {
         [self.x + self.width / 2.0, self.y + self.height / 2.0]
+    }
+
+    /// The square with that side and the same middle.
+    pub(crate) fn squared(&self, side: f32) -> Self {
+        let [x, y] = self.center();
+        Self { x: x - side / 2.0, y: y - side / 2.0, width: side, height: side }
     }
 
     /// The shorter of width and height.
