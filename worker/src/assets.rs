@@ -55,7 +55,7 @@ impl Assets {
 pub enum AssetError {
     /// It is nowhere.
     #[error(
-        "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{beside}{downloads}. Put the file below \
+        "the weights {file} of pipeline {pipeline} were not found; looked in {looked}{downloads}. Put the file below \
          FACE_ID_ASSETS_DIR/models, or run {remedy} where there is a network"
     )]
     Missing {
@@ -63,14 +63,12 @@ pub enum AssetError {
         pipeline: String,
         /// Its name.
         file: String,
-        /// Every place that was looked at.
+        /// Every place that was looked at, and which other file has its name there.
         looked: String,
-        /// Which other file has its name.
-        beside: String,
         /// What became of downloads.
         downloads: String,
         /// The command that brings it here.
-        remedy: String,
+        remedy: Box<str>,
     },
     /// It is there, but not the right one.
     #[error(
@@ -87,7 +85,7 @@ pub enum AssetError {
         /// What it is.
         found: String,
         /// The command that brings the right one here.
-        remedy: String,
+        remedy: Box<str>,
     },
     /// It is there, but not as long.
     #[error(
@@ -104,7 +102,7 @@ pub enum AssetError {
         /// What it has.
         found: u64,
         /// The command that brings the right one here.
-        remedy: String,
+        remedy: Box<str>,
     },
     /// The search for a file broke off.
     #[error("the search for weights broke off")]
@@ -197,11 +195,11 @@ impl Assets {
     }
 
     fn missing(&self, pipeline: &str, file: &ModelFile, downloads: String, namesake: Option<&Namesake>) -> AssetError {
+        let places = self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and ");
         AssetError::Missing {
             pipeline: pipeline.to_owned(),
             file: file.name.clone(),
-            looked: self.places().iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and "),
-            beside: namesake.map_or_else(String::new, |namesake| format!("; {}", namesake.told(file))),
+            looked: places + &namesake.map_or_else(String::new, |namesake| format!("; {}", namesake.told(file))),
             downloads,
             remedy: remedy(pipeline, file),
         }
@@ -358,11 +356,12 @@ async fn check_written(path: &Path, file: &ModelFile) -> Result<(), WriteError> 
 }
 
 /// The command that brings weights here, in words.
-fn remedy(pipeline: &str, file: &ModelFile) -> String {
-    match file.import {
+fn remedy(pipeline: &str, file: &ModelFile) -> Box<str> {
+    let remedy = match file.import {
         Some(import) => format!("`face-id models import {import}`"),
-        None => format!("`face-id models pull` with {}, or with its entry's file,", pipeline),
-    }
+        None => format!("`face-id models pull` with {pipeline}, or with its entry's file,"),
+    };
+    remedy.into()
 }
 
 /// What lies under a name.

@@ -435,23 +435,7 @@ async fn accept(
     check_endpoints(state, collection.id, "#/webhook_endpoint_ids", checked.webhook_endpoints.as_deref()).await?;
     check_runnable(state, &collection.pipeline).await?;
     let admission = state.backlog.admit(&collection.pipeline, checked.kind.lane())?;
-    let mut inline_uploads: Vec<NewUpload> = Vec::new();
-    let mut images = Vec::new();
-    for picture in checked.pictures {
-        images.push(match picture {
-            Picture::There(image) => image,
-            Picture::Inline(picture) => {
-                let stored = picture.store(state, collection.id, true).await?;
-                let image = ImageRef::Upload(UploadedImage {
-                    upload_id: stored.id,
-                    object_key: stored.object_key.clone(),
-                    sha256: stored.sha256.clone(),
-                });
-                inline_uploads.push(stored);
-                image
-            }
-        });
-    }
+    let (images, inline_uploads) = stored(state, collection, checked.pictures).await?;
     let args = args(images);
     let keys: Vec<String> = inline_uploads.iter().map(|u| u.object_key.clone()).collect();
     let new = NewJob {
@@ -482,6 +466,31 @@ async fn accept(
         }
         repeated => again(state, grant, repeated).await,
     }
+}
+
+/// The pictures as a job names them, and those that came within the request, which are stored now.
+async fn stored(
+    state: &AppState,
+    collection: &collection::Model,
+    pictures: Vec<Picture>,
+) -> ApiResult<(Vec<ImageRef>, Vec<NewUpload>)> {
+    let (mut images, mut inline_uploads) = (Vec::new(), Vec::new());
+    for picture in pictures {
+        images.push(match picture {
+            Picture::There(image) => image,
+            Picture::Inline(picture) => {
+                let stored = picture.store(state, collection.id, true).await?;
+                let image = ImageRef::Upload(UploadedImage {
+                    upload_id: stored.id,
+                    object_key: stored.object_key.clone(),
+                    sha256: stored.sha256.clone(),
+                });
+                inline_uploads.push(stored);
+                image
+            }
+        });
+    }
+    Ok((images, inline_uploads))
 }
 
 fn promised(

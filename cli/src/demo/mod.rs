@@ -44,7 +44,9 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
         (None, None) => match Photos::samples(config).await {
             Ok(photos) => photos,
             Err(why) if config.models.allow_download => {
-                say(&format!("{why:#}.\nIn their place, pictures of the Python package scikit-image are taken from PyPI."));
+                say(&format!(
+                    "{why:#}.\nIn their place, pictures of the Python package scikit-image are taken from PyPI."
+                ));
                 Photos::of_package(config, folder.path()).await?
             }
             Err(why) => return Err(why),

@@ -133,7 +133,6 @@ fn variants(photo: &RgbImage) -> [(&'static str, RgbImage); 4] {
 }
 
 /// Turned by these degrees around its middle; black where it shows nothing.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded, and looked at first")]
 fn turned(photo: &RgbImage, degrees: f32) -> RgbImage {
     let (width, height) = photo.dimensions();
     let (sin, cos) = degrees.to_radians().sin_cos();
@@ -154,12 +153,16 @@ mod tests {
 
     #[test]
     fn variants_are_other_pictures_of_the_same() {
-        let photo = RgbImage::from_fn(80, 60, |x, y| Rgb([if x < 40 { 200 } else { 100 }, if y < 30 { 50 } else { 250 }, 9]));
+        let photo =
+            RgbImage::from_fn(80, 60, |x, y| Rgb([if x < 40 { 200 } else { 100 }, if y < 30 { 50 } else { 250 }, 9]));
         let [mirrored, dimmed, turned, nearer] = variants(&photo).map(|(_, picture)| picture);
         assert_eq!((mirrored[(0, 0)], mirrored[(79, 0)]), (Rgb([100, 50, 9]), Rgb([200, 50, 9])));
         assert_eq!(dimmed[(0, 59)], Rgb([100, 125, 4]));
         assert_eq!((turned[(0, 0)], turned[(30, 15)]), (Rgb([0; 3]), Rgb([200, 50, 9])));
         // The upper half from an eighth to five eighths, at twice the size.
-        assert_eq!((nearer.dimensions(), nearer[(50, 10)], nearer[(70, 10)]), ((80, 60), Rgb([200, 50, 9]), Rgb([100, 50, 9])));
+        assert_eq!(
+            (nearer.dimensions(), nearer[(50, 10)], nearer[(70, 10)]),
+            ((80, 60), Rgb([200, 50, 9]), Rgb([100, 50, 9]))
+        );
     }
 }

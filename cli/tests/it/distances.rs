@@ -139,7 +139,10 @@ async fn thresholds_are_distances(site: Site) {
     };
     assert_eq!(store(PIPELINE).await.0, StatusCode::CREATED);
     let (status, problem) = store("yunet-sface").await;
-    assert_eq!((status, &problem["errors"][0]["pointer"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/points/0/cosine")));
+    assert_eq!(
+        (status, &problem["errors"][0]["pointer"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("#/points/0/cosine"))
+    );
     server.stop().await;
 }
 

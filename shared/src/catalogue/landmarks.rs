@@ -97,7 +97,9 @@ impl LandmarkModel {
             (LandmarkFamily::ShapePredictor, None) => Ok(()),
         }?;
         match (self.square, self.family) {
-            (Some(_), LandmarkFamily::Network) => Err("landmarks.square must be left out for the family network".to_owned()),
+            (Some(_), LandmarkFamily::Network) => {
+                Err("landmarks.square must be left out for the family network".to_owned())
+            }
             (Some(side), _) if !(0.25..=4.0).contains(&side) => {
                 Err("landmarks.square must lie between 0.25 and 4 widths of a face's box".to_owned())
             }

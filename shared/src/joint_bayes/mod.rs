@@ -93,7 +93,7 @@ impl JointBayes {
     /// positive definite.
     ///
     /// With S the sum of both, the covariance of a pair of one person's pictures has the blocks S and `S_mu`. Its inverse has F + G
-    /// and G, which follow from those of S_eps + 2 `S_mu` (the pair's sum) and `S_eps` (its difference).
+    /// and G, which follow from those of `S_eps` + 2 `S_mu` (the pair's sum) and `S_eps` (its difference).
     pub fn of(covariances: &Covariances) -> Option<Self> {
         let Covariances { mean, between, within } = covariances;
         let (of_sum, _) = within.clone().plus(2.0, between).inverted()?;

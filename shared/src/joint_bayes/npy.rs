@@ -1,4 +1,4 @@
-//! A model from a pair of NumPy files, as other programs keep A and G (format 1.0 and 2.0 of `numpy.lib.format`).
+//! A model from a pair of `NumPy` files, as other programs keep A and G (format 1.0 and 2.0 of `numpy.lib.format`).
 
 use super::{JointBayes, MAX_DIMENSION, Matrix, ModelError};
 

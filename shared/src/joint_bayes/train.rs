@@ -190,7 +190,7 @@ mod tests {
         };
         let vector =
             |person, picture| Embedding::as_given((0..3).map(|at| number(person, picture, at)).collect()).unwrap();
-        (0..12).map(|person| (0..1 + person % 4).map(|picture| vector(person, picture)).collect()).collect()
+        (0..12).map(|person| (0..=person % 4).map(|picture| vector(person, picture)).collect()).collect()
     }
 
     fn assert_near(found: &[f64], wanted: &[f64]) {
@@ -238,7 +238,7 @@ mod tests {
         let mut normal = Normal(7);
         let mut person = |n: usize| {
             let own = normal.vector(&BETWEEN_ROOT);
-            (0..1 + n % 6)
+            (0..=n % 6)
                 .map(|_| {
                     let apart = normal.vector(&WITHIN_ROOT);
                     #[expect(clippy::cast_possible_truncation, reason = "vectors are f32")]

@@ -131,7 +131,9 @@ fn mean<'a>(vectors: impl Iterator<Item = &'a Embedding>, metric: Metric) -> Opt
     match metric {
         Metric::Cosine => Embedding::normalised(sum).ok(),
         Metric::Euclidean => {
-            sum.iter_mut().for_each(|sum| *sum /= count);
+            for sum in &mut sum {
+                *sum /= count;
+            }
             Embedding::as_given(sum).ok()
         }
     }

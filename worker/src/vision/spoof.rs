@@ -56,6 +56,7 @@ pub fn live(network: &SpoofNetwork, answer: &[f32]) -> Option<f32> {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "small whole numbers, exact in f32")]
 mod tests {
     use shared::catalogue::AntiSpoofing;
 

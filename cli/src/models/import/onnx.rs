@@ -51,11 +51,15 @@ impl Graph {
     /// A node whose output has its name.
     pub(super) fn node(&mut self, name: &str, operator: &str, inputs: &[&str], attributes: &[Attribute<'_>]) {
         let mut node = Message::default();
-        inputs.iter().for_each(|input| node.text(1, input));
+        for input in inputs {
+            node.text(1, input);
+        }
         node.text(2, name);
         node.text(3, name);
         node.text(4, operator);
-        attributes.iter().for_each(|attribute| node.message(5, &attribute.message()));
+        for attribute in attributes {
+            node.message(5, &attribute.message());
+        }
         self.nodes.push(node);
     }
 
@@ -100,7 +104,9 @@ impl Attribute<'_> {
 
 fn tensor(name: &str, shape: &[usize], data_type: u64, bytes: &[u8]) -> Message {
     let mut tensor = Message::default();
-    shape.iter().for_each(|side| tensor.integer(1, *side as u64));
+    for side in shape {
+        tensor.integer(1, *side as u64);
+    }
     tensor.integer(2, data_type);
     tensor.text(8, name);
     tensor.bytes(9, bytes);

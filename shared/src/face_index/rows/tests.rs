@@ -156,6 +156,7 @@ proptest! {
             let found = rows.best(kernel, &queries, k).unwrap();
             prop_assert_eq!(&found, &plain, "{:?}", kernel);
             for (query, hits) in queries.iter().zip(&found) {
+                #[expect(clippy::cast_possible_truncation, reason = "compared within a bound")]
                 let exact = scan(&faces, |vector| plain_score(query, vector, metric) as f32, k);
                 for (hit, exact) in hits.iter().zip(&exact) {
                     let near = 1e-5 * (1.0 - exact.score).max(1.0);

@@ -21,7 +21,9 @@ const MOST: Header = Header { points: 1024, stages: 256, trees: 8192, splits: 10
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShapePredictorError {
     /// It begins otherwise.
-    #[error("it is no file of regression trees of a version that can be read here; run `face-id models import dlib` again")]
+    #[error(
+        "it is no file of regression trees of a version that can be read here; run `face-id models import dlib` again"
+    )]
     Form,
     /// A count is 0 or far beyond any known.
     #[error("its header says that it has {count} {what}")]
@@ -146,8 +148,11 @@ impl ShapePredictor {
     pub fn to_bytes(&self) -> Vec<u8> {
         let counts = self.header().counts().map(|(_, count)| count);
         let mut bytes = MAGIC.to_vec();
-        counts.iter().for_each(|count| bytes.extend(count.to_le_bytes()));
-        let put = |bytes: &mut Vec<u8>, pair: &[f32; 2]| pair.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+        for count in counts {
+            bytes.extend(count.to_le_bytes());
+        }
+        let put =
+            |bytes: &mut Vec<u8>, pair: &[f32; 2]| pair.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
         self.shape.iter().for_each(|point| put(&mut bytes, point));
         for stage in &self.stages {
             stage.pixels.iter().for_each(|pixel| bytes.extend(pixel.anchor.to_le_bytes()));
@@ -188,7 +193,9 @@ impl ShapePredictor {
         if !(header.splits + 1).is_power_of_two() {
             return refuse("its trees are no full binary trees");
         }
-        if self.shape.iter().any(|point| !is_finite(point)) || self.shape.iter().all(|point| *point == self.shape[0]) {
+        if self.shape.iter().any(|point| !is_finite(*point))
+            || self.shape.iter().all(|point| same(*point, self.shape[0]))
+        {
             return refuse("its mean shape has numbers that are not finite, or lies on one point");
         }
         for stage in &self.stages {
@@ -196,7 +203,7 @@ impl ShapePredictor {
             if [trees, pixels] != [header.trees, header.pixels].map(u64::from) {
                 return refuse("its stages are not as large as each other");
             }
-            if stage.pixels.iter().any(|p| usize::from(p.anchor) >= self.shape.len() || !is_finite(&p.offset)) {
+            if stage.pixels.iter().any(|p| usize::from(p.anchor) >= self.shape.len() || !is_finite(p.offset)) {
                 return refuse("a pixel of it goes along with a point that is not there, or lies nowhere");
             }
             stage.trees.iter().try_for_each(|tree| self.check_tree(tree, &header))?;
@@ -214,13 +221,18 @@ impl ShapePredictor {
         if !tree.splits.iter().all(|s| s.threshold.is_finite() && s.pixels.iter().all(is_known)) {
             return refuse("a tree of it asks for a pixel that is not there, or has a threshold that is not finite");
         }
-        if !tree.moves.iter().all(is_finite) {
+        if !tree.moves.iter().copied().all(is_finite) {
             return refuse("a tree of it moves a point by what is not finite");
         }
         Ok(())
     }
 }
 
-fn is_finite(pair: &[f32; 2]) -> bool {
+/// Whether two points are one, to the bit.
+fn same(one: [f32; 2], other: [f32; 2]) -> bool {
+    one.map(f32::to_bits) == other.map(f32::to_bits)
+}
+
+fn is_finite(pair: [f32; 2]) -> bool {
     pair.iter().all(|number| number.is_finite())
 }

@@ -170,4 +170,5 @@ fn brightness(picture: &Picture, at: [f64; 2]) -> f32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "small whole numbers, exact in f32")]
 mod tests;

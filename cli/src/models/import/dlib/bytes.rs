@@ -170,6 +170,7 @@ impl Tensor {
 }
 
 #[cfg(test)]
+#[expect(clippy::float_cmp, reason = "read to the bit")]
 mod tests {
     use super::*;
 

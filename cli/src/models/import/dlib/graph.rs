@@ -105,7 +105,12 @@ impl Builder {
         window: &Window,
         name: Option<&str>,
     ) -> anyhow::Result<()> {
-        ensure!(filters.shape[1] == self.flow.channels, "a filter of {} channels is given {}", filters.shape[1], self.flow.channels);
+        ensure!(
+            filters.shape[1] == self.flow.channels,
+            "a filter of {} channels is given {}",
+            filters.shape[1],
+            self.flow.channels
+        );
         let name = name.map_or_else(|| self.next_name("Conv"), str::to_owned);
         let (filter, bias) = (format!("{name}_filters"), format!("{name}_biases"));
         self.graph.floats(&filter, &filters.shape, &filters.numbers);

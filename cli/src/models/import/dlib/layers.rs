@@ -29,7 +29,11 @@ pub(super) struct Network {
 /// A layer, with what folds into it.
 #[derive(Debug, PartialEq)]
 pub(super) enum Layer {
-    Convolution { filters: Tensor, biases: Vec<f32>, window: Window },
+    Convolution {
+        filters: Tensor,
+        biases: Vec<f32>,
+        window: Window,
+    },
     Relu,
     MaxPool(Window),
     AveragePool(Window),
@@ -108,7 +112,9 @@ fn fold(scale: &[[f64; 2]], filters: &mut Tensor, biases: &mut [f32]) -> anyhow:
     ensure!(scale.len() == biases.len(), "a scale of {} channels follows {}", scale.len(), biases.len());
     for (([factor, addend], bias), filter) in scale.iter().zip(biases).zip(filters.numbers.chunks_exact_mut(of_one)) {
         *bias = (f64::from(*bias) * factor + addend) as f32;
-        filter.iter_mut().for_each(|number| *number = (f64::from(*number) * factor) as f32);
+        for number in filter {
+            *number = (f64::from(*number) * factor) as f32;
+        }
     }
     Ok(())
 }
@@ -222,11 +228,7 @@ fn affine(reader: &mut Reader<'_>) -> anyhow::Result<Held> {
     Ok(Held::Scale(pairs.collect()))
 }
 
-fn factors_and_addends(
-    weights: Tensor,
-    shape: [usize; 4],
-    other: [usize; 4],
-) -> anyhow::Result<(Vec<f32>, Vec<f32>)> {
+fn factors_and_addends(weights: Tensor, shape: [usize; 4], other: [usize; 4]) -> anyhow::Result<(Vec<f32>, Vec<f32>)> {
     ensure!(shape == [1, shape[1], 1, 1] && shape == other, "it has no factor and addend for each channel");
     let (factors, addends) = weights.split(shape)?;
     ensure!(addends.len() == shape[1], "it has no addend for each channel");
@@ -246,7 +248,8 @@ fn normalisation(reader: &mut Reader<'_>) -> anyhow::Result<Held> {
     let [.., means, variances] = statistics.as_slice() else { bail!("it has no statistics") };
     ensure!(means.shape == shape && variances.shape == shape, "it has no mean and variance for each channel");
     let mut scale = Vec::with_capacity(factors.len());
-    for (((factor, addend), mean), variance) in factors.iter().zip(&addends).zip(&means.numbers).zip(&variances.numbers) {
+    for (((factor, addend), mean), variance) in factors.iter().zip(&addends).zip(&means.numbers).zip(&variances.numbers)
+    {
         let spread = (f64::from(*variance) + least).sqrt();
         ensure!(spread > 0.0, "a channel has a variance that is not above 0");
         let factor = f64::from(*factor) / spread;
@@ -316,8 +319,13 @@ mod tests {
 
     fn scale() -> Vec<u8> {
         let shape = [1, 1, 2, 1, 1];
-        [text("affine_"), tensor([4, 1, 1, 1], &[2.0, -1.0, 10.0, 20.0]), integers(&[shape, shape].concat()), integer(0)]
-            .concat()
+        [
+            text("affine_"),
+            tensor([4, 1, 1, 1], &[2.0, -1.0, 10.0, 20.0]),
+            integers(&[shape, shape].concat()),
+            integer(0),
+        ]
+        .concat()
     }
 
     fn pool(name: &str, window: [i64; 6]) -> Vec<u8> {
@@ -344,11 +352,7 @@ mod tests {
         let window = Window { sides: [1, 1], strides: [1, 1], padding: [0, 0] };
         let numbers = vec![2.0, 4.0, 6.0, -4.0, -5.0, -6.0];
         let wanted = [
-            Layer::Convolution {
-                filters: Tensor { shape: [2, 3, 1, 1], numbers },
-                biases: vec![11.0, 19.75],
-                window,
-            },
+            Layer::Convolution { filters: Tensor { shape: [2, 3, 1, 1], numbers }, biases: vec![11.0, 19.75], window },
             Layer::Keep,
             Layer::Relu,
             Layer::Swap,
@@ -365,7 +369,8 @@ mod tests {
             assert!(Network::read(&bytes[..length]).is_err(), "{length}");
         }
         assert!(Network::read(&[&bytes[..], &[0]].concat()).is_err());
-        let refused = |layers: &[i64], rest: Vec<u8>| format!("{:#}", Network::read(&[head(layers), rest].concat()).unwrap_err());
+        let refused =
+            |layers: &[i64], rest: Vec<u8>| format!("{:#}", Network::read(&[head(layers), rest].concat()).unwrap_err());
         assert!(refused(&[3], layer(text("htan_"))).contains("htan_"));
         let first = [layer(scale()), integer(1)].concat();
         assert!(refused(&[3], first).contains("follows no convolution"));

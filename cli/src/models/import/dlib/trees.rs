@@ -31,9 +31,8 @@ fn read_from(reader: &mut Reader<'_>) -> anyhow::Result<ShapePredictor> {
 }
 
 fn tree(reader: &mut Reader<'_>, points: usize) -> anyhow::Result<Tree> {
-    let split = |reader: &mut Reader<'_>| {
-        Ok(Split { pixels: [index(reader)?, index(reader)?], threshold: reader.float()? })
-    };
+    let split =
+        |reader: &mut Reader<'_>| Ok(Split { pixels: [index(reader)?, index(reader)?], threshold: reader.float()? });
     let splits = reader.list("splits", split)?;
     let leaves = reader.list("leaves", pairs)?;
     ensure!(leaves.len() == splits.len() + 1, "a tree has other than one leaf more than splits");
