@@ -111,56 +111,60 @@ async fn what_is_imported_answers_as_dlib_does() {
         let pipeline = catalogue.pipeline(name).unwrap();
         Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await.unwrap()
     };
-    let engine = load("dlib").await;
+    let [engine, by_68] = [load("dlib").await, load("dlib-68").await];
 
+    let at = |name: &str| folder.path().join(name);
     let photo = dlib.join("skimage/data/astronaut.png");
     let shown = image::open(&photo).unwrap().into_rgb8();
-    let large = folder.path().join("large.png");
-    image::imageops::resize(&shown, 800, 800, image::imageops::FilterType::Triangle).save(&large).unwrap();
-    let chips: Vec<Picture> = (1..=3).map(|seed| test_crop(seed, 150, 150)).collect();
+    let sized = |side| image::imageops::resize(&shown, side, side, image::imageops::FilterType::Triangle);
+    sized(800).save(at("large.png")).unwrap();
     // The face is 80 pixels wide, with room around it for all that the network looks at.
-    let framed = folder.path().join("framed.png");
-    let framed_face = image::imageops::resize(&shown, 430, 430, image::imageops::FilterType::Triangle);
-    framed_in_black(&framed_face).save(&framed).unwrap();
-    let photos = [photo, large];
-    let mut pictures = [&photos[..], &[framed]].concat();
+    let small = sized(430);
+    framed_in_black(&small).save(at("framed.png")).unwrap();
+    let mut pictures = vec![photo, at("large.png"), at("framed.png")];
+    let chips = [1, 2, 3].map(|seed| test_crop(seed, 150, 150));
     for (n, chip) in chips.iter().enumerate() {
-        let path = folder.path().join(format!("{n}.png"));
+        let path = at(&format!("{n}.png"));
         image::save_buffer(&path, &chip.rgb, chip.width, chip.height, image::ExtendedColorType::Rgb8).unwrap();
         pictures.push(path);
     }
-    let mut described = described_by(&dlib, &pictures).await;
-    let of_chips = described.split_off(photos.len() + 1);
-    for (chip, described) in chips.iter().zip(&of_chips) {
-        let input = recognize::inputs(&engine.pipeline().recognizer, chip).swap_remove(0);
-        let answer = engine.embed(input).await.unwrap();
-        let apart = answer.iter().zip(&described.vector).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
-        assert!(apart < 1e-5, "{apart}");
+    let described = described_by(&dlib, &pictures).await;
+
+    for (chip, described) in chips.iter().zip(&described[3..]) {
+        same_vector(&engine, chip, &described.vector).await;
     }
-    let length = of_chips[0].vector.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
+    let length = described[3].vector.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
     assert!((length - LENGTH).abs() < ROUNDING / 2.0, "{length}");
-    same_scores(&engine, &framed_face, &described.pop().unwrap().faces[0]).await;
-    let predictor = |name: &str| {
-        let file = files(&catalogue)[name].clone();
-        ShapePredictor::read(&std::fs::read(assets.find(&file).unwrap()).unwrap()).unwrap()
-    };
-    let five = predictor("shape_predictor_5_face_landmarks.trees");
-    let sixty_eight = predictor("shape_predictor_68_face_landmarks.trees");
-    let by_68 = load("dlib-68").await;
-    for (path, described) in photos.iter().zip(&described) {
-        assert_eq!(described.faces.len(), 1);
+    same_scores(&engine, &small, &described[2].faces[0]).await;
+    for (path, described) in pictures.iter().zip(&described[..2]) {
         let bytes = std::fs::read(path).unwrap();
-        let picture = decode(bytes.clone(), &LIMITS, u32::MAX).unwrap().overview.picture.clone();
-        let face = &described.faces[0];
-        for (predictor, wanted) in [(&five, &face.five), (&sixty_eight, &face.sixty_eight)] {
-            let placed = predictor.place(&picture, &face.area()).unwrap();
-            // dlib's are whole pixels.
-            let rounded: Vec<_> = placed.iter().map(|point| point.map(|at| (at + 0.5).floor())).collect();
-            let apart = farthest(&rounded, wanted);
-            assert!(apart / face.area().width < 0.01, "{apart}");
-        }
+        let [face] = described.faces.as_slice() else { panic!("dlib found {} faces", described.faces.len()) };
+        same_points(&assets, &bytes, face);
         like_dlib(&engine, bytes.clone(), face, &face.five).await;
         like_dlib(&by_68, bytes, face, &face.sixty_eight).await;
+    }
+}
+
+/// Of one and the same crop.
+async fn same_vector(engine: &Engine, chip: &Picture, wanted: &[f32]) {
+    let input = recognize::inputs(&engine.pipeline().recognizer, chip).swap_remove(0);
+    let answer = engine.embed(input).await.unwrap();
+    let apart = answer.iter().zip(wanted).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+    assert!(apart < 1e-5, "{apart}");
+}
+
+/// In one and the same box.
+fn same_points(assets: &Assets, bytes: &[u8], face: &DescribedFace) {
+    let files = files(&Catalogue::load(None).unwrap());
+    let picture = decode(bytes.to_vec(), &LIMITS, u32::MAX).unwrap().overview.picture.clone();
+    for (points, wanted) in [(5, &face.five), (68, &face.sixty_eight)] {
+        let file = assets.find(&files[&format!("shape_predictor_{points}_face_landmarks.trees")]).unwrap();
+        let predictor = ShapePredictor::read(&std::fs::read(file).unwrap()).unwrap();
+        let placed = predictor.place(&picture, &face.area()).unwrap();
+        // dlib's are whole pixels.
+        let rounded: Vec<_> = placed.iter().map(|point| point.map(|at| (at + 0.5).floor())).collect();
+        let apart = farthest(&rounded, wanted);
+        assert!(apart / face.area().width < 0.01, "{apart}");
     }
 }
 
