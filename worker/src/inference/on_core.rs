@@ -10,7 +10,7 @@ use crate::vision::tensor::Tensor;
 /// A core under work of [`Engine::on_core`]. Each step and each run of a model gives way to others afterwards.
 #[derive(Clone, Debug)]
 pub struct OnCore {
-    engine: Engine,
+    pub(super) engine: Engine,
 }
 
 impl OnCore {

@@ -215,11 +215,10 @@ impl Model {
     /// The same of a model that has several inputs, in the file's order.
     pub(super) fn run_all(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, SessionError> {
         let run = |session: &mut Session| -> Result<Vec<Tensor>, ort::Error> {
-            let value = |input| {
-                let Tensor { shape, data } = input;
-                Ok(TensorRef::from_array_view((shape.clone(), data.as_slice()))?.into())
-            };
-            let values = inputs.iter().map(value).collect::<Result<Vec<SessionInputValue<'_>>, ort::Error>>()?;
+            let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(inputs.len());
+            for Tensor { shape, data } in inputs {
+                values.push(TensorRef::from_array_view((shape.clone(), data.as_slice()))?.into());
+            }
             let outputs = session.run(values.as_slice())?;
             outputs
                 .iter()
