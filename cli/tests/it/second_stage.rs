@@ -175,7 +175,7 @@ async fn rematched(server: &Server, collection: &str) {
 
 async fn crops_are_compared_by_a_network(site: Site) {
     let folder = Folder::make();
-    let stage = "kind = \"pair-network\"\nthreshold = 0.8\ninput = { width = 64, height = 64, channels = \"rgb\", mean = [0.0, 0.0, 0.0], \
+    let stage = "kind = \"pair-network\"\nthreshold = 0.7\ninput = { width = 64, height = 64, channels = \"rgb\", mean = [0.0, 0.0, 0.0], \
                  scale = [1.0, 1.0, 1.0], tensors = \"two\" }";
     folder.add("tiny", stage, "tiny_pair_two.onnx");
     let server = folder.serve(&site).await;

@@ -194,7 +194,7 @@ mod tests {
         let wanted = Matrix::of(2, vec![0.375, -0.25, -0.25, 0.5]).unwrap();
         assert!(apart(&inverse, &wanted) < 1e-15, "{:?}", inverse.numbers());
         assert!((log_determinant - 8.0f64.ln()).abs() < 1e-15);
-        assert!((matrix.between(&[1.0, 2.0], &[3.0, -1.0]) - 10.0).abs() < 1e-15);
+        assert!((matrix.between(&[1.0, 2.0], &[3.0, -1.0]) - 16.0).abs() < 1e-15);
     }
 
     #[test]

@@ -142,16 +142,16 @@ impl Lfw {
     }
 }
 
-/// Learns from people, and shows how.
+/// Learns from people, off the threads that others wait for.
 async fn learnt(people: Vec<Vec<Embedding>>, steps: u16) -> anyhow::Result<Trained> {
     let learn = move || Training::of(&people)?.run(usize::from(steps), LEAST_GAIN);
     Ok(tokio::task::spawn_blocking(learn).await??)
 }
 
 /// As [`shared::joint_bayes::JointBayes::score`], of vectors that it was made for.
+#[expect(clippy::cast_possible_truncation, reason = "a score needs no more than six digits")]
 fn score(trained: &Trained) -> impl Fn(&Embedding, &Embedding) -> f32 {
-    #[expect(clippy::cast_possible_truncation, reason = "a score needs no more than six digits")]
-    |one, other| trained.model.score(one, other).map_or(NO_FACE, |score| score as f32)
+    move |one, other| trained.model.score(one, other).map_or(NO_FACE, |score| score as f32)
 }
 
 /// What was measured. Rates are shares of 0..1.
