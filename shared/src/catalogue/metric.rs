@@ -56,12 +56,19 @@ impl Metric {
     }
 }
 
-impl fmt::Display for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Metric {
+    /// Its name, as entries have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Cosine => "cosine",
             Self::Euclidean => "euclidean",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

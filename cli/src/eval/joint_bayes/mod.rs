@@ -1,4 +1,4 @@
-//! Joint Bayesian on LFW: trained on the people of some folds, and judged beside the plain cosine on the pairs of the others.
+//! Joint Bayesian on LFW: trained on the people of some folds, and judged beside the plain score of the search on the pairs of the others.
 
 pub(crate) mod train;
 
@@ -9,6 +9,7 @@ use std::str::FromStr;
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use shared::catalogue::Metric;
 use shared::config::Config;
 use shared::embedding::Embedding;
 use shared::joint_bayes::{Trained, Training};
@@ -73,6 +74,7 @@ impl Folds {
 struct Lfw {
     pairs: Pairs,
     embeddings: Vec<Option<Embedding>>,
+    metric: Metric,
     folds: Folds,
 }
 
@@ -94,7 +96,8 @@ impl Lfw {
         let (setup, _) = setup(config, model, None).await?;
         let photos: Vec<PathBuf> = pairs.photos.iter().map(|photo| photo.path(images)).collect();
         let embeddings = embed::embed(&setup, &photos).await?.embeddings;
-        Ok((Self { pairs, embeddings, folds }, setup.engine.pipeline().name.clone()))
+        let pipeline = setup.engine.pipeline();
+        Ok((Self { pairs, embeddings, metric: pipeline.recognizer.metric, folds }, pipeline.name.clone()))
     }
 
     /// The vectors of each person of the folds, but not of one who is in a pair of another fold too.
@@ -184,8 +187,9 @@ pub(super) async fn run(config: &Config, args: &JointBayesArgs) -> anyhow::Resul
     let people = lfw.people();
     let (count, pictures) = (people.len(), people.iter().map(Vec::len).sum());
     let trained = learnt(people, args.steps).await?;
-    let methods = [lfw.judged("cosine", Embedding::cosine), lfw.judged("joint-bayesian", score(&trained))];
-    let pairs = lfw.scored(false, Embedding::cosine).len();
+    let search = |one: &Embedding, other: &Embedding| one.score(other, lfw.metric);
+    let methods = [lfw.judged(lfw.metric.as_str(), search), lfw.judged("joint-bayesian", score(&trained))];
+    let pairs = lfw.scored(false, search).len();
     let report = Report { pipeline, people: count, pictures, likelihoods: trained.likelihoods.clone(), pairs, methods };
     println!("{}", report.table());
     if let Some(file) = &args.json {
