@@ -244,7 +244,7 @@ mod tests {
         let pairs = Pairs::parse(text).unwrap();
         let vector = |n: usize| (n != 1).then(|| Embedding::as_given(vec![n as f32 + 1.0, 1.0]).unwrap());
         let embeddings = (0..pairs.photos.len()).map(vector).collect();
-        let lfw = Lfw { pairs, embeddings, folds: Folds { first: 1, last: 1 } };
+        let lfw = Lfw { pairs, embeddings, metric: Metric::Cosine, folds: Folds { first: 1, last: 1 } };
         // Ada has three pictures, on the second of which no face was found; Eve is in both folds.
         assert_eq!(lfw.people().iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
         let judged = lfw.scored(false, |_, _| 0.5);
