@@ -93,7 +93,8 @@ fn the_entries_files_are_what_becomes_of_the_package() {
     });
     let found: Vec<_> = found.collect();
     let wanted = dlib::SOURCES.iter().map(|source| &files[source.becomes]);
-    let wanted: Vec<_> = wanted.zip(&found).map(|(file, found)| (found.0, file.sha256.clone(), file.size_bytes)).collect();
+    let wanted: Vec<_> =
+        wanted.zip(&found).map(|(file, found)| (found.0, file.sha256.clone(), file.size_bytes)).collect();
     assert_eq!(found, wanted);
 }
 
