@@ -3,7 +3,7 @@
 Usage: describe.py PICTURE...
 
 Of each picture: the boxes of the MMOD detector (left, top, right, bottom; the last two are still part of the box) with their
-scores and, for each box, the five points, the 68 points, and the vector by the five points. Of a picture of 150 x 150
+scores and, for each box, the five points, the 68 points, and the vectors by either. Of a picture of 150 x 150
 pixels the vector is taken of all of it instead, as of a face chip.
 """
 
@@ -29,13 +29,14 @@ def main():
         return [[point.x, point.y] for point in shape.parts()]
 
     def face(picture, box, score):
-        by_five = five(picture, box)
+        by_five, by_68 = five(picture, box), sixty_eight(picture, box)
         return {
             "box": [box.left(), box.top(), box.right(), box.bottom()],
             "score": score,
             "five": points(by_five),
-            "sixty_eight": points(sixty_eight(picture, box)),
+            "sixty_eight": points(by_68),
             "vector": list(recognizer.compute_face_descriptor(picture, by_five)),
+            "vector_by_68": list(recognizer.compute_face_descriptor(picture, by_68)),
         }
 
     def described(picture):
