@@ -35,7 +35,8 @@ pub struct FaceView {
     hidden: bool,
     #[serde(rename = "box")]
     face_box: FaceBox,
-    /// Five points in upright pixels: image-left eye, image-right eye, nose, image-left and image-right mouth corner.
+    /// Five points in upright pixels: image-left eye, image-right eye, nose, image-left and image-right mouth corner; of models
+    /// that place other points, an object with their `scheme` (`dlib-5`, `ibug-68`) and `points`.
     landmarks: serde_json::Value,
     /// The detector's, 0 to 1.
     score: f32,

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use shared::catalogue::{Pipeline, Template, templates};
+use shared::catalogue::{Catalogue, Pipeline, Template, templates};
 use shared::digest::sha256_hex;
-use worker::testing::repository;
+use worker::testing::{real_assets, real_data, repository};
 
 use crate::server::{Server, Site, inline, photo, read};
 
@@ -81,6 +81,37 @@ async fn every_template_enrolls_and_tells_people_apart() {
             .run(name, "verify", &json!({ "image": inline(&photo(&[1])), "other": { "image": inline(&photo(&[2])) } }))
             .await;
         assert_ne!(job["result"]["decision"], "match", "{name}: {job}");
+    }
+    server.stop().await;
+}
+
+/// The alignment of 2018: MTCNN finds, 68 points align, and vectors are compared by their distance.
+#[tokio::test]
+async fn mtcnn_and_dlibs_alignment_recognise_people() {
+    let pipeline = Catalogue::load(None).unwrap().pipeline("mtcnn-dlib-densenet").unwrap().clone();
+    let (Some(assets), Some(faces)) = (real_assets(&pipeline), real_data("faces")) else { return };
+    let site = Site::embedded();
+    let assets_dir = assets.assets_dir.unwrap();
+    let variables = [("FACE_ID_ASSETS_DIR", assets_dir.to_str().unwrap()), ("FACE_ID_WORKER__PIPELINES", "")];
+    let server = Server::start_with(&site, &variables).await;
+    // The authors take two faces for one person below a distance of 0.55.
+    let collection = json!({ "name": "c", "pipeline": pipeline.name, "settings": { "match_cosine": 0.45 } });
+    let (status, made) = read(server.request(Method::POST, "/v1/collections").json(&collection)).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let photo = |name: &str| inline(&std::fs::read(faces.join(name)).unwrap());
+    for (name, person) in [("obama.jpg", "obama"), ("biden.jpg", "biden")] {
+        let body = json!({ "image": photo(name), "person": { "external_id": person } });
+        let job = server.run("c", "enroll", &body).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+    }
+    for (name, person) in [("obama2.jpg", Some("obama")), ("biden2.jpg", Some("biden")), ("astronaut.png", None)] {
+        let job = server.run("c", "identify", &json!({ "image": photo(name) })).await;
+        let face = &job["result"]["faces"][0];
+        assert_eq!(face["landmarks"]["scheme"], "ibug-68", "{job}");
+        assert_eq!(face["decision"] == "match", person.is_some(), "{name}: {job}");
+        if let Some(person) = person {
+            assert_eq!(face["matches"][0]["external_id"], person, "{name}: {job}");
+        }
     }
     server.stop().await;
 }

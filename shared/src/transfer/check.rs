@@ -342,12 +342,14 @@ mod tests {
             json!({ "sharpness": null, "score": 0.5, "usable": false, "reasons": ["small"] });
         lines[3]["geometry"]["d"]["landmarks"] = json!([[1.5, 2], [3, 4], [5, 6], [7, 8], [9, 10]]);
         assert!(check(&lines).is_ok(), "{:?}", check(&lines));
+        lines[3]["geometry"]["d"]["landmarks"] = json!({ "scheme": "ibug-68", "points": [[1.5, 2], [3, null]] });
+        assert!(check(&lines).is_ok(), "{:?}", check(&lines));
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         type Change = fn(&mut Vec<serde_json::Value>);
-        let cases: [(Change, &str, u64); 22] = [
+        let cases: [(Change, &str, u64); 24] = [
             (|l| l.clear(), "not_an_export", 0),
             (|l| drop(l.remove(0)), "not_an_export", 0),
             (|l| l[0] = json!({ "type": "face_id_export", "version": 2, "news": true }), "newer_format", 0),
@@ -366,6 +368,8 @@ mod tests {
             (|l| l[3]["geometry"]["d"]["quality"] = json!({ "x": "\0" }), "corrupt_line", 4),
             (|l| l[3]["geometry"]["d"]["quality"] = json!({ "x": { "y": 1 } }), "corrupt_line", 4),
             (|l| l[3]["geometry"]["d"]["landmarks"] = json!([[1, 2], [3]]), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["landmarks"] = json!({ "scheme": "x", "points": [[3]] }), "corrupt_line", 4),
+            (|l| l[3]["geometry"]["d"]["landmarks"] = json!({ "points": [[1, 2]] }), "corrupt_line", 4),
             (|l| l[3]["geometry"]["d"]["landmarks"] = json!(vec![[1, 2]; 1000]), "corrupt_line", 4),
             (|l| l[1]["external_id"] = json!(""), "corrupt_line", 2),
             (|l| l.insert(3, l[2].clone()), "corrupt_line", 4),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// Most points of a face; five are stored.
+/// Most points of a face; five or 68 are stored.
 const MAX_POINTS: usize = 128;
 /// Most figures of a face's quality, and reasons why it is not good enough.
 const MAX_FIGURES: usize = 64;
@@ -12,8 +12,18 @@ const MAX_NAME: usize = 64;
 /// Refuses what is no list of points, or no figures by their names.
 pub(super) fn check(landmarks: &Value, quality: &Value) -> Result<(), String> {
     let are_points = |points: &Vec<Value>| points.len() <= MAX_POINTS && points.iter().all(is_point);
-    if !landmarks.as_array().is_some_and(are_points) {
-        return Err(format!("has landmarks that are not up to {MAX_POINTS} points of two numbers"));
+    // A list, or one beside the name of its scheme.
+    let points = match landmarks.as_object() {
+        Some(named) if named.len() == 2 && named.get("scheme").and_then(Value::as_str).is_some_and(is_name) => {
+            named.get("points")
+        }
+        Some(_) => None,
+        None => Some(landmarks),
+    };
+    if !points.and_then(Value::as_array).is_some_and(are_points) {
+        return Err(format!(
+            "has landmarks that are not up to {MAX_POINTS} points of two numbers, by themselves or with their scheme"
+        ));
     }
     let is_figure = |(name, value): (&String, &Value)| is_name(name) && is_figure(value);
     if !quality.as_object().is_some_and(|all| all.len() <= MAX_FIGURES && all.iter().all(is_figure)) {
