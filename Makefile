@@ -66,7 +66,7 @@ setup-contract: ## Install Schemathesis for the tests and for `make contract`
 	@scripts/setup-contract.sh
 
 setup-reference: ## Install what the tests compare detectors with
-	@scripts/setup-bench.sh
+	@scripts/setup-reference.sh
 
 setup-dlib: ## Install dlib, with which the tests compare what `face-id models import dlib` makes
 	@scripts/setup-dlib.sh

@@ -1,5 +1,6 @@
 //! `face-id detect`: what a pipeline's detector sees on pictures, as a table and drawn into copies of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ pub(crate) struct DetectArgs {
     /// The pipeline whose detector looks; the default one where absent.
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Write a copy of each picture here, as PNG, with boxes and points.
+    /// Write a copy of each picture here, as `NAME.faces.png`, with boxes and points.
     #[arg(long, value_name = "DIR")]
     draw: Option<PathBuf>,
 }
@@ -37,6 +38,7 @@ pub(crate) async fn run(config: &Config, args: DetectArgs) -> anyhow::Result<()>
     if let Some(folder) = &args.draw {
         std::fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
     }
+    let mut drawn = HashSet::new();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["picture", "x", "y", "width", "height", "score", "points"]);
@@ -50,7 +52,7 @@ pub(crate) async fn run(config: &Config, args: DetectArgs) -> anyhow::Result<()>
             table.add_row(row(&name, face));
         }
         if let Some(folder) = &args.draw {
-            draw(&setup, picture, &faces, folder)?;
+            draw(&setup, picture, &faces, &target(folder, &name, &mut drawn))?;
         }
     }
     for column in 1..=5 {
@@ -74,15 +76,23 @@ fn row(name: &str, face: &Detection) -> [String; 7] {
     [name.to_owned(), x, y, width, height, format!("{:.3}", face.score), face.landmarks.scheme().to_string()]
 }
 
+/// Where a picture's copy is written: a name that no picture of this run has, and that is not a picture's own.
+fn target(folder: &Path, name: &str, drawn: &mut HashSet<PathBuf>) -> PathBuf {
+    let numbered = (1..).map(|n: usize| if n == 1 { String::new() } else { format!(".{n}") });
+    let mut files = numbered.map(|number| folder.join(format!("{name}{number}.faces.png")));
+    let file = files.find(|file| !drawn.contains(file)).unwrap_or_else(|| folder.join(name));
+    drawn.insert(file.clone());
+    file
+}
+
 /// A copy of the picture at its own size.
-fn draw(setup: &Setup, picture: &Path, faces: &[Detection], folder: &Path) -> anyhow::Result<()> {
+fn draw(setup: &Setup, picture: &Path, faces: &[Detection], file: &Path) -> anyhow::Result<()> {
     let bytes = std::fs::read(picture).with_context(|| format!("read {}", picture.display()))?;
     let mut copy = decode(bytes, &setup.limits, u32::MAX)?.overview.picture;
     for face in faces {
         mark(&mut copy, face);
     }
-    let file = folder.join(picture.file_stem().unwrap_or(picture.as_os_str())).with_extension("png");
-    image::save_buffer(&file, &copy.rgb, copy.width, copy.height, image::ExtendedColorType::Rgb8)
+    image::save_buffer(file, &copy.rgb, copy.width, copy.height, image::ExtendedColorType::Rgb8)
         .with_context(|| format!("write {}", file.display()))
 }
 
@@ -133,6 +143,14 @@ mod tests {
     use worker::vision::{BoundingBox, Landmarks};
 
     use super::*;
+
+    #[test]
+    fn copies_have_names_of_their_own() {
+        let mut drawn = HashSet::new();
+        let mut next = |name: &str| target(Path::new("out"), name, &mut drawn).display().to_string();
+        let names = ["trip.1.jpg", "trip.2.jpg", "trip.1.jpg"].map(&mut next);
+        assert_eq!(names, ["out/trip.1.jpg.faces.png", "out/trip.2.jpg.faces.png", "out/trip.1.jpg.2.faces.png"]);
+    }
 
     #[test]
     fn a_face_is_marked_where_it_lies_and_nothing_outside_of_the_picture() {

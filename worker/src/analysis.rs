@@ -290,15 +290,17 @@ async fn cascade(core: &OnCore, detector: &Detector, picture: &Picture) -> Resul
     let (shown, to_picture) = core.step(|| detect::cascade_view(picture, detector)).await;
     let levels = core.step(|| mtcnn::levels(&shown, detector.min_face.unwrap_or(SMALLEST_FACE), &range)).await;
     let mut proposed = Vec::new();
-    for level in levels {
-        let outputs = core.stage(0, level.input.clone()).await?;
-        proposed.extend(mtcnn::proposals(&level, &outputs)?);
+    for mut level in levels {
+        let outputs = core.stage(0, level.take_input()).await?;
+        proposed.extend(core.step(|| mtcnn::proposals(&level, &outputs)).await?);
     }
     let [refine, output] = mtcnn::SIDES;
-    let candidates = core.step(|| mtcnn::after_first(proposed)).await;
-    let refined = mtcnn::after_second(seen(core, 1, candidates, |at| mtcnn::crop(&shown, at, refine, &range)).await?)?;
+    let largest = (2 * shown.width.max(shown.height)) as f32;
+    let candidates = core.step(|| mtcnn::after_first(proposed, largest)).await;
+    let refined = seen(core, 1, candidates, |at| mtcnn::crop(&shown, at, refine, &range)).await?;
+    let refined = core.step(|| mtcnn::after_second(refined, largest)).await?;
     let faces = seen(core, 2, refined, |at| mtcnn::crop(&shown, at, output, &range)).await?;
-    let faces = mtcnn::after_third(faces, detector.store_score)?;
+    let faces = core.step(|| mtcnn::after_third(faces, detector.store_score)).await?;
     Ok(faces.into_iter().map(|face| face.placed(to_picture, [0.0; 2])).collect())
 }
 
@@ -342,14 +344,17 @@ async fn landmarks(
         let area = model.square.map_or(area, |side| area.squared(side * area.width));
         let points = core.step(|| predictor.place(&photo.overview.picture, &area)).await;
         let points = points.map(|points| Landmarks::of(model.scheme, points)).transpose().map_err(DetectError::from)?;
-        return Ok(points.map(|points| photo.overview.landmarks_to_original(&points)));
+        let points = points.map(|points| photo.overview.landmarks_to_original(&points));
+        return Ok(points.filter(Landmarks::is_finite));
     };
     let Some(mut shown) = core.step(|| landmark_network::shown(&photo.overview.picture, &area, input)).await else {
         return Ok(None);
     };
     let answer = core.place(shown.take_input()).await?;
     let points = shown.points(model.scheme, &answer).map_err(DetectError::from)?;
-    Ok(Some(photo.overview.landmarks_to_original(&points)))
+    // As a detector's points, and not as a pixel's middle: so the network was trained.
+    let placed = Detection { landmarks: points, ..face.clone() };
+    Ok(Some(photo.overview.to_original(&placed).landmarks).filter(Landmarks::is_finite))
 }
 
 async fn embedded(

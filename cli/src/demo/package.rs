@@ -2,6 +2,7 @@
 //! the pictures that come with another, of which one shows a face.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -55,11 +56,14 @@ const NO_FACES: [Picture; 3] = [
 pub(super) async fn lacks_weights(config: &Config, catalogue: &Catalogue) -> anyhow::Result<Option<AssetError>> {
     let assets = Assets::configured(config);
     let pipeline = catalogue.pipeline(&config.models.default_pipeline)?;
+    let is_chosen = pipeline.name != Config::from_sources(None, HashMap::new())?.models.default_pipeline;
     for file in pipeline.files() {
         match assets.weights(pipeline, file).await {
             Ok(_) => {}
-            // Who switched downloads off has none of them.
-            Err(missing @ AssetError::Missing { .. }) if config.models.allow_download => return Ok(Some(missing)),
+            // Who switched downloads off, or chose a pipeline, has none of it.
+            Err(missing @ AssetError::Missing { .. }) if config.models.allow_download && !is_chosen => {
+                return Ok(Some(missing));
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
-use shared::catalogue::{AlignmentKind, AllowedUse, Catalogue, Pipeline, templates};
+use shared::catalogue::{AlignmentKind, Catalogue, Pipeline, templates};
 use shared::config::Config;
 use shared::digest::sha256_hex;
 use worker::assets::Assets;
@@ -26,7 +26,7 @@ const CURVE_POINTS: usize = 400;
 /// What is kept of one pipeline's measurement, so that an interrupted run goes on.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
-    /// What it is a measurement of: the entry and this very program.
+    /// What it is a measurement of: the entry, the pictures and pairs, and this version of the program.
     key: String,
     accuracy: f64,
     accuracy_std: f64,
@@ -53,12 +53,12 @@ pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyho
     }
     let offer =
         Offer::of_all(&catalogue, &Assets::configured(config), &EngineOptions::configured(&config.worker)).await;
-    let mut kept = BTreeMap::new();
+    let (mut kept, mut failed) = (BTreeMap::new(), Vec::new());
     for pipeline in catalogue.pipelines() {
         let file = folder.join(format!("{}.json", pipeline.name));
-        let key = key(pipeline, args)?;
-        let known = read(&file).filter(|known| known.key == key);
+        let key = key(pipeline, args, pairs);
         let is_wanted = args.only.is_empty() || args.only.contains(&pipeline.name);
+        let known = read(&file).filter(|known| known.key == key && !(args.again && is_wanted));
         match (known, offer.left_out().get(&pipeline.name)) {
             (Some(known), _) => {
                 eprintln!("{}: measured before ({})", pipeline.name, file.display());
@@ -67,8 +67,14 @@ pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyho
             (None, Some(why)) if is_wanted => eprintln!("{}: not measured: {why}", pipeline.name),
             (None, None) if is_wanted => {
                 eprintln!("{}: measuring", pipeline.name);
-                let (report, kinds) = measure(config, args, pairs, Some(&pipeline.name)).await?;
-                let measured = Kept::of(key, &report, &kinds);
+                let measured = match measure(config, args, pairs, Some(&pipeline.name)).await {
+                    Ok((report, kinds)) => Kept::of(key, &report, &kinds),
+                    Err(error) => {
+                        eprintln!("{}: failed: {error:#}", pipeline.name);
+                        failed.push(pipeline.name.as_str());
+                        continue;
+                    }
+                };
                 std::fs::write(&file, serde_json::to_string_pretty(&measured)? + "\n")
                     .with_context(|| format!("write {}", file.display()))?;
                 eprintln!("{}: {}", pipeline.name, percent_std(&measured));
@@ -89,15 +95,15 @@ pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyho
         std::fs::write(path, put_into(&document, &table.to_string())?)
             .with_context(|| format!("write {}", path.display()))?;
     }
+    anyhow::ensure!(failed.is_empty(), "these could not be measured: {}", failed.join(", "));
     Ok(())
 }
 
-/// Tells one measurement from another: by the entry without what was measured of it, the pictures, and this program.
-fn key(pipeline: &Pipeline, args: &LfwArgs) -> anyhow::Result<String> {
+/// Tells one measurement from another: by the entry without what was measured of it, the pictures and pairs, and this version.
+fn key(pipeline: &Pipeline, args: &LfwArgs, pairs: &Pairs) -> String {
     let bare = Pipeline { measured: None, calibration: None, description: String::new(), ..pipeline.clone() };
-    let program = std::env::current_exe().context("find this program")?;
-    let program = std::fs::metadata(&program).with_context(|| format!("look at {}", program.display()))?;
-    Ok(sha256_hex(format!("{bare:?} {} {} {:?}", args.images.display(), program.len(), program.modified()?)))
+    let (images, version) = (args.images.display(), env!("CARGO_PKG_VERSION"));
+    sha256_hex(format!("{version} {bare:?} {images} {:?} {:?}", args.threads, pairs.comparisons))
 }
 
 /// None of a file that is not there, or not whole: it is measured again.
@@ -185,7 +191,6 @@ fn table(catalogue: &Catalogue, kept: &BTreeMap<String, Kept>) -> anyhow::Result
 }
 
 fn row(pipeline: &Pipeline, measured: Option<&Kept>) -> [String; 11] {
-    let allowed = pipeline.restricted_files().first().map_or(AllowedUse::Permissive, |file| file.allowed_use());
     let figures = match measured {
         Some(measured) => [
             percent_std(measured),
@@ -199,7 +204,7 @@ fn row(pipeline: &Pipeline, measured: Option<&Kept>) -> [String; 11] {
     let [accuracy, at_1e2, at_1e3, without, ms] = figures;
     [
         format!("`{}`", pipeline.name),
-        allowed.to_string(),
+        pipeline.allowed_use().to_string(),
         finds(pipeline),
         aligns(pipeline),
         pipeline.recognizer.dimension.to_string(),

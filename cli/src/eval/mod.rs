@@ -63,6 +63,9 @@ pub(crate) struct LfwArgs {
     /// With --all: measure these only (repeatable), and show them beside what was measured before.
     #[arg(long, value_name = "NAME", requires = "all")]
     only: Vec<String>,
+    /// With --all: measure again what was measured before, too.
+    #[arg(long, requires = "all")]
+    again: bool,
     /// With --all: where what was measured is kept; `eval` in the cache folder where absent.
     #[arg(long, value_name = "DIR", requires = "all")]
     results: Option<PathBuf>,

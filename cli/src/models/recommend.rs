@@ -23,11 +23,6 @@ pub(super) async fn run(config: &Config, catalogue: &Catalogue) -> anyhow::Resul
     Ok(())
 }
 
-/// The strictest of its files' licences.
-fn allowed_use(pipeline: &Pipeline) -> AllowedUse {
-    pipeline.restricted_files().first().map_or(AllowedUse::Permissive, |file| file.allowed_use())
-}
-
 /// Those that were measured, the most accurate first.
 fn measured(catalogue: &Catalogue) -> Vec<(&Pipeline, Measured)> {
     let mut all: Vec<_> = catalogue.pipelines().filter_map(|pipeline| Some((pipeline, pipeline.measured?))).collect();
@@ -42,7 +37,7 @@ fn table(catalogue: &Catalogue, runs: &impl Fn(&str) -> bool) -> Table {
     for (pipeline, figures) in measured(catalogue) {
         table.add_row([
             pipeline.name.clone(),
-            allowed_use(pipeline).to_string(),
+            pipeline.allowed_use().to_string(),
             format!("{:.2} %", figures.accuracy * 100.0),
             format!("{:.2} %", figures.tar_at_far_1e3 * 100.0),
             format!("{:.1}", figures.ms),
@@ -61,8 +56,11 @@ fn table(catalogue: &Catalogue, runs: &impl Fn(&str) -> bool) -> Table {
 fn advice(catalogue: &Catalogue, runs: &impl Fn(&str) -> bool) -> Vec<String> {
     let mut lines = Vec::new();
     let all = measured(catalogue);
+    if all.is_empty() {
+        return vec!["no entry has [measured] yet; `face-id eval lfw --all` measures those that run here".to_owned()];
+    }
     let here: Vec<_> = all.iter().filter(|(pipeline, _)| runs(&pipeline.name)).collect();
-    let free: Vec<_> = here.iter().filter(|(pipeline, _)| allowed_use(pipeline) == AllowedUse::Permissive).collect();
+    let free: Vec<_> = here.iter().filter(|(pipeline, _)| pipeline.allowed_use() == AllowedUse::Permissive).collect();
     let Some((_, best)) = free.first() else {
         return vec!["no pipeline that was measured runs here; `face-id models list` says why".to_owned()];
     };
@@ -75,12 +73,12 @@ fn advice(catalogue: &Catalogue, runs: &impl Fn(&str) -> bool) -> Vec<String> {
             figures.ms,
             chosen.description
         ));
-        let restricted = here.iter().filter(|(pipeline, _)| allowed_use(pipeline) != AllowedUse::Permissive);
+        let restricted = here.iter().filter(|(pipeline, _)| pipeline.allowed_use() != AllowedUse::Permissive);
         let better = restricted.filter(|(_, other)| other.accuracy - figures.accuracy >= SAME_ACCURACY);
         for (pipeline, other) in better {
             lines.push(format!(
                 "more accurate, but {}: {} ({:.2} %, {:.1} ms)",
-                allowed_use(pipeline),
+                pipeline.allowed_use(),
                 pipeline.name,
                 other.accuracy * 100.0,
                 other.ms

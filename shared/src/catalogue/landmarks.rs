@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{Channels, ModelFile, check_range};
+use crate::digest::sha256_hex;
 
 /// Which points of a face are meant, and in what order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +80,14 @@ pub enum LandmarkFamily {
 }
 
 impl LandmarkModel {
+    /// What changes whenever it could place points otherwise.
+    pub(super) fn revision(&self) -> Vec<String> {
+        let model = format!("{}-{}", self.scheme, &self.file.sha256[..12]);
+        let square = self.square.map(|side| format!("s{side}"));
+        let input = self.input.as_ref().map(|input| sha256_hex(format!("{input:?}"))[..8].to_owned());
+        [Some(model), square, input].into_iter().flatten().collect()
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         match (self.family, &self.input) {
             (LandmarkFamily::Network, Some(input)) => {

@@ -267,10 +267,10 @@ impl Pipeline {
             detector.store_score
         );
         let stages = detector.stages.iter().map(|stage| stage.sha256[..12].to_owned());
+        let fixed_side = detector.fixed_side.map(|side| format!("s{side}"));
         let min_face = detector.min_face.map(|side| format!("f{side}"));
-        let landmarks = self.landmarks.as_ref().map(|model| format!("{}-{}", model.scheme, &model.file.sha256[..12]));
-        let square = self.landmarks.as_ref().and_then(|model| model.square).map(|side| format!("s{side}"));
-        let parts = stages.chain(min_face).chain(landmarks).chain(square);
+        let landmarks = self.landmarks.iter().flat_map(LandmarkModel::revision);
+        let parts = stages.chain(fixed_side).chain(min_face).chain(landmarks);
         std::iter::once(first).chain(parts).collect::<Vec<_>>().join("-")
     }
 
@@ -303,6 +303,11 @@ impl Pipeline {
             .chain([&mut self.recognizer.file])
             .chain(self.second_stage.as_mut().map(|stage| &mut stage.file))
             .collect()
+    }
+
+    /// What the strictest of its files' licences allows.
+    pub fn allowed_use(&self) -> AllowedUse {
+        self.files().into_iter().map(ModelFile::allowed_use).max().unwrap_or(AllowedUse::Permissive)
     }
 
     /// The files whose licence restricts their use.

@@ -50,8 +50,8 @@ pub enum Import {
     Dlib,
 }
 
-/// What a licence allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// What a licence allows, the least restricted first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AllowedUse {
     /// Any use.

@@ -106,7 +106,11 @@ impl Work<'_> {
         face: FaceId,
         crop: &Crop,
     ) -> Result<Option<(usize, FaceId, (Vec<u8>, Landmarks))>, JobError> {
-        let Ok(landmarks) = serde_json::from_str(&crop.points) else { return Ok(None) };
+        let Ok(landmarks) = serde_json::from_str::<Landmarks>(&crop.points) else { return Ok(None) };
+        // From other points than the alignment's, only the picture tells where these are.
+        if !landmarks.scheme().gives(self.engine.pipeline().alignment.scheme) {
+            return Ok(None);
+        }
         metrics::crop_read();
         match self.ctx.objects.get(&crop.object_key, MAX_CROP_BYTES).await {
             Ok(file) => Ok(Some((at, face, (file, landmarks)))),

@@ -22,10 +22,11 @@ pub struct Shown {
 }
 
 /// The face's box at the input's size, its longer side from edge to edge and the other in the middle of black. None of a box
-/// without extent.
+/// without extent, or far larger than the picture.
 pub fn shown(picture: &Picture, face: &BoundingBox, wanted: &LandmarkInput) -> Option<Shown> {
     let numbers = [face.x, face.y, face.width, face.height];
-    if !numbers.iter().all(|number| number.abs() < 1e6) || face.shorter_side() < 1.0 {
+    let largest = (4 * picture.width.max(picture.height)) as f32;
+    if !numbers.iter().all(|number| number.abs() <= largest) || face.shorter_side() < 1.0 {
         return None;
     }
     #[expect(clippy::cast_possible_truncation, reason = "bounded above")]
@@ -93,7 +94,7 @@ mod tests {
     fn a_box_without_extent_is_shown_to_nobody() {
         let picture = Picture { width: 10, height: 10, rgb: vec![0; 300] };
         let wanted = LandmarkInput { side: 64, channels: Channels::Rgb, mean: [0.0; 3], scale: [1.0; 3] };
-        for width in [0.0, f32::NAN, f32::INFINITY] {
+        for width in [0.0, f32::NAN, f32::INFINITY, 41.0] {
             assert!(shown(&picture, &BoundingBox { x: 1.0, y: 1.0, width, height: 5.0 }, &wanted).is_none());
         }
     }

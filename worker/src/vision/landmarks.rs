@@ -58,6 +58,11 @@ impl Landmarks {
         &self.points
     }
 
+    /// Whether all are numbers.
+    pub fn is_finite(&self) -> bool {
+        self.points.iter().flatten().all(|at| at.is_finite())
+    }
+
     /// The same points somewhere else.
     #[must_use]
     pub fn map(&self, place: impl FnMut([f32; 2]) -> [f32; 2]) -> Self {

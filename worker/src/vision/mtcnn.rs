@@ -44,6 +44,13 @@ pub struct Level {
     scale: f64,
 }
 
+impl Level {
+    /// The input, which is left empty.
+    pub(crate) fn take_input(&mut self) -> Tensor {
+        std::mem::replace(&mut self.input, Tensor { shape: Vec::new(), data: Vec::new() })
+    }
+}
+
 /// The pyramid of a picture, down from the scale at which a face of `min_face` pixels is as large as the first network wants.
 pub(crate) fn levels(picture: &Picture, min_face: u32, range: &Range) -> Vec<Level> {
     let first = CELL / f64::from(min_face);
@@ -88,19 +95,19 @@ pub(crate) fn proposals(level: &Level, outputs: &[Tensor]) -> Result<Vec<Candida
     Ok(suppressed(found, LEVEL_IOU, Overlap::Union))
 }
 
-/// What all levels found, for the second network.
-pub(crate) fn after_first(found: Vec<Candidate>) -> Vec<Candidate> {
-    squares(suppressed(found, STAGE_IOU, Overlap::Union))
+/// What all levels found, for the second network, up to squares of `largest` pixels.
+pub(crate) fn after_first(found: Vec<Candidate>, largest: f32) -> Vec<Candidate> {
+    squares(suppressed(found, STAGE_IOU, Overlap::Union), largest)
 }
 
 /// What the second network leaves of its candidates.
-pub(crate) fn after_second(seen: Vec<(Candidate, Vec<Tensor>)>) -> Result<Vec<Candidate>, DetectError> {
+pub(crate) fn after_second(seen: Vec<(Candidate, Vec<Tensor>)>, largest: f32) -> Result<Vec<Candidate>, DetectError> {
     let read = seen.into_iter().map(|(candidate, outputs)| {
         let (score, offsets) = scored(2, &outputs)?;
         Ok::<_, DetectError>((score > SECOND_SCORE).then_some(Candidate { score, offsets, ..candidate }))
     });
     let kept = read.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
-    Ok(squares(suppressed(kept, STAGE_IOU, Overlap::Union)))
+    Ok(squares(suppressed(kept, STAGE_IOU, Overlap::Union), largest))
 }
 
 /// The faces of at least `min_score` that the third network leaves, best first, in pixels of the picture as it is shown.
@@ -121,7 +128,8 @@ pub(crate) fn after_third(seen: Vec<(Candidate, Vec<Tensor>)>, min_score: f32) -
         }
     }
     let faces = suppressed(kept, STAGE_IOU, Overlap::Smaller);
-    Ok(faces.into_iter().filter_map(Candidate::detection).collect())
+    let faces = faces.into_iter().filter_map(Candidate::detection);
+    Ok(faces.filter(|face| face.landmarks.is_finite()).collect())
 }
 
 /// What the second or the third network is shown of a candidate, `[1, 3, side, side]`.
@@ -147,16 +155,16 @@ fn shapes(outputs: &[Tensor]) -> Vec<Vec<i64>> {
     outputs.iter().map(|output| output.shape.clone()).collect()
 }
 
-/// Each candidate where its network moved it, as a square of whole pixels, those without extent left out.
-fn squares(candidates: Vec<Candidate>) -> Vec<Candidate> {
+/// Each candidate where its network moved it, as a square of whole pixels, those without extent or far too large left out.
+fn squares(candidates: Vec<Candidate>, largest: f32) -> Vec<Candidate> {
     let square = |candidate: Candidate| {
         let [left, top, right, bottom] = candidate.moved().sides;
         let (width, height) = (right - left + 1.0, bottom - top + 1.0);
         let side = width.max(height);
         let (left, top) = ((left + (width - side) * 0.5).round(), (top + (height - side) * 0.5).round());
         let sides = [left, top, (left + side - 1.0).round(), (top + side - 1.0).round()];
-        // Larger ones than any picture, or not finite, come of a network that was given no picture.
-        let is_real = sides.iter().all(|at| at.abs() < 1e5) && side >= 1.0;
+        // Larger ones than the picture, or not finite, come of a file that is not such a network.
+        let is_real = sides.iter().all(|at| at.abs() < 2.0 * largest) && (1.0..=largest).contains(&side);
         is_real.then_some(Candidate { sides, ..candidate })
     };
     candidates.into_iter().take(MOST_CANDIDATES).filter_map(square).collect()
@@ -241,9 +249,10 @@ mod tests {
     fn a_candidate_is_moved_and_made_a_square_of_whole_pixels() {
         let moved = Candidate { offsets: [0.1, 0.0, -0.1, 0.2], ..candidate([10.0, 20.0, 19.0, 29.0], 0.9) };
         // Moved to 11..18 by 20..31: 8 wide and 12 high, so 12 along both around the same middle.
-        assert_eq!(squares(vec![moved])[0].sides, [9.0, 20.0, 20.0, 31.0]);
+        assert_eq!(squares(vec![moved], 100.0)[0].sides, [9.0, 20.0, 20.0, 31.0]);
         let endless = Candidate { offsets: [f32::NAN; 4], ..moved };
-        assert!(squares(vec![endless]).is_empty());
+        let huge = Candidate { offsets: [0.0, 0.0, 20.0, 20.0], ..moved };
+        assert!(squares(vec![endless, huge], 100.0).is_empty());
     }
 
     #[test]

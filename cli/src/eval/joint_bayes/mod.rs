@@ -86,13 +86,6 @@ impl Lfw {
     ) -> anyhow::Result<(Self, String)> {
         let text = std::fs::read_to_string(pairs).with_context(|| format!("read {}", pairs.display()))?;
         let pairs = Pairs::parse(&text).with_context(|| format!("read {}", pairs.display()))?;
-        anyhow::ensure!(
-            folds.last < pairs.folds || folds.first > 1 && folds.last == pairs.folds,
-            "--folds {}-{} leaves none of the {} folds to be judged",
-            folds.first,
-            folds.last,
-            pairs.folds
-        );
         let (setup, _) = setup(config, model, None).await?;
         let photos: Vec<PathBuf> = pairs.photos.iter().map(|photo| photo.path(images)).collect();
         let embeddings = embed::embed(&setup, &photos).await?.embeddings;
@@ -184,6 +177,13 @@ struct Judged {
 pub(super) async fn run(config: &Config, args: &JointBayesArgs) -> anyhow::Result<()> {
     let from = (&args.images, &args.pairs, args.folds);
     let (lfw, pipeline) = Lfw::read(config, args.model.as_deref(), from).await?;
+    let folds = lfw.pairs.folds;
+    anyhow::ensure!(
+        args.folds.last < folds || args.folds.first > 1 && args.folds.last == folds,
+        "--folds {}-{} leaves none of the {folds} folds to be judged",
+        args.folds.first,
+        args.folds.last
+    );
     let people = lfw.people();
     let (count, pictures) = (people.len(), people.iter().map(Vec::len).sum());
     let trained = learnt(people, args.steps).await?;

@@ -49,9 +49,9 @@ struct Limits {
 
 /// None, with a line that says so, where the packages are not there.
 async fn reference(data: &Path) -> Option<Reference> {
-    let cache = shared::config::Config::load(None).unwrap().cache_dir().join("bench-python");
+    let cache = shared::config::Config::load(None).unwrap().cache_dir().join("reference-python");
     if !cache.join("installed").is_file() {
-        let missing = format!("{} is missing; scripts/setup-bench.sh makes it", cache.display());
+        let missing = format!("{} is missing; scripts/setup-reference.sh makes it", cache.display());
         assert!(!assets_required(), "FACE_ID_REQUIRE_ASSETS=1, but {missing}");
         eprintln!("skipped: {missing}");
         return None;
