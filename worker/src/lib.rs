@@ -5,8 +5,8 @@
 //! - [`consumer`] takes deliveries, [`runner`] takes one through claim, work and record
 //! - [`stages`] bounds how many pictures are under way, [`cores`] who may use a processor core
 //! - [`jobs`] says what each kind of job does; [`thresholds`] what a score means, by which of the [`calibrations`]
-//! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together; [`assets`] finds the weights;
-//!   [`liveness`] tells live faces from pictures of them
+//! - [`analysis`] strings [`vision`] (pure) and [`inference`] (ONNX Runtime) together, `detection` as far as faces and points;
+//!   [`assets`] finds the weights; [`liveness`] tells live faces from pictures of them
 //! - [`lister`] makes jobs of what batches name, [`batches`] counts and ends them
 //! - [`clusters`] finds out which unknown faces are one person's
 //! - `rematches` has faces looked up again when templates change
@@ -26,6 +26,7 @@ pub mod consumer;
 pub mod context;
 pub mod cores;
 pub mod dead_letters;
+mod detection;
 pub mod dispatcher;
 pub mod engines;
 mod erasures;
