@@ -275,7 +275,7 @@ mod tests {
             undetected: 1,
             ms: 12.34,
             curve: vec![(0.0, 0.5), (0.001, 0.9), (0.1, 1.0), (1.0, 1.0)],
-            calibration: "[calibration]\nmeasured_on = \"LFW\"\nfar = [1e-1]\ncosine = [0.25]\n".to_owned(),
+            calibration: "[calibration]\nmeasured_on = \"LFW\"\nfar = [1e-1, 1e-2]\ncosine = [0.25, 0.35]\n".to_owned(),
         }
     }
 
