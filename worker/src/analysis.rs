@@ -292,7 +292,7 @@ async fn cascade(core: &OnCore, detector: &Detector, picture: &Picture) -> Resul
     let mut proposed = Vec::new();
     for level in levels {
         let outputs = core.stage(0, level.input.clone()).await?;
-        proposed.extend(mtcnn::proposals(&level, &outputs)?);
+        proposed.extend(core.step(|| mtcnn::proposals(&level, &outputs)).await?);
     }
     let [refine, output] = mtcnn::SIDES;
     let candidates = core.step(|| mtcnn::after_first(proposed)).await;
