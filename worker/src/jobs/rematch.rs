@@ -156,9 +156,9 @@ impl<'a> Looking<'a> {
         let rejected = rejections::of_faces(&ctx.db.read, &ids).await?;
         // So many persons that one of them is left whatever a face is not.
         let k = 1 + ids.iter().map(|id| rejected.iter().filter(|(face, _)| face == id).count()).max().unwrap_or(0);
-        let queries: Vec<Embedding> =
-            faces.iter().filter(|face| self.is_usable(face)).map(|face| face.embedding.clone()).collect();
-        let matches = if queries.is_empty() {
+        let usable: Vec<&Matchable> = faces.iter().filter(|face| self.is_usable(face)).collect();
+        let queries: Vec<Embedding> = usable.iter().map(|face| face.embedding.clone()).collect();
+        let mut matches = if queries.is_empty() {
             Vec::new()
         } else {
             let _place = ctx.stages.search(job.lane).await;
@@ -167,13 +167,14 @@ impl<'a> Looking<'a> {
             let by = (self.thresholds.calibration(), self.thresholds.match_cosine);
             matches::judged(&ctx.db.read, &self.gallery, queries, hits, by).await?
         };
-        let matches = self.confirmed(ctx, job, &faces, matches).await?;
-        let mut matches = matches.into_iter();
+        // Before the second stage is asked: whom a face is not must not stand between it and the next one.
+        for (face, found) in usable.iter().zip(&mut matches) {
+            found.retain(|found| !rejected.contains(&(face.id, found.person)));
+        }
+        let mut matches = self.confirmed(ctx, job, &usable, matches).await?.into_iter();
         let rematch = |face: &Matchable| {
             let found = if self.is_usable(face) { matches.next().unwrap_or_default() } else { Vec::new() };
-            let is_open = |person: PersonId| !rejected.contains(&(face.id, person));
-            let to = found.iter().map(|found| found.person).find(|person| is_open(*person));
-            Rematch { face: face.id, from: face.person, to }
+            Rematch { face: face.id, from: face.person, to: found.first().map(|found| found.person) }
         };
         Ok(faces.iter().map(rematch).filter(|rematch| rematch.from != rematch.to).collect())
     }
@@ -183,7 +184,7 @@ impl<'a> Looking<'a> {
         &self,
         ctx: &WorkerContext,
         job: &Job,
-        faces: &[Matchable],
+        usable: &[&Matchable],
         mut matches: Vec<Vec<Match>>,
     ) -> Result<Vec<Vec<Match>>, JobError> {
         let first = self.thresholds.match_cosine;
@@ -191,8 +192,8 @@ impl<'a> Looking<'a> {
             found.truncate(found.partition_point(|found| found.score >= first));
         }
         let Some(second) = &self.second else { return Ok(matches) };
-        let usable = faces.iter().filter(|face| self.is_usable(face));
-        let asked: Vec<Asked<'_>> = usable.map(|face| Asked { embedding: &face.embedding, aligned: None }).collect();
+        let asked: Vec<Asked<'_>> =
+            usable.iter().map(|face| Asked { embedding: &face.embedding, aligned: None }).collect();
         let checked = second.check(ctx, job, &asked, &matches).await?;
         for (found, checked) in matches.iter_mut().zip(checked) {
             found.truncate(checked.iter().take_while(|checked| checked.is_match()).count());
