@@ -51,6 +51,8 @@ pub struct Slice {
     progress: RematchProgress,
     changes: Vec<Rematch>,
     is_last: bool,
+    /// Why all faces are left as they are, as the answer says it.
+    reason: Option<&'static str>,
 }
 
 pub(super) async fn run(
@@ -63,13 +65,17 @@ pub(super) async fn run(
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
     let pipeline = ctx.engines.pipeline(&job.pipeline).await?;
     let terms = terms(ctx, collection, job, &pipeline).await?;
-    let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
+    let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false, reason: None };
     if pipeline.has_pair_network() {
         // It needs no models, and what such a network says of two crops takes some: whom a face matches stays as it is.
         slice.is_last = true;
         return Ok(Done::Rematch(Rematching::Slice(slice)));
     }
-    let second = SecondStage::without_models(ctx, &pipeline).await?;
+    let Ok(second) = SecondStage::without_models(ctx, &pipeline).await? else {
+        // A failure would ask for the same again, for as long as the file is missing.
+        (slice.is_last, slice.reason) = (true, Some("second_stage_missing"));
+        return Ok(Done::Rematch(Rematching::Slice(slice)));
+    };
     let looking = Looking::begin(ctx, job, (&pipeline, second), &terms, &progress.scope).await?;
     let (began, revision) = (Instant::now(), pipeline.detector_revision());
     for _ in 0..SLICE / STEP {
@@ -231,13 +237,20 @@ impl Rematching {
                 }
                 None => Recorded::answer(nothing()),
             }),
-            Self::Slice(Slice { progress, changes, is_last }) => {
+            Self::Slice(Slice { progress, changes, is_last, reason }) => {
                 let written = rematches::apply(txn, collection, changes).await?;
                 let mut progress = progress.clone();
                 progress.assigned += written.assigned;
                 progress.unassigned += written.unassigned;
                 let all = progress.scope == RematchScope::All;
-                Ok(if *is_last { Recorded::answer(answer(&progress)) } else { going_on(all, progress) })
+                if !is_last {
+                    return Ok(going_on(all, progress));
+                }
+                let mut answer = answer(&progress);
+                if let Some(reason) = reason {
+                    answer["reason"] = json!(reason);
+                }
+                Ok(Recorded::answer(answer))
             }
         }
     }
