@@ -37,6 +37,8 @@ struct Loaded {
     missing: BTreeSet<String>,
     /// Grows with each use.
     uses: u64,
+    /// What networks take that are no pipeline's, in bytes.
+    beside: u64,
 }
 
 struct Slot {
@@ -103,11 +105,33 @@ impl Engines {
         engine
     }
 
-    /// What a pipeline's sessions take: each has weights of its own.
+    /// What a pipeline's models take.
     fn bytes_of(&self, pipeline: &Pipeline) -> u64 {
-        let sessions = u64::try_from(self.options.sessions).unwrap_or(u64::MAX);
-        let of = |file: &ModelFile| file.size_bytes.saturating_add(BESIDE_WEIGHTS).saturating_mul(sessions);
+        let of =
+            |file: &ModelFile| if is_network(pipeline, file) { self.sessions_of(file) } else { file.size_bytes };
         pipeline.files().into_iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// What a network's sessions take: each has weights of its own.
+    fn sessions_of(&self, file: &ModelFile) -> u64 {
+        let sessions = u64::try_from(self.options.sessions).unwrap_or(u64::MAX);
+        file.size_bytes.saturating_add(BESIDE_WEIGHTS).saturating_mul(sessions)
+    }
+
+    /// Takes networks that were loaded beside the pipelines, and stay, off the room that these have.
+    pub async fn count_beside(&self, networks: &[&ModelFile]) {
+        let beside = networks.iter().map(|file| self.sessions_of(file)).fold(0, u64::saturating_add);
+        let mut loaded = self.loaded.lock().await;
+        if loaded.beside == beside {
+            return;
+        }
+        loaded.beside = beside;
+        while loaded.slots.len() > 1
+            && loaded.bytes() > self.budget
+            && let Some(unloaded) = loaded.unload_one()
+        {
+            tracing::info!(pipeline = unloaded, "models are unloaded to make room for networks beside them");
+        }
     }
 
     /// The Joint Bayesian model of a pipeline, for who needs no other of its models; `None` where it has none. It is read once.
@@ -172,9 +196,16 @@ impl Engines {
     }
 }
 
+/// Whether sessions run the file: what is not a network is there once, whoever asks it.
+fn is_network(pipeline: &Pipeline, file: &ModelFile) -> bool {
+    let landmarks = pipeline.landmarks.as_ref().filter(|model| model.family == LandmarkFamily::ShapePredictor);
+    let second = pipeline.second_stage.as_ref().filter(|stage| stage.kind == SecondStageKind::JointBayesian);
+    landmarks.is_none_or(|model| model.file != *file) && second.is_none_or(|stage| stage.file != *file)
+}
+
 impl Loaded {
     fn bytes(&self) -> u64 {
-        self.slots.values().map(|slot| slot.bytes).fold(0, u64::saturating_add)
+        self.slots.values().map(|slot| slot.bytes).fold(self.beside, u64::saturating_add)
     }
 
     /// Forgets what could not be loaded, unless somebody tries again.
@@ -261,6 +292,33 @@ mod tests {
         engines.get("second").await.unwrap();
         assert_eq!(engines.loaded().await, ["second"]);
         at_work.probe().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_stays_beside_the_pipelines_takes_of_their_room() {
+        let (_folder, engines) = engines(2);
+        for name in ["tiny", "second"] {
+            engines.get(name).await.unwrap();
+        }
+        let pipeline = testing::tiny_pipeline();
+        engines.count_beside(&[&pipeline.detector.file]).await;
+        assert_eq!(engines.loaded().await, ["second"]);
+        engines.get("tiny").await.unwrap();
+        assert_eq!(engines.loaded().await, ["tiny"]);
+    }
+
+    #[test]
+    fn what_no_session_runs_counts_once() {
+        let models = Arc::new(Models::fixed(Catalogue::load(None).unwrap()));
+        let engines = Engines::new(Arc::clone(&models), testing::tiny_assets(), EngineOptions::for_cpu(4), 0);
+        let catalogue = models.now();
+        let pipeline = catalogue.pipeline("dlib-68").unwrap();
+        let trees = pipeline.landmarks.as_ref().unwrap().file.size_bytes;
+        let networks: u64 = [&pipeline.detector.file, &pipeline.recognizer.file]
+            .into_iter()
+            .map(|file| 4 * (file.size_bytes + BESIDE_WEIGHTS))
+            .sum();
+        assert_eq!((pipeline.files().len(), engines.bytes_of(pipeline)), (3, networks + trees));
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use shared::catalogue::{AllowedUse, AntiSpoofing, CatalogueError, SpoofNetwork};
+use shared::catalogue::{AllowedUse, AntiSpoofing, CatalogueError, ModelFile, SpoofNetwork};
 use shared::config::Config;
 use tokio::sync::OnceCell;
 
@@ -87,6 +87,11 @@ impl LiveNetworks {
             files.into_iter().map(load).collect::<Result<Vec<_>, _>>()
         };
         Ok(Self { networks: tokio::task::spawn_blocking(load).await?? })
+    }
+
+    /// Their weights.
+    pub fn files(&self) -> Vec<&ModelFile> {
+        self.networks.iter().map(|(network, _)| &network.file).collect()
     }
 
     /// How likely a face is live, 0..1: the mean over the networks. One whose box has no extent is not.

@@ -220,8 +220,11 @@ fn joint_scores(
     let mut scores = Vec::with_capacity(asked.len());
     for (asked, candidates) in asked.iter().zip(candidates) {
         let asked = model.prepared(asked)?;
-        let of = |face| prepared.get(face).map(|other| model.score_of(&asked, other)).ok_or(Unchecked::FaceGone);
-        scores.push(candidates.iter().map(of).collect());
+        let score = |face: &FaceId| {
+            let other = prepared.get(face);
+            other.map(|other| model.score_of(&asked, other)).ok_or(Unchecked::FaceGone)
+        };
+        scores.push(candidates.iter().map(score).collect());
     }
     Ok(scores)
 }
