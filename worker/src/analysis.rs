@@ -100,8 +100,9 @@ pub async fn analyse(
         failpoint("mid_inference");
         let mut faces = embedded(&core, &photo, found, keep).await?;
         if let Some(live) = live {
-            for face in &mut faces {
-                face.live_score = Some(live.score(&core, &photo.overview, &face.detection).await?);
+            let scores = live.scores(&core, &photo, &faces).await?;
+            for (face, score) in faces.iter_mut().zip(scores) {
+                face.live_score = Some(score);
             }
         }
         Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
