@@ -174,6 +174,9 @@ pub async fn reanalyse(
         let places = places(detected.as_ref().map(|analysis| analysis.faces.as_slice()));
         let mut vectors = Vec::with_capacity(places.len());
         for (place, keep) in places {
+            // With points of this pipeline's own model, a crop would not be what the detector that has found the face keeps of it.
+            let has_points = place.landmarks.scheme().gives(core.pipeline().alignment.scheme);
+            let keep = if has_points { keep } else { Keep::Nothing };
             let face = embedded(&core, &photo, vec![place], keep).await?.pop();
             vectors.push(face.map(|face| (face.embedding, face.crop)));
         }
