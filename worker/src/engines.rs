@@ -107,8 +107,7 @@ impl Engines {
 
     /// What a pipeline's models take.
     fn bytes_of(&self, pipeline: &Pipeline) -> u64 {
-        let of =
-            |file: &ModelFile| if is_network(pipeline, file) { self.sessions_of(file) } else { file.size_bytes };
+        let of = |file: &ModelFile| if is_network(pipeline, file) { self.sessions_of(file) } else { file.size_bytes };
         pipeline.files().into_iter().map(of).fold(0, u64::saturating_add)
     }
 

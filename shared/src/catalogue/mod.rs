@@ -251,7 +251,9 @@ impl Pipeline {
         self.second_stage.as_ref().map_or(Ok(()), SecondStage::check)?;
         if self.has_pair_network() && !self.reads_crops() {
             // Of a stored face it would have nothing to see.
-            return Err("a pair-network sees kept crops, and the alignment margin reads none: take another of the two".to_owned());
+            return Err(
+                "a pair-network sees kept crops, and the alignment margin reads none: change one of them".to_owned()
+            );
         }
         self.measured.as_ref().map_or(Ok(()), Measured::check)?;
         if let Some(fingerprint) = &self.fingerprint {

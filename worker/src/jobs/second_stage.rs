@@ -16,8 +16,8 @@ use shared::joint_bayes::{DimensionError, JointBayes};
 
 use super::JobError;
 use crate::analysis::{AnalysedFace, AnalysisError, aligned_of_crops};
-use crate::context::WorkerContext;
 use crate::assets::AssetError;
+use crate::context::WorkerContext;
 use crate::inference::{Engine, EngineError};
 use crate::vision::margin::MAX_CROP_BYTES;
 use crate::vision::{Landmarks, Picture};

@@ -41,7 +41,8 @@ pub fn area(size: [u32; 2], face: &BoundingBox, scale: f32) -> Option<([i32; 2],
 /// What networks with these `crop_scale`s see of the faces, at the original's scale: what they look for is lost where a picture is
 /// reduced. One frame for all of them; `None` where the overview has that scale, or no face has an extent.
 pub fn close_up(photo: &Photo, faces: &[BoundingBox], crop_scales: &[f32]) -> Result<Option<Frame>, DecodeError> {
-    let areas = faces.iter().flat_map(|face| crop_scales.iter().filter_map(move |scale| area(photo.size, face, *scale)));
+    let areas =
+        faces.iter().flat_map(|face| crop_scales.iter().filter_map(move |scale| area(photo.size, face, *scale)));
     let boxes = areas.map(|([left, top], [width, height])| BoundingBox {
         x: left as f32,
         y: top as f32,
