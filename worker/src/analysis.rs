@@ -96,8 +96,9 @@ pub async fn analyse(
         failpoint("mid_inference");
         let mut faces = embedded(&core, &photo, found, keep).await?;
         if let Some(live) = live {
-            for face in &mut faces {
-                face.live_score = Some(live.score(&core, &photo.overview, &face.detection).await?);
+            let scores = live.scores(&core, &photo, &faces).await?;
+            for (face, score) in faces.iter_mut().zip(scores) {
+                face.live_score = Some(score);
             }
         }
         Ok(Analysis { size: photo.size, captured_at: photo.captured_at, faces })
@@ -169,6 +170,9 @@ pub async fn reanalyse(
         let places = places(detected.as_ref().map(|analysis| analysis.faces.as_slice()));
         let mut vectors = Vec::with_capacity(places.len());
         for (place, keep) in places {
+            // With points of this pipeline's own model, a crop would not be what the detector that has found the face keeps of it.
+            let has_points = place.landmarks.scheme().gives(core.pipeline().alignment.scheme);
+            let keep = if has_points { keep } else { Keep::Nothing };
             let face = embedded(&core, &photo, vec![place], keep).await?.pop();
             vectors.push(face.map(|face| (face.embedding, face.crop)));
         }

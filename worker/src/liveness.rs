@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use shared::catalogue::{AllowedUse, AntiSpoofing, CatalogueError, SpoofNetwork};
+use shared::catalogue::{AllowedUse, AntiSpoofing, CatalogueError, ModelFile, SpoofNetwork};
 use shared::config::Config;
 use tokio::sync::OnceCell;
 
+use crate::analysis::{AnalysedFace, AnalysisError};
 use crate::assets::{AssetError, Assets};
 use crate::inference::{EngineError, EngineOptions, InferenceError, Network, OnCore};
+use crate::vision::decode::photo::Photo;
 use crate::vision::frame::Frame;
-use crate::vision::{Detection, spoof};
+use crate::vision::{BoundingBox, spoof};
 
 /// The networks that the settings name, loaded once.
 #[derive(Debug)]
@@ -89,12 +91,38 @@ impl LiveNetworks {
         Ok(Self { networks: tokio::task::spawn_blocking(load).await?? })
     }
 
-    /// How likely a face is live, 0..1: the mean over the networks. One whose box has no extent is not.
-    pub(crate) async fn score(&self, core: &OnCore, frame: &Frame, face: &Detection) -> Result<f32, InferenceError> {
-        let area = frame.face(face).bounding_box;
+    /// Their weights.
+    pub fn files(&self) -> Vec<&ModelFile> {
+        self.networks.iter().map(|(network, _)| &network.file).collect()
+    }
+
+    /// How likely each face is live, 0..1: the mean over the networks. One whose box has no extent is not.
+    pub(crate) async fn scores(
+        &self,
+        core: &OnCore,
+        photo: &Photo,
+        faces: &[AnalysedFace],
+    ) -> Result<Vec<f32>, AnalysisError> {
+        let boxes: Vec<BoundingBox> = faces.iter().map(|face| face.detection.bounding_box).collect();
+        let crop_scales: Vec<f32> = self.networks.iter().map(|(network, _)| network.crop_scale).collect();
+        let close_up = core.step(|| spoof::close_up(photo, &boxes, &crop_scales)).await?;
+        let frame = close_up.as_ref().unwrap_or(&photo.overview);
+        let mut scores = Vec::with_capacity(boxes.len());
+        for face in &boxes {
+            scores.push(self.score(core, (frame, photo.size), face).await?);
+        }
+        Ok(scores)
+    }
+
+    async fn score(
+        &self,
+        core: &OnCore,
+        (frame, size): (&Frame, [u32; 2]),
+        face: &BoundingBox,
+    ) -> Result<f32, InferenceError> {
         let mut sum = 0.0;
         for (network, loaded) in &self.networks {
-            let Some(input) = core.step(|| spoof::input(&frame.picture, &area, network)).await else { return Ok(0.0) };
+            let Some(input) = core.step(|| spoof::input(frame, size, face, network)).await else { return Ok(0.0) };
             let answer = core.ask(loaded, &[input]).await?;
             sum += spoof::live(network, &answer).ok_or(InferenceError::Answer { numbers: answer.len() })?;
         }

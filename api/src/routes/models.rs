@@ -112,6 +112,8 @@ pub enum ModelPart {
     Landmarks,
     /// It makes vectors.
     Recognizer,
+    /// It checks those whom a search has found.
+    SecondStage,
 }
 
 /// What a licence allows.
@@ -155,7 +157,8 @@ pub(super) fn files(pipeline: &Pipeline) -> Vec<ModelFileView> {
     let detector = std::iter::once(&pipeline.detector.file).chain(&pipeline.detector.stages);
     let detector = detector.map(|file| view(ModelPart::Detector, file));
     let landmarks = pipeline.landmarks.iter().map(|model| view(ModelPart::Landmarks, &model.file));
-    detector.chain(landmarks).chain([view(ModelPart::Recognizer, &pipeline.recognizer.file)]).collect()
+    let second = pipeline.second_stage.iter().map(|stage| view(ModelPart::SecondStage, &stage.file));
+    detector.chain(landmarks).chain([view(ModelPart::Recognizer, &pipeline.recognizer.file)]).chain(second).collect()
 }
 
 /// Whether the operator accepts what restricts a pipeline's use; `None` where nothing does.
@@ -387,5 +390,32 @@ fn view(state: &AppState, row: &Model, pipeline: &Pipeline, alive: &[Served]) ->
         problems,
         registered_at: instant(row.registered_at),
         changed_at: instant(row.changed_at),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::catalogue::Catalogue;
+
+    use super::*;
+
+    #[test]
+    fn every_file_of_a_model_is_shown() {
+        let catalogue = Catalogue::load(None).unwrap();
+        let mut pipelines: Vec<Pipeline> = catalogue.pipelines().cloned().collect();
+        let tiny = include_str!("../../../models/tiny/tiny.toml");
+        let second = format!(
+            "{tiny}\n[second_stage]\nkind = \"joint-bayesian\"\nthreshold = 0.0\n[second_stage.file]\nname = \"second.jb\"\n\
+             sha256 = \"{}\"\nsize_bytes = 5\nlicence = \"own\"\nuse = \"non-commercial\"\n",
+            "a".repeat(64)
+        );
+        pipelines.push(Pipeline::parse("second.toml", &second).unwrap());
+        for pipeline in &pipelines {
+            let shown: Vec<String> = files(pipeline).into_iter().map(|file| file.sha256).collect();
+            let wanted: Vec<String> = pipeline.files().into_iter().map(|file| file.sha256.clone()).collect();
+            assert_eq!(shown, wanted, "{}", pipeline.name);
+        }
+        let last = files(&pipelines[pipelines.len() - 1]).pop().unwrap();
+        assert!(matches!(last.part, ModelPart::SecondStage) && last.name == "second.jb");
     }
 }

@@ -94,6 +94,9 @@ impl LandmarkModel {
                 if !(32..=1024).contains(&input.side) {
                     return Err("landmarks.input.side must lie between 32 and 1024 pixels".to_owned());
                 }
+                if input.channels == Channels::Gray {
+                    return Err("landmarks.input.channels must be rgb or bgr".to_owned());
+                }
                 check_range(input.mean, input.scale)
             }
             (LandmarkFamily::Network, None) => Err("landmarks.input is needed for the family network".to_owned()),
@@ -124,5 +127,22 @@ impl fmt::Display for LandmarkScheme {
             Self::Dlib5 => "dlib-5",
             Self::Ibug68 => "ibug-68",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Pipeline;
+
+    #[test]
+    fn a_network_of_grey_pixels_is_refused() {
+        let entry = include_str!("../../../models/mtcnn-dlib-densenet-std.toml");
+        let (start, end) = entry.split_once("[landmarks.input]").unwrap();
+        let (input, rest) = end.split_once("\n[").unwrap();
+        let grey = input.replace("channels = \"rgb\"", "channels = \"gray\"");
+        assert_ne!(grey, input);
+        let text = format!("{start}[landmarks.input]{grey}\n[{rest}");
+        let error = Pipeline::parse("x.toml", &text).unwrap_err().to_string();
+        assert!(error.contains("landmarks.input.channels"), "{error}");
     }
 }

@@ -249,6 +249,12 @@ impl Pipeline {
         self.alignment.check(scheme)?;
         self.recognizer.check()?;
         self.second_stage.as_ref().map_or(Ok(()), SecondStage::check)?;
+        if self.has_pair_network() && !self.reads_crops() {
+            // Of a stored face it would have nothing to see.
+            return Err(
+                "a pair-network sees kept crops, and the alignment margin reads none: change one of them".to_owned()
+            );
+        }
         self.measured.as_ref().map_or(Ok(()), Measured::check)?;
         if let Some(fingerprint) = &self.fingerprint {
             fingerprint.check(self.recognizer.dimension)?;

@@ -139,6 +139,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_network_needs_an_alignment_that_reads_kept_crops() {
+        let text = BUILT_IN[0].1;
+        let (start, rest) = text.split_once("[alignment]").unwrap();
+        let (_, end) = rest.split_once("\n[").unwrap();
+        let margin = "[alignment]\nkind = \"margin\"\nwidth = 112\nheight = 112\nmargin = 0.2\n";
+        let entry = |stage: &str, after: &str| {
+            let file = FILE.replace("size_bytes", &format!("sha256 = \"{}\"\nsize_bytes", "a".repeat(64)));
+            let text = format!("{start}{margin}\n[{end}\n[second_stage]\n{stage}\n{file}{after}");
+            Pipeline::parse("x.toml", &text).map_err(|error| error.to_string())
+        };
+        assert!(entry("kind = \"joint-bayesian\"\nthreshold = -3.5", "").is_ok());
+        let error = entry("kind = \"pair-network\"\nthreshold = 0.5", INPUT).unwrap_err();
+        assert!(error.contains("alignment margin"), "{error}");
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let joint = "kind = \"joint-bayesian\"\nthreshold = 0.5";
         let pair = "kind = \"pair-network\"\nthreshold = 0.5";

@@ -38,6 +38,22 @@ impl std::fmt::Debug for JointBayes {
     }
 }
 
+/// A vector that is ready to be scored with many others.
+#[derive(Clone, PartialEq)]
+pub struct Prepared {
+    /// Less the model's mean.
+    centred: Vec<f64>,
+    /// x'A x, its own part of every score.
+    own: f64,
+}
+
+impl std::fmt::Debug for Prepared {
+    // It is one person's face.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Prepared({} components)", self.centred.len())
+    }
+}
+
 /// Why numbers are no model.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ModelError {
@@ -115,16 +131,25 @@ impl JointBayes {
     /// # Errors
     /// The vectors have another number of components.
     pub fn score(&self, one: &Embedding, other: &Embedding) -> Result<f64, DimensionError> {
-        let [one, other] = [self.centred(one)?, self.centred(other)?];
-        let own = |vector: &[f64]| self.a.between(vector, vector);
-        Ok(own(&one) + own(&other) - 2.0 * self.g.between(&one, &other))
+        Ok(self.score_of(&self.prepared(one)?, &self.prepared(other)?))
     }
 
-    fn centred(&self, vector: &Embedding) -> Result<Vec<f64>, DimensionError> {
+    /// The part of a vector's scores that is the same whichever it is compared with.
+    ///
+    /// # Errors
+    /// The vector has another number of components.
+    pub fn prepared(&self, vector: &Embedding) -> Result<Prepared, DimensionError> {
         if vector.dimension() != self.dimension() {
             return Err(DimensionError { wanted: self.dimension(), found: vector.dimension() });
         }
-        Ok(vector.as_slice().iter().zip(&self.mean).map(|(number, mean)| f64::from(*number) - mean).collect())
+        let centred: Vec<f64> =
+            vector.as_slice().iter().zip(&self.mean).map(|(number, mean)| f64::from(*number) - mean).collect();
+        Ok(Prepared { own: self.a.between(&centred, &centred), centred })
+    }
+
+    /// As [`JointBayes::score`], of vectors that this model has prepared.
+    pub fn score_of(&self, one: &Prepared, other: &Prepared) -> f64 {
+        one.own + other.own - 2.0 * self.g.between(&one.centred, &other.centred)
     }
 }
 

@@ -32,6 +32,11 @@ pub enum TransferError {
     Dimension { name: String, theirs: usize, ours: usize },
     #[error("the file's vectors of the pipeline {name} were made with other weights than those of the catalogue")]
     Weights { name: String },
+    #[error(
+        "the file's vectors of the pipeline {name} were made or are compared otherwise than the catalogue's entry says: metric, \
+         normalise, flip and prewhiten of its recognizer must be those of the file"
+    )]
+    Vectors { name: String },
 }
 
 impl TransferError {
@@ -45,6 +50,7 @@ impl TransferError {
             Self::UnknownPipeline { .. } => "unknown_pipeline",
             Self::Dimension { .. } => "dimension_mismatch",
             Self::Weights { .. } => "weights_mismatch",
+            Self::Vectors { .. } => "vectors_mismatch",
         }
     }
 }

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 pub use check::{Checker, TransferError};
 
-use crate::catalogue::{Catalogue, CatalogueError, Pipeline};
+use crate::catalogue::{Catalogue, CatalogueError, Metric, Pipeline};
 use crate::db::collections::CollectionSettings;
 use crate::embedding::Embedding;
 use crate::ids::{ClusterId, CollectionId, FaceId, ImageId, PersonId};
@@ -79,6 +79,18 @@ pub struct PipelineHeader {
     pub weights: String,
     /// What found the faces.
     pub detector_revision: String,
+    /// How vectors are compared.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub metric: Metric,
+    /// Whether they are of unit length.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub normalise: bool,
+    /// Whether the mirror image has a part in them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub flip: bool,
+    /// Whether each crop was brought to a mean of 0 and a deviation of 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prewhiten: bool,
 }
 
 /// A person, as others refer to it.
@@ -284,6 +296,10 @@ impl Header {
             if theirs.weights != ours.weights {
                 return Err(TransferError::Weights { name: ours.name });
             }
+            let made = |header: &PipelineHeader| (header.metric, header.normalise, header.flip, header.prewhiten);
+            if made(theirs) != made(&ours) {
+                return Err(TransferError::Vectors { name: ours.name });
+            }
         }
         Ok(())
     }
@@ -296,6 +312,10 @@ impl PipelineHeader {
             dimension: pipeline.recognizer.dimension,
             weights: pipeline.recognizer.file.sha256.clone(),
             detector_revision: pipeline.detector_revision(),
+            metric: pipeline.recognizer.metric,
+            normalise: pipeline.recognizer.normalise,
+            flip: pipeline.recognizer.flip,
+            prewhiten: pipeline.recognizer.prewhiten,
         }
     }
 }
@@ -326,4 +346,51 @@ impl<'de> Deserialize<'de> for Vector {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Recognizer;
+
+    #[test]
+    fn vectors_that_are_made_or_compared_otherwise_are_refused() {
+        let catalogue = Catalogue::load(None).unwrap();
+        let ours = catalogue.pipeline("yunet-mobilefacenet").unwrap();
+        let check = |theirs: &Pipeline| {
+            let settings = CollectionSettings::default();
+            let (id, name, pipeline) = (CollectionId::new(), "c".to_owned(), ours.name.clone());
+            let header = Header::new(CollectionHeader { id, name, pipeline, settings }, &[theirs]);
+            let read: Header = serde_json::from_str(&serde_json::to_string(&header).unwrap()).unwrap();
+            assert_eq!(read, header);
+            read.check_pipelines(&catalogue).map_err(|error| error.code())
+        };
+        assert_eq!(check(ours), Ok(()));
+        let line = serde_json::to_string(&PipelineHeader::of(ours)).unwrap();
+        assert!(!line.contains("metric") && !line.contains("flip"), "older versions read it: {line}");
+        let changes: [fn(&mut Recognizer); 4] = [
+            |recognizer| recognizer.metric = Metric::Euclidean,
+            |recognizer| recognizer.normalise = false,
+            |recognizer| recognizer.flip = true,
+            |recognizer| recognizer.prewhiten = true,
+        ];
+        for change in changes {
+            let mut theirs = ours.clone();
+            change(&mut theirs.recognizer);
+            assert_eq!(check(&theirs), Err("vectors_mismatch"));
+        }
+    }
 }

@@ -242,7 +242,7 @@ impl Engine {
         let library = assets.runtime_library()?;
         let mut files = HashMap::new();
         for file in pipeline.files() {
-            files.insert(file.name.clone(), assets.weights(pipeline, file).await?);
+            files.insert(file.sha256.clone(), assets.weights(pipeline, file).await?);
         }
         let pipeline = pipeline.clone();
         let engine = tokio::task::spawn_blocking(move || load(pipeline, &library, &files, &options)).await??;
@@ -339,8 +339,8 @@ fn load(
     files: &HashMap<String, PathBuf>,
     options: &EngineOptions,
 ) -> Result<Engine, EngineError> {
-    // Each name of the pipeline's files was looked up before.
-    let path = |file: &ModelFile| files.get(&file.name).cloned().unwrap_or_else(|| PathBuf::from(&file.name));
+    // Each of the pipeline's files was looked up before, and two of them may be called alike.
+    let path = |file: &ModelFile| files.get(&file.sha256).cloned().unwrap_or_else(|| PathBuf::from(&file.name));
     let start = |name: &'static str, file: &ModelFile, wanted: &Wanted| {
         let path = &path(file);
         let load = |_| Model::load(library, path, (options.intra_threads, options.provider), wanted);

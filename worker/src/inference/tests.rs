@@ -187,6 +187,23 @@ async fn a_model_that_is_not_what_the_entry_says_is_named() {
 }
 
 #[tokio::test]
+async fn two_models_whose_files_are_called_alike_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, place) in [("tiny_detector.onnx", "models/one"), ("tiny_recognizer.onnx", "models/other")] {
+        let place = folder.path().join(place);
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::copy(testing::repository().join("models/tiny").join(name), place.join("model.onnx")).unwrap();
+    }
+    let mut pipeline = testing::tiny_pipeline();
+    for file in [&mut pipeline.detector.file, &mut pipeline.recognizer.file] {
+        file.name = "model.onnx".to_owned();
+    }
+    let assets = Assets { assets_dir: Some(folder.path().to_owned()), ..testing::tiny_assets() };
+    let engine = Engine::load(&pipeline, &assets, EngineOptions::for_cpu(1)).await.unwrap();
+    assert_eq!(engine.detect(black(&[1, 3, 96, 160])).await.unwrap().len(), 12);
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_model_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let models = folder.path().join("models");

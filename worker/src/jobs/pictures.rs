@@ -210,7 +210,9 @@ pub(super) async fn live_networks(
     let loaded = ctx.liveness.get().await;
     // As with a pipeline's models: the operator may put the weights in their place.
     let failed = |e| JobError::Transient(anyhow::Error::new(e).context("load the anti-spoofing networks"));
-    loaded.map(Some).map_err(failed)
+    let networks = loaded.map_err(failed)?;
+    ctx.engines.count_beside(&networks.files()).await;
+    Ok(Some(networks))
 }
 
 /// Whether the collection takes the face for a picture of one.

@@ -51,6 +51,8 @@ pub struct Slice {
     progress: RematchProgress,
     changes: Vec<Rematch>,
     is_last: bool,
+    /// Why all faces are left as they are, as the answer says it.
+    reason: Option<&'static str>,
 }
 
 pub(super) async fn run(
@@ -63,13 +65,17 @@ pub(super) async fn run(
     let Some(progress) = progress else { return Ok(Done::Rematch(Rematching::Begin { all })) };
     let pipeline = ctx.engines.pipeline(&job.pipeline).await?;
     let terms = terms(ctx, collection, job, &pipeline).await?;
-    let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false };
+    let mut slice = Slice { progress: progress.clone(), changes: Vec::new(), is_last: false, reason: None };
     if pipeline.has_pair_network() {
         // It needs no models, and what such a network says of two crops takes some: whom a face matches stays as it is.
         slice.is_last = true;
         return Ok(Done::Rematch(Rematching::Slice(slice)));
     }
-    let second = SecondStage::without_models(ctx, &pipeline).await?;
+    let Ok(second) = SecondStage::without_models(ctx, &pipeline).await? else {
+        // A failure would ask for the same again, for as long as the file is missing.
+        (slice.is_last, slice.reason) = (true, Some("second_stage_missing"));
+        return Ok(Done::Rematch(Rematching::Slice(slice)));
+    };
     let looking = Looking::begin(ctx, job, (&pipeline, second), &terms, &progress.scope).await?;
     let (began, revision) = (Instant::now(), pipeline.detector_revision());
     for _ in 0..SLICE / STEP {
@@ -156,9 +162,9 @@ impl<'a> Looking<'a> {
         let rejected = rejections::of_faces(&ctx.db.read, &ids).await?;
         // So many persons that one of them is left whatever a face is not.
         let k = 1 + ids.iter().map(|id| rejected.iter().filter(|(face, _)| face == id).count()).max().unwrap_or(0);
-        let queries: Vec<Embedding> =
-            faces.iter().filter(|face| self.is_usable(face)).map(|face| face.embedding.clone()).collect();
-        let matches = if queries.is_empty() {
+        let usable: Vec<&Matchable> = faces.iter().filter(|face| self.is_usable(face)).collect();
+        let queries: Vec<Embedding> = usable.iter().map(|face| face.embedding.clone()).collect();
+        let mut matches = if queries.is_empty() {
             Vec::new()
         } else {
             let _place = ctx.stages.search(job.lane).await;
@@ -167,13 +173,14 @@ impl<'a> Looking<'a> {
             let by = (self.thresholds.calibration(), self.thresholds.match_cosine);
             matches::judged(&ctx.db.read, &self.gallery, queries, hits, by).await?
         };
-        let matches = self.confirmed(ctx, job, &faces, matches).await?;
-        let mut matches = matches.into_iter();
+        // Before the second stage is asked: whom a face is not must not stand between it and the next one.
+        for (face, found) in usable.iter().zip(&mut matches) {
+            found.retain(|found| !rejected.contains(&(face.id, found.person)));
+        }
+        let mut matches = self.confirmed(ctx, job, &usable, matches).await?.into_iter();
         let rematch = |face: &Matchable| {
             let found = if self.is_usable(face) { matches.next().unwrap_or_default() } else { Vec::new() };
-            let is_open = |person: PersonId| !rejected.contains(&(face.id, person));
-            let to = found.iter().map(|found| found.person).find(|person| is_open(*person));
-            Rematch { face: face.id, from: face.person, to }
+            Rematch { face: face.id, from: face.person, to: found.first().map(|found| found.person) }
         };
         Ok(faces.iter().map(rematch).filter(|rematch| rematch.from != rematch.to).collect())
     }
@@ -183,7 +190,7 @@ impl<'a> Looking<'a> {
         &self,
         ctx: &WorkerContext,
         job: &Job,
-        faces: &[Matchable],
+        usable: &[&Matchable],
         mut matches: Vec<Vec<Match>>,
     ) -> Result<Vec<Vec<Match>>, JobError> {
         let first = self.thresholds.match_cosine;
@@ -191,8 +198,8 @@ impl<'a> Looking<'a> {
             found.truncate(found.partition_point(|found| found.score >= first));
         }
         let Some(second) = &self.second else { return Ok(matches) };
-        let usable = faces.iter().filter(|face| self.is_usable(face));
-        let asked: Vec<Asked<'_>> = usable.map(|face| Asked { embedding: &face.embedding, aligned: None }).collect();
+        let asked: Vec<Asked<'_>> =
+            usable.iter().map(|face| Asked { embedding: &face.embedding, aligned: None }).collect();
         let checked = second.check(ctx, job, &asked, &matches).await?;
         for (found, checked) in matches.iter_mut().zip(checked) {
             found.truncate(checked.iter().take_while(|checked| checked.is_match()).count());
@@ -230,13 +237,20 @@ impl Rematching {
                 }
                 None => Recorded::answer(nothing()),
             }),
-            Self::Slice(Slice { progress, changes, is_last }) => {
+            Self::Slice(Slice { progress, changes, is_last, reason }) => {
                 let written = rematches::apply(txn, collection, changes).await?;
                 let mut progress = progress.clone();
                 progress.assigned += written.assigned;
                 progress.unassigned += written.unassigned;
                 let all = progress.scope == RematchScope::All;
-                Ok(if *is_last { Recorded::answer(answer(&progress)) } else { going_on(all, progress) })
+                if !is_last {
+                    return Ok(going_on(all, progress));
+                }
+                let mut answer = answer(&progress);
+                if let Some(reason) = reason {
+                    answer["reason"] = json!(reason);
+                }
+                Ok(Recorded::answer(answer))
             }
         }
     }

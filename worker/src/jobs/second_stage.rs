@@ -12,12 +12,13 @@ use shared::embedding::Embedding;
 use shared::face_index::matches::Match;
 use shared::ids::FaceId;
 use shared::job::Decision;
-use shared::joint_bayes::JointBayes;
+use shared::joint_bayes::{DimensionError, JointBayes};
 
 use super::JobError;
 use crate::analysis::{AnalysedFace, AnalysisError, aligned_of_crops};
+use crate::assets::AssetError;
 use crate::context::WorkerContext;
-use crate::inference::{self, Engine};
+use crate::inference::{Engine, EngineError};
 use crate::vision::margin::MAX_CROP_BYTES;
 use crate::vision::{Landmarks, Picture};
 
@@ -54,9 +55,15 @@ impl<'a> From<&'a AnalysedFace> for Asked<'a> {
 pub(super) struct Checked {
     kind: SecondStageKind,
     threshold: f32,
-    /// The score, or why there is none.
-    outcome: Result<f64, Unchecked>,
+    outcome: Outcome,
 }
+
+/// The score of a pair, or why it has none.
+type Outcome = Result<f64, Unchecked>;
+
+/// The file of the second stage is missing, or is not what its entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Missing;
 
 /// Why a pair has no score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,11 +127,25 @@ impl<'a> SecondStage<'a> {
     }
 
     /// The one that needs no other model of the pipeline; `None` of a pair network, and where there is none.
-    pub(super) async fn without_models(ctx: &WorkerContext, pipeline: &'a Pipeline) -> Result<Option<Self>, JobError> {
-        let Some(stage) = &pipeline.second_stage else { return Ok(None) };
-        let loaded = inference::joint_bayes(pipeline, ctx.engines.assets()).await;
-        let failed = |e| JobError::Transient(anyhow::Error::new(e).context("load the second stage"));
-        Ok(loaded.map_err(failed)?.map(|model| Self { stage, scorer: Scorer::Joint(model) }))
+    pub(super) async fn without_models(
+        ctx: &WorkerContext,
+        pipeline: &'a Pipeline,
+    ) -> Result<Result<Option<Self>, Missing>, JobError> {
+        let Some(stage) = &pipeline.second_stage else { return Ok(Ok(None)) };
+        let error = match ctx.engines.joint_bayes(pipeline).await {
+            Ok(model) => return Ok(Ok(model.map(|model| Self { stage, scorer: Scorer::Joint(model) }))),
+            Err(error) => error,
+        };
+        let may_pass = matches!(error, EngineError::Broken(_) | EngineError::Asset(AssetError::Broken(_)));
+        let error = anyhow::Error::new(error).context("load the second stage");
+        if may_pass {
+            return Err(JobError::Transient(error));
+        }
+        // Each change of templates has faces matched again: an operator reads it once.
+        if ctx.engines.is_first_miss(&stage.file).await {
+            tracing::warn!(pipeline = pipeline.name, error = format!("{error:#}"), "no face can be matched again");
+        }
+        Ok(Err(Missing))
     }
 
     /// Two faces of pictures at hand.
@@ -147,59 +168,94 @@ impl<'a> SecondStage<'a> {
     ) -> Result<Vec<Vec<Checked>>, JobError> {
         let candidates =
             |found: &Vec<Match>| found.iter().take(self.stage.candidates).map(|m| m.face).collect::<Vec<_>>();
-        let mut wanted: Vec<FaceId> = found.iter().flat_map(candidates).collect();
+        let candidates: Vec<Vec<FaceId>> = found.iter().map(candidates).collect();
+        let mut wanted: Vec<FaceId> = candidates.iter().flatten().copied().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let known = match &self.scorer {
+        let outcomes = match &self.scorer {
             Scorer::Joint(model) => {
-                Known::Vectors(model, faces::embeddings_of(&ctx.db.read, &job.pipeline, &wanted).await?)
+                let known = faces::embeddings_of(&ctx.db.read, &job.pipeline, &wanted).await?;
+                by_vectors(model, asked, candidates, known).await?
             }
-            Scorer::Pair(engine) => Known::Crops(engine, kept(ctx, engine, &wanted).await?),
+            Scorer::Pair(engine) => by_crops(engine, asked, &candidates, &kept(ctx, engine, &wanted).await?).await?,
         };
-        let mut checked = Vec::with_capacity(found.len());
-        for (asked, found) in asked.iter().zip(found) {
-            let mut of_face = Vec::with_capacity(found.len());
-            for (n, candidate) in found.iter().enumerate() {
-                let outcome = if n < self.stage.candidates {
-                    known.score(*asked, candidate.face).await?
-                } else {
-                    Err(Unchecked::NotACandidate)
-                };
-                of_face.push(self.checked(outcome));
-            }
-            checked.push(of_face);
-        }
-        Ok(checked)
+        let of_face = |(found, outcomes): (&Vec<Match>, Vec<Outcome>)| {
+            let beyond = std::iter::repeat(Err(Unchecked::NotACandidate));
+            let outcomes = outcomes.into_iter().chain(beyond).take(found.len());
+            outcomes.map(|outcome| self.checked(outcome)).collect::<Vec<_>>()
+        };
+        Ok(found.iter().zip(outcomes).map(of_face).collect())
     }
 
-    fn checked(&self, outcome: Result<f64, Unchecked>) -> Checked {
+    fn checked(&self, outcome: Outcome) -> Checked {
         Checked { kind: self.stage.kind, threshold: self.stage.threshold, outcome }
     }
 }
 
-/// What is at hand of the stored faces.
-enum Known<'a> {
-    Vectors(&'a JointBayes, HashMap<FaceId, Embedding>),
-    Crops(&'a Engine, HashMap<FaceId, Picture>),
+/// What Joint Bayesian says of each face and its candidates. Of a rematch these are thousands of pairs: a thread does it that
+/// keeps no other job waiting.
+async fn by_vectors(
+    model: &Arc<JointBayes>,
+    asked: &[Asked<'_>],
+    candidates: Vec<Vec<FaceId>>,
+    known: HashMap<FaceId, Embedding>,
+) -> Result<Vec<Vec<Outcome>>, JobError> {
+    let model = Arc::clone(model);
+    let asked: Vec<Embedding> = asked.iter().map(|asked| asked.embedding.clone()).collect();
+    let scored = tokio::task::spawn_blocking(move || joint_scores(&model, &asked, &candidates, &known)).await;
+    let scored = scored.map_err(|e| JobError::Transient(anyhow::Error::new(e).context("score faces")))?;
+    scored.map_err(|error| mismatch(&error))
 }
 
-impl Known<'_> {
-    async fn score(&self, asked: Asked<'_>, face: FaceId) -> Result<Result<f64, Unchecked>, JobError> {
-        Ok(match self {
-            Self::Vectors(model, vectors) => match vectors.get(&face) {
-                Some(vector) => Ok(joint(model, asked.embedding, vector)?),
-                None => Err(Unchecked::FaceGone),
-            },
-            Self::Crops(engine, crops) => match asked.aligned.zip(crops.get(&face)) {
+fn joint_scores(
+    model: &JointBayes,
+    asked: &[Embedding],
+    candidates: &[Vec<FaceId>],
+    known: &HashMap<FaceId, Embedding>,
+) -> Result<Vec<Vec<Outcome>>, DimensionError> {
+    let mut prepared = HashMap::with_capacity(known.len());
+    for (face, vector) in known {
+        prepared.insert(*face, model.prepared(vector)?);
+    }
+    let mut scores = Vec::with_capacity(asked.len());
+    for (asked, candidates) in asked.iter().zip(candidates) {
+        let asked = model.prepared(asked)?;
+        let score = |face: &FaceId| {
+            let other = prepared.get(face);
+            other.map(|other| model.score_of(&asked, other)).ok_or(Unchecked::FaceGone)
+        };
+        scores.push(candidates.iter().map(score).collect());
+    }
+    Ok(scores)
+}
+
+/// What the pair network says of each face and its candidates.
+async fn by_crops(
+    engine: &Engine,
+    asked: &[Asked<'_>],
+    candidates: &[Vec<FaceId>],
+    crops: &HashMap<FaceId, Picture>,
+) -> Result<Vec<Vec<Outcome>>, JobError> {
+    let mut scores = Vec::with_capacity(asked.len());
+    for (asked, candidates) in asked.iter().zip(candidates) {
+        let mut of_face = Vec::with_capacity(candidates.len());
+        for face in candidates {
+            of_face.push(match asked.aligned.zip(crops.get(face)) {
                 Some((one, other)) => Ok(network(engine, one, other).await?),
                 None => Err(Unchecked::NoCrop),
-            },
-        })
+            });
+        }
+        scores.push(of_face);
     }
+    Ok(scores)
 }
 
 fn joint(model: &JointBayes, one: &Embedding, other: &Embedding) -> Result<f64, JobError> {
-    model.score(one, other).map_err(|error| JobError::failed("model_mismatch", error.to_string()))
+    model.score(one, other).map_err(|error| mismatch(&error))
+}
+
+fn mismatch(error: &DimensionError) -> JobError {
+    JobError::failed("model_mismatch", error.to_string())
 }
 
 async fn network(engine: &Engine, one: &Picture, other: &Picture) -> Result<f64, JobError> {
@@ -238,9 +294,24 @@ async fn kept(ctx: &WorkerContext, engine: &Engine, faces: &[FaceId]) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use shared::joint_bayes::Matrix;
+
     use super::*;
 
-    fn checked(outcome: Result<f64, Unchecked>) -> Checked {
+    #[test]
+    fn candidates_are_scored_in_their_order() {
+        // A score of -|x - y|^2.
+        let model = JointBayes::new(vec![0.0; 2], Matrix::diagonal(2, -1.0), Matrix::diagonal(2, -1.0)).unwrap();
+        let vector = |numbers: &[f32]| Embedding::as_given(numbers.to_vec()).unwrap();
+        let [same, other, gone] = [FaceId::new(), FaceId::new(), FaceId::new()];
+        let known = HashMap::from([(same, vector(&[1.0, 0.0])), (other, vector(&[0.0, 1.0]))]);
+        let asked = [vector(&[1.0, 0.0]), vector(&[0.0, 1.0])];
+        let scores = joint_scores(&model, &asked, &[vec![same, gone, other], vec![same]], &known).unwrap();
+        assert_eq!(scores, [vec![Ok(0.0), Err(Unchecked::FaceGone), Ok(-2.0)], vec![Ok(-2.0)]]);
+        assert!(joint_scores(&model, &[vector(&[1.0])], &[vec![same]], &known).is_err());
+    }
+
+    fn checked(outcome: Outcome) -> Checked {
         Checked { kind: SecondStageKind::JointBayesian, threshold: -3.5, outcome }
     }
 

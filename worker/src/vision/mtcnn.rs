@@ -24,6 +24,9 @@ const LEVEL_IOU: f32 = 0.5;
 const STAGE_IOU: f32 = 0.7;
 /// Boxes that go on to the next network at most, the best first: a picture of a crowd has some hundreds.
 const MOST_CANDIDATES: usize = 1024;
+/// Boxes that are compared with each other at most, the best first: each is with all that are kept, and fine texture makes tens of
+/// thousands.
+const MOST_COMPARED: usize = 2048;
 
 /// A box on its way through the cascade, in pixels of the picture as it is shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -178,9 +181,10 @@ enum Overlap {
     Smaller,
 }
 
-/// Best first, without those that overlap a better one too much.
+/// Best first, without those that overlap a better one too much; of very many, the best only.
 fn suppressed(mut candidates: Vec<Candidate>, most: f32, overlap: Overlap) -> Vec<Candidate> {
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
+    candidates.truncate(MOST_COMPARED);
     let mut kept: Vec<Candidate> = Vec::new();
     for candidate in candidates {
         if !kept.iter().any(|better| better.overlap(&candidate, overlap) > most) {
@@ -243,6 +247,14 @@ mod tests {
         let boxes = vec![candidate([0.0, 0.0, 99.0, 99.0], 0.9), candidate([10.0, 10.0, 49.0, 49.0], 0.8)];
         assert_eq!(suppressed(boxes.clone(), STAGE_IOU, Overlap::Union).len(), 2);
         assert_eq!(suppressed(boxes, STAGE_IOU, Overlap::Smaller), [candidate([0.0, 0.0, 99.0, 99.0], 0.9)]);
+    }
+
+    #[test]
+    fn of_very_many_boxes_the_best_are_compared() {
+        let count = MOST_COMPARED + 100;
+        let apart = |n: usize| candidate([n as f32 * 20.0, 0.0, n as f32 * 20.0 + 11.0, 11.0], n as f32 / count as f32);
+        let kept = suppressed((0..count).map(apart).collect(), LEVEL_IOU, Overlap::Union);
+        assert_eq!((kept.len(), kept[0], kept[MOST_COMPARED - 1]), (MOST_COMPARED, apart(count - 1), apart(100)));
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use fast_image_resize::{FilterType, ResizeAlg};
 use shared::catalogue::SpoofNetwork;
 
+use crate::vision::BoundingBox;
+use crate::vision::decode::DecodeError;
+use crate::vision::decode::photo::Photo;
+use crate::vision::frame::Frame;
 use crate::vision::resize::{part, resized};
 use crate::vision::tensor::{Range, Tensor};
-use crate::vision::{BoundingBox, Picture};
 
 /// The part of a picture of `size` around a face: its box enlarged `scale` times about its middle, by less where the picture is
 /// smaller, and moved to lie inside. As corner and size; `None` of a box without extent.
@@ -35,9 +38,27 @@ pub fn area(size: [u32; 2], face: &BoundingBox, scale: f32) -> Option<([i32; 2],
     Some(([left, top], [width, height]))
 }
 
-/// The input of a network, `[1, planes, side, side]`; `None` of a box without extent.
-pub fn input(picture: &Picture, face: &BoundingBox, network: &SpoofNetwork) -> Option<Tensor> {
-    let (corner, size) = area([picture.width, picture.height], face, network.crop_scale)?;
+/// What networks with these `crop_scale`s see of the faces, at the original's scale: what they look for is lost where a picture is
+/// reduced. One frame for all of them; `None` where the overview has that scale, or no face has an extent.
+pub fn close_up(photo: &Photo, faces: &[BoundingBox], crop_scales: &[f32]) -> Result<Option<Frame>, DecodeError> {
+    let areas =
+        faces.iter().flat_map(|face| crop_scales.iter().filter_map(move |scale| area(photo.size, face, *scale)));
+    let boxes = areas.map(|([left, top], [width, height])| BoundingBox {
+        x: left as f32,
+        y: top as f32,
+        width: width as f32,
+        height: height as f32,
+    });
+    boxes.reduce(BoundingBox::around).map_or(Ok(None), |all| photo.close_up(all, 1.0))
+}
+
+/// The input of a network, `[1, planes, side, side]`, from a frame at the original's scale that has its area; `size` and `face` are
+/// those of the original. `None` of a box without extent.
+pub fn input(frame: &Frame, size: [u32; 2], face: &BoundingBox, network: &SpoofNetwork) -> Option<Tensor> {
+    let ([left, top], size) = area(size, face, network.crop_scale)?;
+    #[expect(clippy::cast_possible_truncation, reason = "whole pixels, at this scale")]
+    let [first, upper] = frame.origin.map(|at| at as i32);
+    let (picture, corner) = (&frame.picture, [left - first, top - upper]);
     // Without averaging, as the networks were trained: what a screen or a print adds lies between neighbouring pixels.
     let plain = ResizeAlg::Interpolation(FilterType::Bilinear);
     let shown = resized(&part(picture, corner, size), [network.side; 2], plain);
@@ -61,6 +82,31 @@ mod tests {
     use shared::catalogue::AntiSpoofing;
 
     use super::*;
+    use crate::vision::Picture;
+    use crate::vision::decode::{DecodeLimits, camera_jpeg, decode};
+
+    const LIMITS: DecodeLimits = DecodeLimits { max_bytes: 1 << 24, max_pixels: 10_000_000, max_side: 4_000 };
+
+    #[test]
+    fn the_originals_pixels_are_shown_whatever_scale_faces_were_looked_for_at() {
+        let network = &AntiSpoofing::load(None, "minifasnet").unwrap().networks[0];
+        let level = |n: u32| u8::try_from(n % 251).unwrap();
+        let pixel = |x: u32, y: u32| [level(x * x + 7 * y), level(y * y + 5 * x), level(x * y)];
+        let rgb = (0..1207).flat_map(|y| (0..1603).flat_map(move |x| pixel(x, y)));
+        let file = camera_jpeg(&Picture { width: 1603, height: 1207, rgb: rgb.collect() });
+        let [full, reduced] = [u32::MAX, 400].map(|side| decode(file.clone(), &LIMITS, side).unwrap());
+        assert!(reduced.overview.scale > 1.0);
+        for [x, y, width, height] in [[700.0, 300.0, 60.0, 80.0], [5.0, 1100.0, 90.0, 100.0]] {
+            let face = BoundingBox { x, y, width, height };
+            assert!(close_up(&full, &[face], &[network.crop_scale]).unwrap().is_none());
+            let frame = close_up(&reduced, &[face], &[network.crop_scale]).unwrap().unwrap();
+            let wanted = input(&full.overview, full.size, &face, network).unwrap();
+            let found = input(&frame, reduced.size, &face, network).unwrap();
+            let apart = wanted.data.iter().zip(&found.data).map(|(a, b)| (a - b).abs());
+            let mean = apart.sum::<f32>() / wanted.data.len() as f32;
+            assert!(mean < 0.05, "{mean} for {face:?}");
+        }
+    }
 
     #[test]
     fn areas_are_those_of_the_reference() {
@@ -105,9 +151,9 @@ mod tests {
     fn the_input_is_the_area_at_the_networks_size() {
         let network = &AntiSpoofing::load(None, "minifasnet").unwrap().networks[0];
         let rgb = (0..160 * 160).flat_map(|n: u32| [u8::try_from(n % 160).unwrap(), 7, u8::try_from(n / 160).unwrap()]);
-        let picture = Picture { width: 160, height: 160, rgb: rgb.collect() };
+        let frame = Frame::from(Picture { width: 160, height: 160, rgb: rgb.collect() });
         let face = BoundingBox { x: 60.0, y: 60.0, width: 30.0, height: 30.0 };
-        let input = input(&picture, &face, network).unwrap();
+        let input = input(&frame, [160, 160], &face, network).unwrap();
         assert_eq!(input.shape, [1, 3, 80, 80]);
         // From 34 to 115: 82 pixels, the first plane blue, which grows downwards.
         let plane = |n: usize| &input.data[n * 6400..(n + 1) * 6400];

@@ -9,7 +9,7 @@ use sea_orm::{DbErr, FromQueryResult};
 use uuid::Uuid;
 
 use super::partitions::{literal, partition_name};
-use crate::catalogue::Metric;
+use crate::catalogue::{Metric, Pipeline};
 use crate::db::{Db, execute, leaders, models, statement};
 use crate::face_index::Gallery;
 use crate::ids::{CollectionId, FaceId};
@@ -17,6 +17,8 @@ use crate::models::parsed;
 
 /// The rest may grow to this share of the index before that is built anew.
 const REBUILD_FRACTION: i64 = 5;
+/// Components of a vector at most: pgvector indexes no longer ones (its README, "HNSW"). A search scans those exactly.
+const MOST_COMPONENTS: usize = 2000;
 /// Whoever builds an index leads in a role whose name begins so.
 const ROLE: &str = "hnsw";
 /// While one process builds, others leave it alone; one that died has lost its turn after this long.
@@ -37,8 +39,8 @@ pub(super) async fn find(db: &Db, gallery: &Gallery) -> Result<Option<HnswIndex>
     HnswIndex::find_by_statement(statement(&db.read, sql, values)).one(&db.read).await
 }
 
-/// A gallery of at least `from` templates whose index is missing or has been outgrown.
-pub(super) async fn wanting(db: &Db, from: u64) -> Result<Option<Gallery>, DbErr> {
+/// The galleries of at least `from` templates whose index is missing or has been outgrown.
+pub(super) async fn wanting(db: &Db, from: u64) -> Result<Vec<Gallery>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         pipeline: String,
@@ -52,19 +54,21 @@ pub(super) async fn wanting(db: &Db, from: u64) -> Result<Option<Gallery>, DbErr
     );
     let from = i64::try_from(from).unwrap_or(i64::MAX);
     let rows = Row::find_by_statement(statement(&db.read, &sql, [from.into()])).all(&db.read).await?;
+    let mut wanting = Vec::new();
     for Row { pipeline, collection_id } in rows {
         // Without one that this version understands, nobody can search it here either.
-        if let Some(metric) = metric_of(db, &pipeline).await? {
-            return Ok(Some(Gallery { collection: collection_id, pipeline, metric }));
+        let Some(entry) = entry_of(db, &pipeline).await? else { continue };
+        if entry.recognizer.dimension <= MOST_COMPONENTS {
+            wanting.push(Gallery { collection: collection_id, pipeline, metric: entry.recognizer.metric });
         }
     }
-    Ok(None)
+    Ok(wanting)
 }
 
-/// What the registered entry of the pipeline says.
-async fn metric_of(db: &Db, pipeline: &str) -> Result<Option<Metric>, DbErr> {
+/// The registered entry of the pipeline.
+async fn entry_of(db: &Db, pipeline: &str) -> Result<Option<Pipeline>, DbErr> {
     let row = models::find(&db.read, pipeline).await?;
-    Ok(row.and_then(|row| parsed(&row).ok()).map(|pipeline| pipeline.recognizer.metric))
+    Ok(row.and_then(|row| parsed(&row).ok()))
 }
 
 /// By what the index of a metric is built.
@@ -77,6 +81,17 @@ fn operator_class(metric: Metric) -> &'static str {
 
 /// Builds the index of a gallery beside its use; false when another process is at it.
 pub(super) async fn build(db: &Db, gallery: &Gallery, owner: Uuid) -> Result<bool, DbErr> {
+    let role = format!("{ROLE} {} {}", gallery.collection, gallery.pipeline);
+    if leaders::lead(db, &role, owner, BUILD_LEASE).await?.is_none() {
+        return Ok(false);
+    }
+    // A failure too ends the turn: the lease would keep everybody from it for an hour.
+    let built = build_alone(db, gallery, &role).await;
+    leaders::resign(db, &role, owner).await?;
+    built.map(|()| true)
+}
+
+async fn build_alone(db: &Db, gallery: &Gallery, role: &str) -> Result<(), DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         // max() knows no uuid before PostgreSQL 18.
@@ -84,11 +99,7 @@ pub(super) async fn build(db: &Db, gallery: &Gallery, owner: Uuid) -> Result<boo
         faces: i64,
         dimension: Option<i32>,
     }
-    let role = format!("{ROLE} {} {}", gallery.collection, gallery.pipeline);
-    if leaders::lead(db, &role, owner, BUILD_LEASE).await?.is_none() {
-        return Ok(false);
-    }
-    drop_leftovers(db, &role).await?;
+    drop_leftovers(db, role).await?;
     let here = format!(
         "pipeline = {} AND collection_id = '{}' AND template_of IS NOT NULL",
         literal(&gallery.pipeline),
@@ -100,14 +111,12 @@ pub(super) async fn build(db: &Db, gallery: &Gallery, owner: Uuid) -> Result<boo
             count(*) AS faces FROM embeddings WHERE {here}"
     );
     let row = Row::find_by_statement(statement(&db.read, &sql, [])).one(&db.read).await?;
-    let built = match row {
+    match row {
         Some(Row { last_face: Some(last_face), faces, dimension: Some(dimension) }) => {
             replace(db, gallery, last_face, faces, dimension).await
         }
         _ => Ok(()),
-    };
-    leaders::resign(db, &role, owner).await?;
-    built.map(|()| true)
+    }
 }
 
 /// Drops what builds left that were killed: indexes that are not listed, half made or whole. While another process builds,

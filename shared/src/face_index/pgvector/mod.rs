@@ -241,10 +241,15 @@ impl FaceIndex for PgvectorFaceIndex {
         if self.hnsw_from == 0 || is_building {
             return Ok(());
         }
-        let Some(gallery) = hnsw::wanting(&self.db, self.hnsw_from).await? else { return Ok(()) };
+        let wanting = hnsw::wanting(&self.db, self.hnsw_from).await?;
+        if wanting.is_empty() {
+            return Ok(());
+        }
         let (db, owner) = (self.db.clone(), self.owner);
         let building = tokio::spawn(async move {
-            if let Err(error) = hnsw::build(&db, &gallery, owner).await {
+            for gallery in wanting {
+                // One that cannot be built keeps none of the others from theirs.
+                let Err(error) = hnsw::build(&db, &gallery, owner).await else { break };
                 tracing::warn!(%error, collection.id = %gallery.collection, "build an approximate index");
             }
         });

@@ -107,10 +107,45 @@ async fn the_entry_says_by_which_metric_a_gallery_is_indexed() {
     let text = text.replace("layout = \"nchw\"", "layout = \"nchw\"\nnormalise = false\nmetric = \"euclidean\"");
     let gallery = gallery(&db, 3, Metric::Euclidean).await;
     enroll(&db, &gallery, "ann", vector(&[1.0, 0.0, 0.0])).await;
-    assert!(hnsw::wanting(&db, 1).await.unwrap().is_none(), "nobody can search what is not registered");
+    assert!(hnsw::wanting(&db, 1).await.unwrap().is_empty(), "nobody can search what is not registered");
     let entry = Entry::parse(Origin::Added, "test", text).unwrap();
     models::put(&db.write, &entry, None).await.unwrap();
-    assert_eq!(hnsw::wanting(&db, 1).await.unwrap(), Some(gallery));
+    assert_eq!(hnsw::wanting(&db, 1).await.unwrap(), [gallery]);
+}
+
+#[tokio::test]
+async fn vectors_that_are_too_long_for_an_index_get_none() {
+    let db = database().await;
+    let text = include_str!("../../../../models/tiny/tiny.toml").replace("name = \"tiny\"", "name = \"contract-3\"");
+    let gallery = gallery(&db, 3, Metric::Cosine).await;
+    enroll(&db, &gallery, "ann", vector(&[1.0, 0.0, 0.0])).await;
+    let text = text.replace("dimension = 64", "dimension = 2001");
+    let entry = Entry::parse(Origin::Added, "test", text).unwrap();
+    models::put(&db.write, &entry, None).await.unwrap();
+    assert!(hnsw::wanting(&db, 1).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_gallery_whose_index_cannot_be_built_keeps_none_of_the_others_from_theirs() {
+    let db = database().await;
+    let index = PgvectorFaceIndex::new(db.clone(), 1);
+    let [broken, whole] = [gallery(&db, 2, Metric::Cosine).await, gallery(&db, 3, Metric::Cosine).await];
+    enroll(&db, &broken, "ann", vector(&[1.0, 0.0])).await;
+    enroll(&db, &whole, "ann", vector(&[1.0, 0.0, 0.0])).await;
+    let tiny = include_str!("../../../../models/tiny/tiny.toml");
+    for name in [&broken.pipeline, &whole.pipeline] {
+        let text = tiny.replace("name = \"tiny\"", &format!("name = \"{name}\""));
+        let entry = Entry::parse(Origin::Added, "test", text).unwrap();
+        models::put(&db.write, &entry, None).await.unwrap();
+    }
+    // No index can be made on a table that its name does not lead to.
+    let table = partition_name(&broken.pipeline);
+    execute(&db.write, &format!("ALTER TABLE {table} RENAME TO elsewhere"), []).await.unwrap();
+    index.maintain().await.unwrap();
+    let building = index.building.lock().unwrap().take().unwrap();
+    building.await.unwrap();
+    assert!(hnsw::find(&db, &broken).await.unwrap().is_none());
+    assert!(hnsw::find(&db, &whole).await.unwrap().is_some());
 }
 
 #[tokio::test]
