@@ -105,9 +105,9 @@ pub async fn prune(
         return Err(ApiError::invalid("after_s", format!("must be at most {LONGEST_S}, a year")));
     }
     let run = find(&state, &caller, id).await?;
-    if !pruning.accept_lacking && is_lacking(&state.db, &run).await? {
-        let detail = "images were given up, and nobody would be recognised by their faces any more; retry them, or send \
-                      accept_lacking";
+    if !pruning.accept_lacking && is_lacking(&state.db, &run, run.to()).await? {
+        let detail = "images were given up, or faces have a vector of the old pipeline alone, and nobody would be recognised \
+                      by these any more; retry what was given up, try again in a moment, or send accept_lacking";
         return Err(ApiError::conflict("reprocess_lacking", detail));
     }
     let wanted = Wish::Prune { after_s, accept_lacking: pruning.accept_lacking };

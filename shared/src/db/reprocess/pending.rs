@@ -51,6 +51,29 @@ pub async fn note(
     Ok(())
 }
 
+/// Notes the images of faces that have just been given a name or were locked and lack a vector of a pipeline that an open run
+/// keeps up: what nobody had named may have been left out. `faces` stands for the faces in an `IN`, with `of` as `$2`. All
+/// that refers to the collection must be written before.
+pub(in crate::db) async fn note_labelled(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    faces: &str,
+    of: Value,
+) -> Result<(), DbErr> {
+    // A switch, or the end of a run, is waited for and seen, or waits and then sees these faces.
+    collections::hold_pipeline(txn, collection).await?;
+    let sql = format!(
+        "INSERT INTO reprocess_pending (collection_id, pipeline, image_id)
+         SELECT DISTINCT f.collection_id, p.pipeline, f.image_id FROM faces f
+         JOIN {KEPT_UP} AS p ON p.collection_id = f.collection_id
+         WHERE f.collection_id = $1 AND f.id IN ({faces}) AND NOT f.hidden AND (f.locked OR f.assigned_by <> 'auto')
+            AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = p.pipeline AND e.face_id = f.id)
+         ON CONFLICT (collection_id, pipeline, image_id) DO UPDATE SET job_id = NULL, problem = NULL"
+    );
+    execute(txn, &sql, [collection.into(), of]).await?;
+    Ok(())
+}
+
 /// Lists the next images of a run's collection; true when there are more.
 pub async fn list_page(db: &Db, run: &Run) -> Result<bool, DbErr> {
     #[derive(FromQueryResult)]

@@ -44,12 +44,25 @@ async fn is_due(conn: &impl ConnectionTrait, run: &Run) -> Result<bool, DbErr> {
     Ok(count(conn, sql, [run.id.into()]).await? > 0
         && !has_jobs(conn, run, run.from()).await?
         && pending::left(conn, run, &run.pipeline).await? == 0
-        && (run.lacking_accepted || pending::given_up(conn, run, &run.pipeline).await? == 0))
+        && (run.lacking_accepted || !lacks(conn, run, run.to()).await?))
 }
 
-/// Whether something lacks what the new pipeline makes of it, and was given up.
-pub async fn is_lacking(db: &Db, run: &Run) -> Result<bool, DbErr> {
-    Ok(pending::given_up(&db.read, run, &run.pipeline).await? > 0)
+/// Whether something would be lost if only what this side of the run made stayed: images of which it lacks something were
+/// given up, or it has no vector of a face by which people are recognised, and the other one has.
+pub async fn is_lacking(db: &Db, run: &Run, kept: Side<'_>) -> Result<bool, DbErr> {
+    lacks(&db.read, run, kept).await
+}
+
+async fn lacks(conn: &impl ConnectionTrait, run: &Run, kept: Side<'_>) -> Result<bool, DbErr> {
+    if pending::given_up(conn, run, kept.pipeline).await? > 0 {
+        return Ok(true);
+    }
+    let gone = if kept == run.to() { run.from() } else { run.to() };
+    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM faces f WHERE f.collection_id = $1 AND f.person_id IS NOT NULL
+        AND f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden
+        AND EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = $3 AND e.face_id = f.id)
+        AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = $2 AND e.face_id = f.id) LIMIT 1) AS one";
+    Ok(count(conn, sql, [run.collection_id.into(), kept.pipeline.into(), gone.pipeline.into()]).await? > 0)
 }
 
 async fn has_jobs(conn: &impl ConnectionTrait, run: &Run, side: Side<'_>) -> Result<bool, DbErr> {

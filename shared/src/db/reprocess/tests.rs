@@ -12,6 +12,7 @@ use crate::comparison::{ComparisonReport, Outcome as Said, PipelineFigures};
 use crate::db::collections::CollectionSettings;
 use crate::db::entity::job;
 use crate::db::faces::{self, AssignedBy, FaceFilter, NewCrop, NewFace, Origin};
+use crate::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
 use crate::db::jobs::settle::{self, Outcome};
@@ -579,7 +580,7 @@ async fn nothing_goes_that_only_the_other_side_has() {
             .await
             .unwrap();
         assert!(!prune::begin_due(&scene.db, &run).await.unwrap(), "it was given up, and nobody accepted that");
-        assert!(prune::is_lacking(&scene.db, &run).await.unwrap());
+        assert!(prune::is_lacking(&scene.db, &run, run.to()).await.unwrap());
         assert!(change(&scene.db, &run, Wish::Retry).await.unwrap());
         scene.record(&job, NEW, |_| Addition::default()).await;
         assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
@@ -679,6 +680,48 @@ async fn a_run_that_is_being_cancelled_is_not_activated() {
         let left = collections::find(&db.read, &Grant::everything(), collection).await.unwrap().unwrap();
         assert_eq!(left.pipeline, OLD.pipeline);
         assert_eq!(left.settings().unwrap().match_cosine, Some(0.25));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_face_that_is_named_after_its_image_was_done_gets_the_other_vector() {
+    on_both(async |scene| {
+        let (image, faces) = scene.index(&[0.0, 20.0]).await;
+        let run = scene.begin(NEW_DETECTOR).await;
+        let run = scene.list(&run).await;
+        // Of the two the new detector finds one, and nobody has named the other.
+        let found = vec![seen(NEW_DETECTOR, scene.collection, 1.0)];
+        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        assert_eq!(scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await, 1);
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let name = async |face| {
+            let change = FaceChange { person: PersonChange::Assign(scene.person), ..FaceChange::default() };
+            let changed = faces_by_hand::change(&scene.db, scene.collection, face, change).await.unwrap();
+            assert!(matches!(changed, Changed::Done(_)), "{changed:?}");
+        };
+        name(faces[0]).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 10, 1).await.unwrap(), 0, "it has both");
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
+            panic!("active")
+        };
+        name(faces[1]).await;
+        assert_eq!(activate(&scene.db, run.id, Lacking::Refuse).await.unwrap(), Switched::Lacking(1));
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Accept).await.unwrap() else { panic!("ready") };
+        assert!(prune::is_lacking(&scene.db, &run, run.to()).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(!prune::begin_due(&scene.db, &run).await.unwrap());
+        let vectors = vec![(faces[1], vector(NEW_DETECTOR), None)];
+        let made = Addition { detected: None, vectors };
+        let jobs = scene.work(&run, NEW_DETECTOR, |of| {
+            assert_eq!(of, image);
+            made.clone()
+        });
+        assert_eq!(jobs.await, 1);
+        assert!(!prune::is_lacking(&scene.db, &run, run.to()).await.unwrap());
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
     })
     .await;
 }
