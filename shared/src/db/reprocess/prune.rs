@@ -42,7 +42,8 @@ pub async fn begin_due(db: &Db, run: &Run) -> Result<bool, DbErr> {
 async fn is_due(conn: &impl ConnectionTrait, run: &Run) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM reprocess_runs WHERE id = $1 AND state = 'active' AND prune_after <= {now}";
     Ok(count(conn, sql, [run.id.into()]).await? > 0
-        && !has_jobs(conn, run, run.from()).await?
+        // Those of the run itself are made as long as something new comes, and are cancelled at the end.
+        && !has_jobs(conn, run, run.from(), "AND kind <> 'reembed'").await?
         && pending::left(conn, run, &run.pipeline).await? == 0
         && (run.lacking_accepted || !lacks(conn, run, run.to()).await?))
 }
@@ -65,10 +66,12 @@ async fn lacks(conn: &impl ConnectionTrait, run: &Run, kept: Side<'_>) -> Result
     Ok(count(conn, sql, [run.collection_id.into(), kept.pipeline.into(), gone.pipeline.into()]).await? > 0)
 }
 
-async fn has_jobs(conn: &impl ConnectionTrait, run: &Run, side: Side<'_>) -> Result<bool, DbErr> {
-    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM jobs WHERE collection_id = $1 AND pipeline = $2
-        AND state IN ('queued', 'running') LIMIT 1) AS one";
-    Ok(count(conn, sql, [run.collection_id.into(), side.pipeline.into()]).await? > 0)
+async fn has_jobs(conn: &impl ConnectionTrait, run: &Run, side: Side<'_>, of_kind: &str) -> Result<bool, DbErr> {
+    let sql = format!(
+        "SELECT count(*) AS n FROM (SELECT 1 FROM jobs WHERE collection_id = $1 AND pipeline = $2
+            AND state IN ('queued', 'running') {of_kind} LIMIT 1) AS one"
+    );
+    Ok(count(conn, &sql, [run.collection_id.into(), side.pipeline.into()]).await? > 0)
 }
 
 /// What a slice came to.
@@ -87,7 +90,7 @@ pub async fn slice(db: &Db, run: &Run) -> Result<Slice, DbErr> {
     let Some((kept, gone)) = run.kept_and_gone() else { return Ok(Slice { is_last: true, ..Slice::default() }) };
     let cancelled = cancel_jobs(db, run, gone).await?;
     // The jobs first: the last of them notes what is to be kept of what it made.
-    if has_jobs(&db.write, run, gone).await? || pending::left(&db.write, run, kept.pipeline).await? > 0 {
+    if has_jobs(&db.write, run, gone, "").await? || pending::left(&db.write, run, kept.pipeline).await? > 0 {
         return Ok(Slice { cancelled, waits: true, ..Slice::default() });
     }
     if through_deadlocks(|| delete_vectors(db, run, gone)).await? {

@@ -725,3 +725,24 @@ async fn a_face_that_is_named_after_its_image_was_done_gets_the_other_vector() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_prune_does_not_wait_for_jobs_that_it_cancels() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        scene.index_by(NEW, &[0.0]).await;
+        assert_eq!(make_jobs(&scene.db, &run, OLD.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
+        let run = scene.run(&run).await;
+        assert_eq!(prune::slice(&scene.db, &run).await.unwrap().cancelled, [job.id]);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (0, 1));
+    })
+    .await;
+}
