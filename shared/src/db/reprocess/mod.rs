@@ -264,7 +264,10 @@ pub enum Wish {
     /// Try again what failed.
     Retry,
     /// Stay with the old pipeline, and delete what the new one made.
-    Cancel,
+    Cancel {
+        /// What lacks something of the old pipeline goes with it.
+        accept_lacking: bool,
+    },
     /// Stay with the new pipeline, and delete what the old one made.
     Prune {
         /// Not before so many seconds are over.
@@ -274,27 +277,42 @@ pub enum Wish {
     },
 }
 
-/// Does it; false where the run is in no state for it.
+/// Does it; false where the run is in no state for it, or a cancel would lose something and nobody accepted that. An end that
+/// stands still for what was given up goes on after a retry, or once that is accepted.
 pub async fn change(db: &Db, run: &Run, wish: Wish) -> Result<bool, DbErr> {
     let (changes, guard) = match wish {
         Wish::Pause => ("paused = TRUE, pace = NULL", "NOT paused AND state IN ('filling', 'ready', 'active')"),
         Wish::Resume => ("paused = FALSE, paced_at = {now}", "paused AND state IN ('filling', 'ready', 'active')"),
-        Wish::Retry => ("paced_at = {now}", "state IN ('filling', 'ready', 'active')"),
-        Wish::Cancel => {
-            let changes = "state = 'cancelling', paused = FALSE, pace = NULL, checkpoint = NULL, figures = $2";
-            (changes, "state IN ('filling', 'ready')")
+        Wish::Retry => ("paced_at = {now}", "ended_at IS NULL"),
+        Wish::Cancel { .. } => {
+            let changes = "state = 'cancelling', paused = FALSE, pace = NULL, checkpoint = NULL,
+                figures = COALESCE(figures, $2), lacking_accepted = $3";
+            (changes, "(state IN ('filling', 'ready') OR (state = 'cancelling' AND $3 AND NOT lacking_accepted))")
         }
-        Wish::Prune { .. } => ("prune_after = {now} + $2, lacking_accepted = $3", "state = 'active'"),
+        Wish::Prune { .. } => (
+            "prune_after = {now} + $2, lacking_accepted = $3",
+            "(state = 'active' OR (state = 'pruning' AND $3 AND NOT lacking_accepted))",
+        ),
     };
     let mut values = vec![Value::from(run.id)];
     match wish {
         Wish::Prune { after_s, accept_lacking } => {
             values.extend([Value::from(i64::from(after_s) * 1_000_000), accept_lacking.into()]);
         }
-        Wish::Cancel => values.push(plan::figures_to_keep(db, run).await?.into()),
+        Wish::Cancel { accept_lacking } => {
+            values.extend([Value::from(plan::figures_to_keep(db, run).await?), accept_lacking.into()]);
+        }
         Wish::Pause | Wish::Resume | Wish::Retry => {}
     }
     let txn = db.begin().await?;
+    if wish == (Wish::Cancel { accept_lacking: false }) {
+        // What is being recorded is waited for; what is recorded later is waited for before anything is deleted.
+        lock(&txn, run.collection_id).await?;
+        if prune::lacks(&txn, run, run.from()).await? {
+            txn.rollback().await?;
+            return Ok(false);
+        }
+    }
     let sql = format!("UPDATE reprocess_runs SET {changes}, version = version + 1 WHERE id = $1 AND {guard}");
     let is_changed = execute(&txn, &sql, values).await? > 0;
     if is_changed && wish == Wish::Retry {

@@ -471,7 +471,7 @@ async fn a_cancelled_run_leaves_nothing() {
         let before = progress(&scene.db, &run).await.unwrap();
         assert_eq!((before.images, before.missing, before.new), (2, 1, 1));
         // By somebody who read the run before its images were listed.
-        assert!(change(&scene.db, &begun, Wish::Cancel).await.unwrap());
+        assert!(change(&scene.db, &begun, Wish::Cancel { accept_lacking: false }).await.unwrap());
         let run = scene.run(&run).await;
         assert!(!change(&scene.db, &run, Wish::Pause).await.unwrap(), "it is over");
         // A job that was at work records nothing any more.
@@ -609,7 +609,7 @@ async fn a_cancel_keeps_what_was_made_while_the_new_side_was_active() {
         let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
             panic!("active")
         };
-        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Cancel { accept_lacking: false }).await.unwrap());
         let run = scene.run(&run).await;
         assert!(prune::slice(&scene.db, &run).await.unwrap().waits, "the old pipeline lacks a vector");
         let made = scene.vectors_of(&[image], OLD).await;
@@ -634,7 +634,7 @@ async fn older_revisions_of_a_detector_count_with_it() {
         let made = scene.vectors_of(&[image], NEW).await;
         scene.work(&run, NEW, |image| made[&image].clone()).await;
         assert!(complete(&scene.db, &run).await.unwrap());
-        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Cancel { accept_lacking: false }).await.unwrap());
         scene.delete_all(&scene.run(&run).await).await;
         // With another detector they are shown until the switch, and go with the old one's.
         let run = scene.begin(NEW_DETECTOR).await;
@@ -743,6 +743,85 @@ async fn a_prune_does_not_wait_for_jobs_that_it_cancels() {
         assert_eq!(prune::slice(&scene.db, &run).await.unwrap().cancelled, [job.id]);
         scene.delete_all(&run).await;
         assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (0, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_loses_nothing_that_only_the_new_side_has() {
+    on_both(async |scene| {
+        let (db, collection) = (&scene.db, scene.collection);
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(db, &run).await.unwrap());
+        let Switched::Done(run) = activate(db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let (image, faces) = scene.index_by(NEW, &[0.0]).await;
+        scene.enroll(faces[0]).await;
+        let Switched::Done(run) = roll_back(db, run.id, Lacking::Accept).await.unwrap() else { panic!("active") };
+        let cancel = |accept_lacking| Wish::Cancel { accept_lacking };
+        assert!(prune::is_lacking(db, &run, run.from()).await.unwrap());
+        assert!(!change(db, &run, cancel(false)).await.unwrap(), "only the new pipeline has a vector of it");
+        let made = scene.vectors_of(&[image], OLD).await;
+        assert_eq!(scene.work(&run, OLD, |image| made[&image].clone()).await, 1);
+        // Another one ends while the run is being cancelled, and its picture is gone.
+        assert!(change(db, &run, cancel(false)).await.unwrap());
+        let run = scene.run(&run).await;
+        let (late, _) = scene.index_by(NEW, &[0.0]).await;
+        assert_eq!(make_jobs(db, &run, OLD.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        let gone = [(late, "source_gone".to_owned())];
+        give_up(&db.write, (collection, job.id), OLD.pipeline, &gone).await.unwrap();
+        scene.record(&job, OLD, |_| Addition::default()).await;
+        assert!(prune::slice(db, &run).await.unwrap().waits);
+        assert!(prune::stands_still(db, &run).await.unwrap());
+        assert_eq!(scene.vectors(NEW).await, 2);
+        // It is tried again, and fails again.
+        assert!(change(db, &run, Wish::Retry).await.unwrap());
+        assert_eq!(make_jobs(db, &run, OLD.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        give_up(&db.write, (collection, job.id), OLD.pipeline, &gone).await.unwrap();
+        scene.record(&job, OLD, |_| Addition::default()).await;
+        assert!(!change(db, &run, cancel(false)).await.unwrap());
+        assert!(change(db, &run, cancel(true)).await.unwrap());
+        let run = scene.run(&run).await;
+        scene.delete_all(&run).await;
+        assert_eq!((scene.run(&run).await.state, scene.vectors(OLD).await), (RunState::Cancelled, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_noted_behind_the_last_images_is_done_before_the_end() {
+    on_both(async |scene| {
+        let (image, faces) = scene.index(&[0.0]).await;
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        let made = scene.vectors_of(&[image], NEW).await;
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        assert!(prune::begin_due(&scene.db, &scene.run(&run).await).await.unwrap());
+        let run = scene.run(&run).await;
+        // The vectors, and then the images, of which this is the last.
+        for _ in 0..2 {
+            let slice = prune::slice(&scene.db, &run).await.unwrap();
+            assert!(!slice.is_last && !slice.waits);
+        }
+        let sql = "DELETE FROM embeddings WHERE face_id = $1";
+        execute(&scene.db.write, sql, [faces[0].into()]).await.unwrap();
+        let txn = scene.db.begin().await.unwrap();
+        note(&txn, scene.collection, None, &[image]).await.unwrap();
+        let commit = async {
+            // By then nothing else keeps the run from its end.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            txn.commit().await.unwrap();
+        };
+        let (slice, ()) = tokio::join!(prune::slice(&scene.db, &run), commit);
+        assert!(slice.unwrap().waits);
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.run(&run).await.state, scene.vectors(NEW).await), (RunState::Pruned, 1));
     })
     .await;
 }
