@@ -8,6 +8,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use shared::access::Grant;
 use shared::db::reprocess::plan::{Progress, progress};
+use shared::db::reprocess::prune::stands_still;
 use shared::db::reprocess::record::{self, Difference};
 use shared::db::reprocess::{self, Run, RunState};
 use shared::db::workers::{self, Served, Serving};

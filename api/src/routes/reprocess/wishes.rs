@@ -122,7 +122,7 @@ pub async fn prune(
         return Err(ApiError::invalid("after_s", format!("must be at most {LONGEST_S}, a year")));
     }
     let run = find(&state, &caller, id).await?;
-    if !pruning.accept_lacking && is_lacking(&state.db, &run, run.to()).await? {
+    if run.state == RunState::Active && !pruning.accept_lacking && is_lacking(&state.db, &run, run.to()).await? {
         return Err(lacking_of("old"));
     }
     let wanted = Wish::Prune { after_s, accept_lacking: pruning.accept_lacking };
