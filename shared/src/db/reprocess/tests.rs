@@ -825,3 +825,34 @@ async fn what_is_noted_behind_the_last_images_is_done_before_the_end() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn pictures_that_are_read_have_jobs_of_their_own() {
+    on_both(async |scene| {
+        let mut images = Vec::new();
+        for _ in 0..4 {
+            images.push(scene.index(&[0.0]).await);
+        }
+        let without = [&images[1], &images[2]];
+        for (_, faces) in without {
+            let sql = "DELETE FROM crops WHERE face_id = $1";
+            execute(&scene.db.write, sql, [faces[0].into()]).await.unwrap();
+        }
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 8, 4).await.unwrap(), 2, "no more than there is room for");
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 8, 4).await.unwrap(), 1);
+        let mut made = Vec::new();
+        for job in scene.reembeds().await {
+            let mut of_job = scene.images_of(job.id).await;
+            of_job.sort_unstable();
+            made.push(of_job);
+        }
+        made.sort();
+        let mut wanted = vec![vec![images[0].0, images[3].0], vec![images[1].0], vec![images[2].0]];
+        wanted[0].sort_unstable();
+        wanted.sort();
+        assert_eq!(made, wanted);
+    })
+    .await;
+}
