@@ -258,8 +258,9 @@ async fn settings(
     if collection.pipeline == job.pipeline {
         return Ok(settings);
     }
-    // A threshold says nothing of another model's scores.
-    let match_cosine = reprocess::other_match_cosine(&ctx.db, collection.id).await?;
+    // A threshold says nothing of another model's scores. The collection may have gone over since it was read.
+    let cosines = reprocess::match_cosines(&ctx.db, collection.id).await?;
+    let match_cosine = cosines.and_then(|cosines| cosines.of(&job.pipeline));
     Ok(CollectionSettings { match_cosine, ..settings })
 }
 

@@ -22,8 +22,9 @@ mod tests;
 
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
-use sea_orm::{QueryOrder, QuerySelect};
+use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
 
+use super::collections::CollectionSettings;
 use super::entity::collection;
 use super::entity::reprocess_run::{ActiveModel, Column, Entity};
 use super::idempotency::{self, Idempotency, OF_RUNS, Used};
@@ -213,11 +214,38 @@ pub(super) async fn open(conn: &impl ConnectionTrait, collection: CollectionId) 
     query.one(conn).await
 }
 
-/// The `match_cosine` that belongs to the pipeline which the collection does not go by.
-pub async fn other_match_cosine(db: &Db, collection: CollectionId) -> Result<Option<f32>, DbErr> {
-    let run = open(&db.read, collection).await?;
+/// The `match_cosine` of each pipeline of a collection, as they were at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatchCosines {
+    /// What the collection goes by.
+    pipeline: String,
+    own: Option<f32>,
+    other: Option<f32>,
+}
+
+impl MatchCosines {
+    /// That of a pipeline: of the one that the collection goes by, or of the other one of its open run.
+    pub fn of(&self, pipeline: &str) -> Option<f32> {
+        if self.pipeline == pipeline { self.own } else { self.other }
+    }
+}
+
+/// What belongs to which pipeline changes with each switch: read in one statement. `None`: the collection is gone.
+pub async fn match_cosines(db: &Db, collection: CollectionId) -> Result<Option<MatchCosines>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        pipeline: String,
+        settings: String,
+        other: Option<f64>,
+    }
+    let sql = "SELECT c.pipeline, c.settings, r.match_cosine AS other FROM collections c
+        LEFT JOIN reprocess_runs r ON r.collection_id = c.id AND r.ended_at IS NULL WHERE c.id = $1";
+    let row = Row::find_by_statement(statement(&db.read, sql, [collection.into()])).one(&db.read).await?;
+    let Some(Row { pipeline, settings, other }) = row else { return Ok(None) };
+    let settings: CollectionSettings = serde_json::from_str(&settings).map_err(|e| DbErr::Json(e.to_string()))?;
     #[expect(clippy::cast_possible_truncation, reason = "it was an f32")]
-    Ok(run.and_then(|run| run.match_cosine).map(|cosine| cosine as f32))
+    let other = other.map(|cosine| cosine as f32);
+    Ok(Some(MatchCosines { pipeline, own: settings.match_cosine, other }))
 }
 
 /// The run as it is now.

@@ -856,3 +856,23 @@ async fn pictures_that_are_read_have_jobs_of_their_own() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn each_pipeline_has_its_threshold_whichever_the_collection_goes_by() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let both = async || {
+            let cosines = match_cosines(&scene.db, scene.collection).await.unwrap().unwrap();
+            [cosines.of(OLD.pipeline), cosines.of(NEW.pipeline)]
+        };
+        assert_eq!(both().await, [Some(0.25), Some(0.5)]);
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        assert_eq!(both().await, [Some(0.25), Some(0.5)]);
+        roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap();
+        assert_eq!(both().await, [Some(0.25), Some(0.5)]);
+        assert_eq!(match_cosines(&scene.db, CollectionId::new()).await.unwrap(), None);
+    })
+    .await;
+}
