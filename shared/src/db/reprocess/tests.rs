@@ -437,7 +437,9 @@ async fn another_detector_keeps_ids_and_shows_its_own_places() {
         of_crops.sort_unstable();
         assert_eq!(of_crops, [by(&old[..1], "d2"), by(&old[1..2], "d1"), by(&new, "d2")].concat());
         // Of four crops of the old detector one is left, and the one that came twice was not taken.
-        let orphans = crate::db::uploads::orphaned_objects(&scene.db, 100).await.unwrap();
+        let below = async |prefix: &str| crate::db::uploads::orphaned_objects(&scene.db, prefix, 100).await.unwrap();
+        let orphans = below(&format!("collections/{}/", scene.collection)).await;
+        assert!(below("collections/none/").await.is_empty());
         assert!(orphans.len() == 3 && orphans.contains(&kept.object_key), "{orphans:?}");
     })
     .await;
