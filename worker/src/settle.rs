@@ -212,19 +212,24 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
         .collect();
     remember_no_pictures(&txn, ended, &outcomes).await?;
     let finished = finish_all(&txn, claim, &outcomes.iter().map(|(id, o)| (*id, o)).collect::<Vec<_>>()).await?;
-    // In the same transaction, for the same reason as what failed: what its record did not take, or is not recorded after all.
+    // In the same transaction, for the same reason as what failed.
+    discard(&txn, &left_over(ended, &outcomes)).await?;
+    failpoint("before_commit");
+    txn.commit().await?;
+    let state = |id: &JobId| outcomes.iter().find(|(job, _)| job == id).map(|(_, outcome)| outcome.state());
+    let written = |id: &JobId| state(id).filter(|_| finished.contains(id)).map_or(Written::Nothing, Written::Ended);
+    Ok(ids.iter().map(written).collect())
+}
+
+/// The crops of what was done of which the record may have left some out, or that is not recorded after all.
+fn left_over<'e>(ended: &[&'e Ended], outcomes: &[(JobId, Outcome)]) -> Vec<&'e StoredCrops> {
     let has_all = |e: &Ended| {
         let succeeded = |(id, o): &(JobId, Outcome)| *id == e.claimed.job.id && matches!(o, Outcome::Succeeded(_));
         // A reembed may leave some of them out, as of faces that are nobody's of an image of which single ones were enrolled.
         outcomes.iter().any(succeeded) && !matches!(e.end, End::Done(Done::Reembed(_)))
     };
     let done = ended.iter().filter(|e| matches!(e.end, End::Done(_)) && !has_all(e));
-    discard(&txn, &done.map(|e| &e.crops).collect::<Vec<_>>()).await?;
-    failpoint("before_commit");
-    txn.commit().await?;
-    let state = |id: &JobId| outcomes.iter().find(|(job, _)| job == id).map(|(_, outcome)| outcome.state());
-    let written = |id: &JobId| state(id).filter(|_| finished.contains(id)).map_or(Written::Nothing, Written::Ended);
-    Ok(ids.iter().map(written).collect())
+    done.map(|e| &e.crops).collect()
 }
 
 fn refusal(refused: Refused) -> Outcome {
