@@ -58,7 +58,10 @@ mod tests {
             std::future::pending::<()>().await;
         });
         assert!(tokio::time::timeout(std::time::Duration::from_millis(50), attempt).await.is_err());
-        other.during(async { StoredCrops::note("b") }).await;
+        let ended = other.during(async {
+            StoredCrops::note("b");
+        });
+        ended.await;
         assert_eq!((one.keys().as_slice(), other.keys().as_slice()), (&["a".to_owned()][..], &["b".to_owned()][..]));
     }
 }
