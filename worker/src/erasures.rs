@@ -298,8 +298,15 @@ impl Eraser {
                 }
             }
         }
-        // Crops that were made for jobs which were then discarded.
-        sweeper::delete_orphans(&self.ctx, &self.stop).await?;
+        // Crops that were made for jobs which were then discarded. Those of a collection that goes lie below its prefix.
+        if let Some(collection) = erasure.collection_id {
+            let prefix = format!("collections/{collection}/");
+            if !sweeper::delete_orphans(&self.ctx, &prefix, &self.stop).await? {
+                return Ok(false);
+            }
+        } else if let Err(error) = sweeper::delete_orphans(&self.ctx, "", &self.stop).await {
+            tracing::warn!(error = format!("{error:#}"), "orphaned objects are left to the sweeper");
+        }
         // Whoever is told to stop leaves the rest of them.
         if self.stop.is_cancelled() {
             return Ok(false);

@@ -47,6 +47,7 @@ pub mod runner;
 mod settle;
 pub mod stages;
 mod stop;
+mod stored;
 pub mod sweeper;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

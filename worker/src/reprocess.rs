@@ -81,7 +81,7 @@ async fn fill(ctx: &WorkerContext, mut run: Run) -> Result<bool, DbErr> {
             }
         }
     }
-    let made = make_jobs(ctx, &run, &run.pipeline, images_a_job(&run)).await?
+    let made = make_jobs(ctx, &run, &run.pipeline, images_a_job(ctx, &run)).await?
         + make_jobs(ctx, &run, &run.from_pipeline, 1).await?;
     if run.state == RunState::Filling {
         pending::measure_pace(&ctx.db, &run).await?;
@@ -108,8 +108,10 @@ async fn make_jobs(ctx: &WorkerContext, run: &Run, pipeline: &str, images_a_job:
 }
 
 /// A job that reads pictures is as long as one that indexes.
-fn images_a_job(run: &Run) -> usize {
-    if run.changes_detector() { 1 } else { IMAGES_OF_CROPS }
+fn images_a_job(ctx: &WorkerContext, run: &Run) -> usize {
+    let known = ctx.engines.models().now();
+    let reads_crops = known.find(&run.pipeline).is_some_and(|pipeline| pipeline.reads_crops());
+    if run.changes_detector() || !reads_crops { 1 } else { IMAGES_OF_CROPS }
 }
 
 /// Deletes what goes with a run, once what stays lacks nothing that was made of the other one alone.

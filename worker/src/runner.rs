@@ -25,6 +25,7 @@ use crate::context::WorkerContext;
 use crate::jobs::{self, ClaimCollections, JobError};
 use crate::settle::{End, Ended, Outage, settle, span};
 use crate::stop::Stop;
+use crate::stored::{StoredCrops, try_discard};
 
 /// Jobs that have ended their process before run while nothing else does.
 pub type Solitude = Arc<RwLock<()>>;
@@ -113,13 +114,20 @@ struct Attempts<'a> {
     claim: ClaimId,
     /// `None` of one that was not begun.
     tasks: JoinSet<Option<(End, Duration)>>,
-    running: HashMap<task::Id, (Arc<ClaimedJob>, AbortHandle)>,
+    running: HashMap<task::Id, Running>,
     /// Jobs that were not begun because the worker stops.
     left: Vec<JobId>,
     /// What has ended and is not recorded.
     ended: Vec<Ended>,
     /// When the first of these has to be recorded.
     record_by: Instant,
+}
+
+/// An attempt that is under way.
+struct Running {
+    claimed: Arc<ClaimedJob>,
+    crops: StoredCrops,
+    handle: AbortHandle,
 }
 
 /// What a look at the claim or at the clock says.
@@ -140,6 +148,8 @@ impl<'a> Attempts<'a> {
             let (ctx, claimed, stop) = (ctx.clone(), Arc::new(claimed), stop.clone());
             let collections = collections.clone();
             let (job, span) = (Arc::clone(&claimed), span(&claimed));
+            let crops = StoredCrops::default();
+            let noted = crops.clone();
             let solitude = match beside {
                 Beside::Nobody(_) => None,
                 Beside::Others(solitude) => Some(Arc::clone(solitude)),
@@ -155,10 +165,10 @@ impl<'a> Attempts<'a> {
                     room = room => room,
                 };
                 let began = Instant::now();
-                Some((attempt(&ctx, &collections, &job).await, began.elapsed()))
+                Some((noted.during(attempt(&ctx, &collections, &job)).await, began.elapsed()))
             };
             let handle = tasks.spawn(run.instrument(span));
-            running.insert(handle.id(), (claimed, handle));
+            running.insert(handle.id(), Running { claimed, crops, handle });
         }
         Self { ctx, claim, tasks, running, left: Vec::new(), ended: Vec::new(), record_by: Instant::now() }
     }
@@ -180,6 +190,10 @@ impl<'a> Attempts<'a> {
                     metrics::stale_write_refused();
                     let jobs = self.running.len() + self.ended.len();
                     tracing::warn!(jobs, "the claim was taken away, nothing is written");
+                    self.tasks.abort_all();
+                    let ended = self.ended.iter().map(|ended| &ended.crops);
+                    let crops: Vec<_> = self.running.values().map(|running| &running.crops).chain(ended).collect();
+                    try_discard(&self.ctx.db.write, &crops).await;
                     return Ok(());
                 }
                 Next::Stopping => return self.give_back(stop).await,
@@ -208,7 +222,7 @@ impl<'a> Attempts<'a> {
             let (id, end, run) = match one {
                 Ok((id, Some((end, run)))) => (id, end, run),
                 Ok((id, None)) => {
-                    self.left.extend(self.running.remove(&id).map(|(claimed, _)| claimed.job.id));
+                    self.left.extend(self.running.remove(&id).map(|left| left.claimed.job.id));
                     continue;
                 }
                 // One that was cancelled is in `ended` already.
@@ -218,8 +232,8 @@ impl<'a> Attempts<'a> {
                     (error.id(), End::Error(panicked), Duration::ZERO)
                 }
             };
-            if let Some((claimed, _)) = self.running.remove(&id) {
-                self.add(Ended { claimed, end, run });
+            if let Some(Running { claimed, crops, .. }) = self.running.remove(&id) {
+                self.add(Ended { claimed, crops, end, run });
             }
         }
         Next::GoOn
@@ -237,10 +251,10 @@ impl<'a> Attempts<'a> {
         match heartbeat(&self.ctx.db, self.claim, self.ctx.config.worker.lease()).await {
             Ok(Heartbeat::Held(cancelled)) => {
                 let is_cancelled = |c: &ClaimedJob| cancelled.contains(&c.job.id);
-                let gone = self.running.extract_if(|_, (claimed, _)| is_cancelled(claimed)).collect::<Vec<_>>();
-                for (_, (claimed, handle)) in gone {
+                let gone = self.running.extract_if(|_, running| is_cancelled(&running.claimed)).collect::<Vec<_>>();
+                for (_, Running { claimed, crops, handle }) in gone {
                     handle.abort();
-                    self.add(Ended { claimed, end: End::Cancelled, run: Duration::ZERO });
+                    self.add(Ended { claimed, crops, end: End::Cancelled, run: Duration::ZERO });
                 }
                 Next::GoOn
             }
@@ -259,7 +273,9 @@ impl<'a> Attempts<'a> {
         if !self.ended.is_empty() {
             settle(self.ctx, self.claim, &std::mem::take(&mut self.ended), stop).await?;
         }
-        let running = self.running.values().map(|(claimed, _)| claimed.job.id);
+        let crops: Vec<_> = self.running.values().map(|running| &running.crops).collect();
+        try_discard(&self.ctx.db.write, &crops).await;
+        let running = self.running.values().map(|running| running.claimed.job.id);
         let left: Vec<JobId> = running.chain(self.left).collect();
         if left.is_empty() {
             return Ok(());

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use shared::db::batches::deltas;
-use shared::db::crops;
 use shared::db::entity::job::Model as Job;
 use shared::db::jobs::claims::{ClaimedJob, heartbeat};
 use shared::db::jobs::settle::{Fence, Outcome, Retry, fence, fences, finish, finish_all, go_on, retry};
@@ -23,6 +22,7 @@ use crate::context::WorkerContext;
 use crate::jobs::{self, Done, JobError, Recorded, Refused};
 use crate::retry as backoff;
 use crate::stop::Stop;
+use crate::stored::{StoredCrops, discard, try_discard};
 
 /// How long a delivery, or the result of an attempt, is kept while the database is out of reach. Far below the half hour
 /// after which a broker takes a delivery back.
@@ -40,6 +40,8 @@ pub(crate) enum End {
 /// An attempt that ended and is to be written.
 pub(crate) struct Ended {
     pub(crate) claimed: Arc<ClaimedJob>,
+    /// What it has stored.
+    pub(crate) crops: StoredCrops,
     pub(crate) end: End,
     /// How long it took.
     pub(crate) run: Duration,
@@ -85,6 +87,7 @@ impl Outage {
 /// Records how attempts of one claim ended: together where that is possible, else each by itself, so that what is wrong
 /// with one of them costs the others nothing.
 pub(crate) async fn settle(ctx: &WorkerContext, claim: ClaimId, ended: &[Ended], stop: &Stop) -> Result<(), DbErr> {
+    discard_of_failed(ctx, ended).await;
     // What is tried again, may be rejected by its rows, or goes on has a transaction of its own.
     let by_itself = |ended: &&Ended| match &ended.end {
         End::Error(JobError::Transient(_)) => true,
@@ -96,7 +99,6 @@ pub(crate) async fn settle(ctx: &WorkerContext, claim: ClaimId, ended: &[Ended],
         match write_through_outages(ctx, claim, &together, stop).await {
             Ok(written) => {
                 report(ctx, &together, &written);
-                discard(ctx, &together, &written).await;
             }
             Err(error) if is_outage(&error) => return Err(error),
             Err(error) => {
@@ -120,32 +122,20 @@ async fn settle_one(ctx: &WorkerContext, claim: ClaimId, ended: &Ended, stop: &S
     let written = match write_through_outages(ctx, claim, &one, stop).await {
         Err(error) if !is_outage(&error) && matches!(ended.end, End::Done(_)) => {
             let error = anyhow::Error::new(error).context("record the result");
+            try_discard(&ctx.db.write, &[&ended.crops]).await;
             vec![try_again(ctx, claim, &ended.claimed, &error).await?]
         }
         written => written?,
     };
     report(ctx, &one, &written);
-    discard(ctx, &one, &written).await;
     Ok(())
 }
 
-/// Leaves the crops to the sweeper that were stored for what was not recorded: nobody would find them again before a day is
-/// over, and whom they show may be gone.
-async fn discard(ctx: &WorkerContext, ended: &[&Ended], written: &[Written]) {
-    let is_lost = |written: &Written| !matches!(written, Written::Ended(JobState::Succeeded) | Written::GoesOn);
-    // A reembed may leave some of them out, as of faces that are nobody's of an image of which single ones were enrolled.
-    let is_partial = |ended: &Ended| matches!(&ended.end, End::Done(Done::Reembed(_)));
-    let lost = ended.iter().zip(written).filter(|(ended, written)| is_lost(written) || is_partial(ended));
-    let keys: Vec<String> = lost
-        .filter_map(|(ended, _)| match &ended.end {
-            End::Done(done) => Some(done.crops()),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    if let Err(error) = crops::discard(&ctx.db.write, &keys).await {
-        tracing::warn!(%error, crops = keys.len(), "crops that are not needed are left to the daily sweep");
-    }
+/// Leaves the crops to the sweeper that were stored for what is not recorded. Before the ends of the jobs are written: who
+/// waits for these, to erase somebody, finds the crops then.
+async fn discard_of_failed(ctx: &WorkerContext, ended: &[Ended]) {
+    let failed = ended.iter().filter(|ended| !matches!(ended.end, End::Done(_)));
+    try_discard(&ctx.db.write, &failed.map(|ended| &ended.crops).collect::<Vec<_>>()).await;
 }
 
 async fn write_through_outages(
@@ -189,6 +179,7 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
         let outcome = refusal(refused.clone());
         txn.rollback().await?;
         let [ended] = ended else { return Err(jobs::recorded_alone()) };
+        try_discard(&ctx.db.write, &[&ended.crops]).await;
         return Ok(vec![conclude(ctx, claim, &ended.claimed, outcome).await?]);
     }
     if let ([Recorded { goes_on: Some(args), .. }], [ended]) = (recorded.as_slice(), ended) {
@@ -221,11 +212,24 @@ async fn write(ctx: &WorkerContext, claim: ClaimId, ended: &[&Ended]) -> Result<
         .collect();
     remember_no_pictures(&txn, ended, &outcomes).await?;
     let finished = finish_all(&txn, claim, &outcomes.iter().map(|(id, o)| (*id, o)).collect::<Vec<_>>()).await?;
+    // In the same transaction, for the same reason as what failed.
+    discard(&txn, &left_over(ended, &outcomes)).await?;
     failpoint("before_commit");
     txn.commit().await?;
     let state = |id: &JobId| outcomes.iter().find(|(job, _)| job == id).map(|(_, outcome)| outcome.state());
     let written = |id: &JobId| state(id).filter(|_| finished.contains(id)).map_or(Written::Nothing, Written::Ended);
     Ok(ids.iter().map(written).collect())
+}
+
+/// The crops of what was done of which the record may have left some out, or that is not recorded after all.
+fn left_over<'e>(ended: &[&'e Ended], outcomes: &[(JobId, Outcome)]) -> Vec<&'e StoredCrops> {
+    let has_all = |e: &Ended| {
+        let succeeded = |(id, o): &(JobId, Outcome)| *id == e.claimed.job.id && matches!(o, Outcome::Succeeded(_));
+        // A reembed may leave some of them out, as of faces that are nobody's of an image of which single ones were enrolled.
+        outcomes.iter().any(succeeded) && !matches!(e.end, End::Done(Done::Reembed(_)))
+    };
+    let done = ended.iter().filter(|e| matches!(e.end, End::Done(_)) && !has_all(e));
+    done.map(|e| &e.crops).collect()
 }
 
 fn refusal(refused: Refused) -> Outcome {

@@ -59,7 +59,7 @@ pub async fn run(ctx: WorkerContext, stop: CancellationToken) {
 /// One step's failure keeps no other from being done.
 async fn sweep(ctx: &WorkerContext, stop: &CancellationToken) {
     let failed = |step, error: &anyhow::Error| tracing::warn!(step, error = format!("{error:#}"), "sweep");
-    if let Err(error) = delete_orphans(ctx, stop).await {
+    if let Err(error) = delete_orphans(ctx, "", stop).await {
         failed("uploads and orphaned objects", &error);
     }
     if let Err(error) = idempotency::forget_expired(&ctx.db, LIMIT).await {
@@ -130,27 +130,38 @@ async fn delete_ended_jobs(
     Ok(())
 }
 
-/// Deletes objects that nothing refers to any more, as many as one round does.
-pub(crate) async fn delete_orphans(ctx: &WorkerContext, stop: &CancellationToken) -> anyhow::Result<()> {
+/// Deletes objects below a prefix that nothing refers to any more, as many as one round does; true where none is left.
+///
+/// # Errors
+/// The database does not answer, or some of the objects could not be deleted.
+pub(crate) async fn delete_orphans(
+    ctx: &WorkerContext,
+    prefix: &str,
+    stop: &CancellationToken,
+) -> anyhow::Result<bool> {
     let dropped = uploads::drop_expired(&ctx.db, LIMIT).await?;
-    let orphans = uploads::orphaned_objects(&ctx.db, LIMIT).await?;
-    let mut deleted = 0;
+    let orphans = uploads::orphaned_objects(&ctx.db, prefix, LIMIT).await?;
+    let (mut deleted, mut failed) = (0, 0);
     for key in &orphans {
         if stop.is_cancelled() {
-            break;
+            return Ok(false);
         }
         match ctx.objects.delete(key).await {
             Ok(()) => {
                 uploads::forget_orphan(&ctx.db, key).await?;
                 deleted += 1;
             }
-            Err(error) => tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "delete an object"),
+            Err(error) => {
+                tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "delete an object");
+                failed += 1;
+            }
         }
     }
     if dropped > 0 || deleted > 0 {
         tracing::debug!(uploads = dropped, objects = deleted, "swept");
     }
-    Ok(())
+    anyhow::ensure!(failed == 0, "{failed} objects could not be deleted");
+    Ok((orphans.len() as u64) < LIMIT)
 }
 
 /// Deletes objects that no row has referred to for a day, as long as this worker leads and is not asked to stop.

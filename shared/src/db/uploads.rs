@@ -109,14 +109,17 @@ async fn drop_where(txn: &impl ConnectionTrait, condition: &str, values: Vec<Val
     execute(txn, &delete, values).await
 }
 
-/// Up to `limit` keys of objects that nothing refers to any more.
-pub async fn orphaned_objects(db: &Db, limit: u64) -> Result<Vec<String>, DbErr> {
+/// Up to `limit` keys of objects below a prefix that nothing refers to any more.
+pub async fn orphaned_objects(db: &Db, prefix: &str, limit: u64) -> Result<Vec<String>, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         object_key: String,
     }
-    let sql = format!("SELECT object_key FROM orphaned_objects LIMIT {limit}");
-    let rows = Row::find_by_statement(statement(&db.read, &sql, [])).all(&db.read).await?;
+    let sql = format!(
+        "SELECT object_key FROM orphaned_objects WHERE substr(object_key, 1, length($1)) = $1
+         ORDER BY object_key LIMIT {limit}"
+    );
+    let rows = Row::find_by_statement(statement(&db.read, &sql, [prefix.into()])).all(&db.read).await?;
     Ok(rows.into_iter().map(|r| r.object_key).collect())
 }
 

@@ -18,7 +18,7 @@ use shared::catalogue::Metric;
 use shared::comparison::ComparisonReport;
 use shared::db::collections::{self, CollectionSettings};
 use shared::db::reprocess::comparison::{Disagreement, Labelled, due, keep, labelled, postpone, vectors};
-use shared::db::reprocess::{Run, other_match_cosine};
+use shared::db::reprocess::{Run, match_cosines};
 use shared::embedding::Embedding;
 use shared::ids::{FaceId, PersonId};
 use shared::template;
@@ -142,11 +142,12 @@ impl Both {
     async fn of(ctx: &WorkerContext, run: &Run, comparisons: usize) -> anyhow::Result<Self> {
         let row = collections::find(&ctx.db.read, &Grant::everything(), run.collection_id).await?;
         let row = row.context("the collection is gone")?;
-        let (settings, other) = (row.settings()?, other_match_cosine(&ctx.db, run.collection_id).await?);
+        let settings = row.settings()?;
+        let cosines = match_cosines(&ctx.db, run.collection_id).await?.context("the collection is gone")?;
         let of = async |name: &str| {
             let pipeline = ctx.engines.pipeline(name).await?;
             // A threshold says nothing of another model's scores.
-            let match_cosine = if row.pipeline == name { settings.match_cosine } else { other };
+            let match_cosine = cosines.of(name);
             anyhow::Ok(Terms {
                 pipeline: name.to_owned(),
                 metric: pipeline.recognizer.metric,

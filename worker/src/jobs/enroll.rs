@@ -68,10 +68,6 @@ fn spoof_suspected(face: &AnalysedFace, settings: &CollectionSettings) -> Proble
 }
 
 impl Enrollment {
-    pub(super) fn face(&self) -> &NewFace {
-        &self.face
-    }
-
     pub(super) async fn record(
         &self,
         txn: &DatabaseTransaction,

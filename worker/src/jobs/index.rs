@@ -189,10 +189,6 @@ fn refused(jobs: usize) -> Result<Vec<Recorded>, DbErr> {
 }
 
 impl Indexing {
-    pub(super) fn faces(&self) -> &[NewFace] {
-        &self.faces
-    }
-
     fn first_faces(&self, image: ImageId, persons: &BTreeSet<PersonId>) -> Vec<FirstFace<'_>> {
         let auto = |answer| matches(answer).find(|person| persons.contains(person));
         let faces = self.faces.iter().zip(&self.answers);

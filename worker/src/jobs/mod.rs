@@ -173,17 +173,6 @@ impl Done {
     pub(crate) fn is_recorded_alone(&self) -> bool {
         matches!(self, Self::Enroll(_) | Self::Rematch(_))
     }
-
-    /// The keys of the crops that were stored for it.
-    pub(crate) fn crops(&self) -> Vec<String> {
-        let faces = match self {
-            Self::Enroll(enrollment) => std::slice::from_ref(enrollment.face()).iter(),
-            Self::Index(indexing) => indexing.faces().iter(),
-            Self::Reembed(reembedding) => return reembedding.crops(),
-            Self::Answer(_) | Self::Known(_) | Self::Rematch(_) => return Vec::new(),
-        };
-        faces.filter_map(|face| Some(face.crop.as_ref()?.object_key.clone())).collect()
-    }
 }
 
 impl JobError {
@@ -258,8 +247,9 @@ async fn settings(
     if collection.pipeline == job.pipeline {
         return Ok(settings);
     }
-    // A threshold says nothing of another model's scores.
-    let match_cosine = reprocess::other_match_cosine(&ctx.db, collection.id).await?;
+    // A threshold says nothing of another model's scores. The collection may have gone over since it was read.
+    let cosines = reprocess::match_cosines(&ctx.db, collection.id).await?;
+    let match_cosine = cosines.and_then(|cosines| cosines.of(&job.pipeline));
     Ok(CollectionSettings { match_cosine, ..settings })
 }
 

@@ -21,6 +21,7 @@ use crate::analysis::{AnalysedFace, Analysis, Wishes, analyse};
 use crate::context::WorkerContext;
 use crate::inference::Engine;
 use crate::liveness::LiveNetworks;
+use crate::stored::StoredCrops;
 use crate::vision::Detection;
 use crate::vision::choose::{ChooseError, choose_face};
 use crate::vision::crops::Keep;
@@ -247,6 +248,7 @@ pub(super) async fn new_faces(
 pub(super) async fn stored(ctx: &WorkerContext, job: &Job, crop: &MarginCrop) -> Result<NewCrop, JobError> {
     let object_key = crops::new_key(job.collection_id);
     let transient = |e| JobError::Transient(anyhow::Error::new(e).context("store the crop of a face"));
+    StoredCrops::note(&object_key);
     ctx.objects.put(&object_key, &crop.file).await.map_err(transient)?;
     Ok(NewCrop { object_key, points: json!(crop.landmarks).to_string() })
 }

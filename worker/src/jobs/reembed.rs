@@ -235,16 +235,6 @@ fn place_of(image: &image::Model) -> pictures::Place<'_> {
 }
 
 impl Reembedding {
-    /// The keys of the crops that were stored for it.
-    pub(super) fn crops(&self) -> Vec<String> {
-        let of_image = |(_, added): &(ImageId, Addition)| {
-            let detected = added.detected.iter().flatten().filter_map(|face| face.crop.as_ref());
-            let cut = added.vectors.iter().filter_map(|(_, _, crop)| Some(&crop.as_ref()?.1));
-            detected.chain(cut).map(|crop| crop.object_key.clone()).collect::<Vec<_>>()
-        };
-        self.added.iter().flat_map(of_image).collect()
-    }
-
     /// Writes what was added.
     pub(super) async fn record(&self, txn: &DatabaseTransaction, job: &Job) -> Result<Recorded, DbErr> {
         let side = Side { pipeline: &job.pipeline, revision: &self.revision };

@@ -8,6 +8,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use shared::access::Grant;
 use shared::db::reprocess::plan::{Progress, progress};
+use shared::db::reprocess::prune::stands_still;
 use shared::db::reprocess::record::{self, Difference};
 use shared::db::reprocess::{self, Run, RunState};
 use shared::db::workers::{self, Served, Serving};
@@ -37,7 +38,7 @@ pub struct ReprocessRunView {
     /// Workers that take the new pipeline's jobs now.
     workers: usize,
     /// Why nothing goes on, where it should: no worker runs the new pipeline; what keeps each from it, for keys with the scope
-    /// `admin`.
+    /// `admin`. Or images were given up while it ends.
     problem: Option<String>,
     state: RunState,
     /// No further image is begun until the run is resumed.
@@ -202,6 +203,12 @@ fn problem(run: &Run, serving: &Serving) -> Option<String> {
 async fn view_beside(state: &AppState, run: Run, alive: &[Served]) -> ApiResult<ReprocessRunView> {
     let serving = Serving::of(&run.pipeline, alive);
     let Progress { images, missing, failed, lost, new } = progress(&state.db, &run).await?;
+    let problem = match problem(&run, &serving) {
+        None if stands_still(&state.db, &run).await? => {
+            Some("images were given up while it ends; retry them, or end it with accept_lacking".to_owned())
+        }
+        problem => problem,
+    };
     let is_ending = run.ended_at.is_some() || run.kept_and_gone().is_some();
     let left = missing - failed.values().sum::<i64>();
     let pace = run.pace.filter(|pace| *pace > 0.0);
@@ -214,7 +221,7 @@ async fn view_beside(state: &AppState, run: Run, alive: &[Served]) -> ApiResult<
         id: run.id,
         collection_id: run.collection_id,
         detects: run.changes_detector(),
-        problem: problem(&run, &serving),
+        problem,
         workers: serving.workers,
         from_pipeline: run.from_pipeline,
         pipeline: run.pipeline,

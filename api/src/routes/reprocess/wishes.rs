@@ -29,6 +29,16 @@ pub struct Switching {
     accept_lacking: bool,
 }
 
+/// How a run is cancelled.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cancelling {
+    /// Also where images were given up: what the old pipeline lacks of them is gone then.
+    #[param(required = false)]
+    accept_lacking: bool,
+}
+
 /// How a run is pruned.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -82,13 +92,20 @@ pub async fn retry(
 
 /// Ends a run that is not active: what the new pipeline made is deleted.
 #[utoipa::path(post, path = "/v1/reprocess-runs/{run}/cancel", tag = "reprocess", security(("api_key" = ["admin"])),
-    params(("run" = ReprocessRunId, Path)), responses((status = 200, body = ReprocessRunView)))]
+    params(("run" = ReprocessRunId, Path), Cancelling), responses((status = 200, body = ReprocessRunView)))]
 pub async fn cancel(
     State(state): State<AppState>,
     caller: Caller<Admin>,
     Path(id): Path<ReprocessRunId>,
+    Query(cancelling): Query<Cancelling>,
 ) -> ApiResult<axum::Json<ReprocessRunView>> {
-    wish(&state, &caller, id, Wish::Cancel, "an active run is rolled back first, and one that has ended is over").await
+    let run = find(&state, &caller, id).await?;
+    let may_cancel = matches!(run.state, RunState::Filling | RunState::Ready);
+    if may_cancel && !cancelling.accept_lacking && is_lacking(&state.db, &run, run.from()).await? {
+        return Err(lacking_of("new"));
+    }
+    let wanted = Wish::Cancel { accept_lacking: cancelling.accept_lacking };
+    wish(&state, &caller, id, wanted, "an active run is rolled back first, and one that has ended is over").await
 }
 
 /// Ends an active run: what the old pipeline made is deleted, after a time in which it can be rolled back yet.
@@ -105,10 +122,8 @@ pub async fn prune(
         return Err(ApiError::invalid("after_s", format!("must be at most {LONGEST_S}, a year")));
     }
     let run = find(&state, &caller, id).await?;
-    if !pruning.accept_lacking && is_lacking(&state.db, &run).await? {
-        let detail = "images were given up, and nobody would be recognised by their faces any more; retry them, or send \
-                      accept_lacking";
-        return Err(ApiError::conflict("reprocess_lacking", detail));
+    if run.state == RunState::Active && !pruning.accept_lacking && is_lacking(&state.db, &run, run.to()).await? {
+        return Err(lacking_of("old"));
     }
     let wanted = Wish::Prune { after_s, accept_lacking: pruning.accept_lacking };
     wish(&state, &caller, id, wanted, "only an active run can be pruned").await
@@ -154,6 +169,15 @@ async fn check_run_decides(state: &AppState, run: &Run, entry: &Pipeline) -> Api
     }
     let detail = format!("{} has no measured thresholds any more: calibrate it first", run.pipeline);
     Err(ApiError::conflict("no_calibration", detail))
+}
+
+/// The refusal to end a run by which what only one of its pipelines made would be lost.
+fn lacking_of(pipeline: &str) -> ApiError {
+    let detail = format!(
+        "images were given up, or faces have a vector of the {pipeline} pipeline alone, and nobody would be recognised by \
+         these any more; retry what was given up, try again in a moment, or send accept_lacking"
+    );
+    ApiError::conflict("reprocess_lacking", detail)
 }
 
 fn lacking(switching: &Switching) -> Lacking {

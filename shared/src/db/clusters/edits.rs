@@ -6,6 +6,7 @@ use sea_orm::FromQueryResult;
 use sea_orm::prelude::*;
 
 use super::{Cluster, find, move_on, name_faces, pass, recount};
+use crate::db::reprocess::pending;
 use crate::db::{Db, count, execute, persons, placeholders, rematches, statement, through_deadlocks};
 use crate::ids::{ClusterChangeId, ClusterId, CollectionId, FaceId, PersonId};
 use crate::job::PersonRef;
@@ -224,6 +225,8 @@ async fn undo_once(db: &Db, collection: CollectionId, id: ClusterChangeId) -> Re
         // Faces that a user had confirmed are no templates any more.
         rematches::request(&txn, collection, None, row.person_id).await?;
     }
+    let changed = "SELECT face_id FROM cluster_change_faces WHERE change_id = $2";
+    pending::note_labelled(&txn, collection, changed, id.into()).await?;
     txn.commit().await?;
     Ok(Undone::Done)
 }
@@ -425,6 +428,8 @@ async fn done(
     cluster: ClusterId,
     change: ClusterChangeId,
 ) -> Result<Edited, DbErr> {
+    let named = "SELECT face_id FROM cluster_faces WHERE cluster_id = $2";
+    pending::note_labelled(&txn, collection, named, cluster.into()).await?;
     let Some(cluster) = find(&txn, collection, cluster).await? else { return Ok(Edited::NoCluster(cluster)) };
     txn.commit().await?;
     Ok(Edited::Done(cluster, change))

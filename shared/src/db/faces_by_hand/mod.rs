@@ -4,6 +4,7 @@ use sea_orm::prelude::*;
 
 use super::entity::face::{self, AssignedBy};
 use super::faces::{self, PlacedFace};
+use super::reprocess::pending;
 use super::{Db, count, execute, images, persons, rejections, rematches, through_deadlocks};
 use crate::ids::{CollectionId, FaceId, PersonId};
 
@@ -87,6 +88,9 @@ async fn change_once(db: &Db, collection: CollectionId, id: FaceId, change: Face
     let takes_part = after.is_matchable() || after.template_of().is_some();
     if after != before.face && (takes_part || lost.is_some()) {
         rematches::request(&txn, collection, takes_part.then_some(id), lost).await?;
+    }
+    if after != before.face {
+        pending::note_labelled(&txn, collection, "$2", id.into()).await?;
     }
     txn.commit().await?;
     let after = PlacedFace { face: after, geometry: before.geometry.clone() };

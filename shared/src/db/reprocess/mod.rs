@@ -22,8 +22,9 @@ mod tests;
 
 use sea_orm::ActiveValue::Set;
 use sea_orm::prelude::*;
-use sea_orm::{QueryOrder, QuerySelect};
+use sea_orm::{FromQueryResult, QueryOrder, QuerySelect};
 
+use super::collections::CollectionSettings;
 use super::entity::collection;
 use super::entity::reprocess_run::{ActiveModel, Column, Entity};
 use super::idempotency::{self, Idempotency, OF_RUNS, Used};
@@ -213,11 +214,38 @@ pub(super) async fn open(conn: &impl ConnectionTrait, collection: CollectionId) 
     query.one(conn).await
 }
 
-/// The `match_cosine` that belongs to the pipeline which the collection does not go by.
-pub async fn other_match_cosine(db: &Db, collection: CollectionId) -> Result<Option<f32>, DbErr> {
-    let run = open(&db.read, collection).await?;
+/// The `match_cosine` of each pipeline of a collection, as they were at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatchCosines {
+    /// What the collection goes by.
+    pipeline: String,
+    own: Option<f32>,
+    other: Option<f32>,
+}
+
+impl MatchCosines {
+    /// That of a pipeline: of the one that the collection goes by, or of the other one of its open run.
+    pub fn of(&self, pipeline: &str) -> Option<f32> {
+        if self.pipeline == pipeline { self.own } else { self.other }
+    }
+}
+
+/// What belongs to which pipeline changes with each switch: read in one statement. `None`: the collection is gone.
+pub async fn match_cosines(db: &Db, collection: CollectionId) -> Result<Option<MatchCosines>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Row {
+        pipeline: String,
+        settings: String,
+        other: Option<f64>,
+    }
+    let sql = "SELECT c.pipeline, c.settings, r.match_cosine AS other FROM collections c
+        LEFT JOIN reprocess_runs r ON r.collection_id = c.id AND r.ended_at IS NULL WHERE c.id = $1";
+    let row = Row::find_by_statement(statement(&db.read, sql, [collection.into()])).one(&db.read).await?;
+    let Some(Row { pipeline, settings, other }) = row else { return Ok(None) };
+    let settings: CollectionSettings = serde_json::from_str(&settings).map_err(|e| DbErr::Json(e.to_string()))?;
     #[expect(clippy::cast_possible_truncation, reason = "it was an f32")]
-    Ok(run.and_then(|run| run.match_cosine).map(|cosine| cosine as f32))
+    let other = other.map(|cosine| cosine as f32);
+    Ok(Some(MatchCosines { pipeline, own: settings.match_cosine, other }))
 }
 
 /// The run as it is now.
@@ -264,7 +292,10 @@ pub enum Wish {
     /// Try again what failed.
     Retry,
     /// Stay with the old pipeline, and delete what the new one made.
-    Cancel,
+    Cancel {
+        /// What lacks something of the old pipeline goes with it.
+        accept_lacking: bool,
+    },
     /// Stay with the new pipeline, and delete what the old one made.
     Prune {
         /// Not before so many seconds are over.
@@ -274,27 +305,42 @@ pub enum Wish {
     },
 }
 
-/// Does it; false where the run is in no state for it.
+/// Does it; false where the run is in no state for it, or a cancel would lose something and nobody accepted that. An end that
+/// stands still for what was given up goes on after a retry, or once that is accepted.
 pub async fn change(db: &Db, run: &Run, wish: Wish) -> Result<bool, DbErr> {
     let (changes, guard) = match wish {
         Wish::Pause => ("paused = TRUE, pace = NULL", "NOT paused AND state IN ('filling', 'ready', 'active')"),
         Wish::Resume => ("paused = FALSE, paced_at = {now}", "paused AND state IN ('filling', 'ready', 'active')"),
-        Wish::Retry => ("paced_at = {now}", "state IN ('filling', 'ready', 'active')"),
-        Wish::Cancel => {
-            let changes = "state = 'cancelling', paused = FALSE, pace = NULL, checkpoint = NULL, figures = $2";
-            (changes, "state IN ('filling', 'ready')")
+        Wish::Retry => ("paced_at = {now}", "ended_at IS NULL"),
+        Wish::Cancel { .. } => {
+            let changes = "state = 'cancelling', paused = FALSE, pace = NULL, checkpoint = NULL,
+                figures = COALESCE(figures, $2), lacking_accepted = $3";
+            (changes, "(state IN ('filling', 'ready') OR (state = 'cancelling' AND $3 AND NOT lacking_accepted))")
         }
-        Wish::Prune { .. } => ("prune_after = {now} + $2, lacking_accepted = $3", "state = 'active'"),
+        Wish::Prune { .. } => (
+            "prune_after = {now} + $2, lacking_accepted = $3",
+            "(state = 'active' OR (state = 'pruning' AND $3 AND NOT lacking_accepted))",
+        ),
     };
     let mut values = vec![Value::from(run.id)];
     match wish {
         Wish::Prune { after_s, accept_lacking } => {
             values.extend([Value::from(i64::from(after_s) * 1_000_000), accept_lacking.into()]);
         }
-        Wish::Cancel => values.push(plan::figures_to_keep(db, run).await?.into()),
+        Wish::Cancel { accept_lacking } => {
+            values.extend([Value::from(plan::figures_to_keep(db, run).await?), accept_lacking.into()]);
+        }
         Wish::Pause | Wish::Resume | Wish::Retry => {}
     }
     let txn = db.begin().await?;
+    if wish == (Wish::Cancel { accept_lacking: false }) {
+        // What is being recorded is waited for; what is recorded later is waited for before anything is deleted.
+        lock(&txn, run.collection_id).await?;
+        if prune::lacks(&txn, run, run.from()).await? {
+            txn.rollback().await?;
+            return Ok(false);
+        }
+    }
     let sql = format!("UPDATE reprocess_runs SET {changes}, version = version + 1 WHERE id = $1 AND {guard}");
     let is_changed = execute(&txn, &sql, values).await? > 0;
     if is_changed && wish == Wish::Retry {

@@ -51,6 +51,29 @@ pub async fn note(
     Ok(())
 }
 
+/// Notes the images of faces that have just been given a name or were locked and lack a vector of a pipeline that an open run
+/// keeps up: what nobody had named may have been left out. `faces` stands for the faces in an `IN`, with `of` as `$2`. All
+/// that refers to the collection must be written before.
+pub(in crate::db) async fn note_labelled(
+    txn: &impl ConnectionTrait,
+    collection: CollectionId,
+    faces: &str,
+    of: Value,
+) -> Result<(), DbErr> {
+    // A switch, or the end of a run, is waited for and seen, or waits and then sees these faces.
+    collections::hold_pipeline(txn, collection).await?;
+    let sql = format!(
+        "INSERT INTO reprocess_pending (collection_id, pipeline, image_id)
+         SELECT DISTINCT f.collection_id, p.pipeline, f.image_id FROM faces f
+         JOIN {KEPT_UP} AS p ON p.collection_id = f.collection_id
+         WHERE f.collection_id = $1 AND f.id IN ({faces}) AND NOT f.hidden AND (f.locked OR f.assigned_by <> 'auto')
+            AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = p.pipeline AND e.face_id = f.id)
+         ON CONFLICT (collection_id, pipeline, image_id) DO UPDATE SET job_id = NULL, problem = NULL"
+    );
+    execute(txn, &sql, [collection.into(), of]).await?;
+    Ok(())
+}
+
 /// Lists the next images of a run's collection; true when there are more.
 pub async fn list_page(db: &Db, run: &Run) -> Result<bool, DbErr> {
     #[derive(FromQueryResult)]
@@ -96,12 +119,14 @@ pub async fn list_page(db: &Db, run: &Run) -> Result<bool, DbErr> {
 }
 
 /// Makes jobs of up to `limit` images that lack what a pipeline of the run makes of them and have no job, of so many images
-/// each; returns how many.
+/// each; returns how many. An image of which a face has no crop is read, which takes its time: it has a job of its own, as
+/// one that failed has.
 pub async fn make_jobs(db: &Db, run: &Run, pipeline: &str, limit: usize, images_a_job: usize) -> Result<usize, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
         image_id: ImageId,
         tries: i32,
+        is_read: bool,
     }
     let txn = db.begin().await?;
     // As the jobs will; before the run, in the order in which who switches the pipeline takes both.
@@ -111,11 +136,18 @@ pub async fn make_jobs(db: &Db, run: &Run, pipeline: &str, limit: usize, images_
     txn.query_all_raw(statement(&txn, lock, [run.id.into()])).await?;
     // An image that is being recorded at this moment is left to the next time.
     let lock = if is_postgres(&txn) { "FOR UPDATE SKIP LOCKED" } else { "" };
+    let is_read = if images_a_job > 1 {
+        "EXISTS (SELECT 1 FROM faces f WHERE f.image_id = p.image_id
+            AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = $2 AND e.face_id = f.id)
+            AND NOT EXISTS (SELECT 1 FROM crops k WHERE k.face_id = f.id))"
+    } else {
+        "TRUE"
+    };
     let sql = format!(
-        "SELECT image_id, tries FROM reprocess_pending WHERE collection_id = $1 AND pipeline = $2
-            AND job_id IS NULL AND problem IS NULL
+        "SELECT p.image_id, p.tries, {is_read} AS is_read FROM reprocess_pending p
+         WHERE p.collection_id = $1 AND p.pipeline = $2 AND p.job_id IS NULL AND p.problem IS NULL
             AND EXISTS (SELECT 1 FROM reprocess_runs WHERE id = $3 AND NOT paused AND ended_at IS NULL)
-         ORDER BY image_id LIMIT {limit} {lock}"
+         ORDER BY p.image_id LIMIT {limit} {lock}"
     );
     let values = [run.collection_id.into(), pipeline.into(), run.id.into()];
     let waiting = Row::find_by_statement(statement(&txn, &sql, values)).all(&txn).await?;
@@ -123,11 +155,13 @@ pub async fn make_jobs(db: &Db, run: &Run, pipeline: &str, limit: usize, images_
         txn.rollback().await?;
         return Ok(0);
     }
-    let (again, new): (Vec<Row>, Vec<Row>) = waiting.into_iter().partition(|row| row.tries > 0);
+    let (alone, together): (Vec<Row>, Vec<Row>) = waiting.into_iter().partition(|row| row.tries > 0 || row.is_read);
     let ids = |rows: Vec<Row>| rows.into_iter().map(|row| row.image_id).collect::<Vec<_>>();
-    let (again, new) = (ids(again), ids(new));
-    let jobs: Vec<(JobId, &[ImageId])> =
-        new.chunks(images_a_job.max(1)).chain(again.chunks(1)).map(|some| (JobId::new(), some)).collect();
+    let (alone, together) = (ids(alone), ids(together));
+    let images_a_job = images_a_job.max(1);
+    // The rest of those that are alone wait for the next time.
+    let made = together.chunks(images_a_job).chain(alone.chunks(1)).take(limit.div_ceil(images_a_job));
+    let jobs: Vec<(JobId, &[ImageId])> = made.map(|some| (JobId::new(), some)).collect();
     insert_jobs(&txn, run, pipeline, &jobs).await?;
     let row = |(job, images): &(JobId, &[ImageId])| {
         let job = rows::id(job.0);

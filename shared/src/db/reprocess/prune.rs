@@ -42,20 +42,36 @@ pub async fn begin_due(db: &Db, run: &Run) -> Result<bool, DbErr> {
 async fn is_due(conn: &impl ConnectionTrait, run: &Run) -> Result<bool, DbErr> {
     let sql = "SELECT count(*) AS n FROM reprocess_runs WHERE id = $1 AND state = 'active' AND prune_after <= {now}";
     Ok(count(conn, sql, [run.id.into()]).await? > 0
-        && !has_jobs(conn, run, run.from()).await?
+        // Those of the run itself are made as long as something new comes, and are cancelled at the end.
+        && !has_jobs(conn, run, run.from(), "AND kind <> 'reembed'").await?
         && pending::left(conn, run, &run.pipeline).await? == 0
-        && (run.lacking_accepted || pending::given_up(conn, run, &run.pipeline).await? == 0))
+        && (run.lacking_accepted || !lacks(conn, run, run.to()).await?))
 }
 
-/// Whether something lacks what the new pipeline makes of it, and was given up.
-pub async fn is_lacking(db: &Db, run: &Run) -> Result<bool, DbErr> {
-    Ok(pending::given_up(&db.read, run, &run.pipeline).await? > 0)
+/// Whether something would be lost if only what this side of the run made stayed: images of which it lacks something were
+/// given up, or it has no vector of a face by which people are recognised, and the other one has.
+pub async fn is_lacking(db: &Db, run: &Run, kept: Side<'_>) -> Result<bool, DbErr> {
+    lacks(&db.read, run, kept).await
 }
 
-async fn has_jobs(conn: &impl ConnectionTrait, run: &Run, side: Side<'_>) -> Result<bool, DbErr> {
-    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM jobs WHERE collection_id = $1 AND pipeline = $2
-        AND state IN ('queued', 'running') LIMIT 1) AS one";
-    Ok(count(conn, sql, [run.collection_id.into(), side.pipeline.into()]).await? > 0)
+pub(super) async fn lacks(conn: &impl ConnectionTrait, run: &Run, kept: Side<'_>) -> Result<bool, DbErr> {
+    if pending::given_up(conn, run, kept.pipeline).await? > 0 {
+        return Ok(true);
+    }
+    let gone = if kept == run.to() { run.from() } else { run.to() };
+    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM faces f WHERE f.collection_id = $1 AND f.person_id IS NOT NULL
+        AND f.assigned_by IN ('enrolled', 'user') AND NOT f.hidden
+        AND EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = $3 AND e.face_id = f.id)
+        AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.pipeline = $2 AND e.face_id = f.id) LIMIT 1) AS one";
+    Ok(count(conn, sql, [run.collection_id.into(), kept.pipeline.into(), gone.pipeline.into()]).await? > 0)
+}
+
+async fn has_jobs(conn: &impl ConnectionTrait, run: &Run, side: Side<'_>, of_kind: &str) -> Result<bool, DbErr> {
+    let sql = format!(
+        "SELECT count(*) AS n FROM (SELECT 1 FROM jobs WHERE collection_id = $1 AND pipeline = $2
+            AND state IN ('queued', 'running') {of_kind} LIMIT 1) AS one"
+    );
+    Ok(count(conn, &sql, [run.collection_id.into(), side.pipeline.into()]).await? > 0)
 }
 
 /// What a slice came to.
@@ -74,14 +90,33 @@ pub async fn slice(db: &Db, run: &Run) -> Result<Slice, DbErr> {
     let Some((kept, gone)) = run.kept_and_gone() else { return Ok(Slice { is_last: true, ..Slice::default() }) };
     let cancelled = cancel_jobs(db, run, gone).await?;
     // The jobs first: the last of them notes what is to be kept of what it made.
-    if has_jobs(&db.write, run, gone).await? || pending::left(&db.write, run, kept.pipeline).await? > 0 {
+    if has_jobs(&db.write, run, gone, "").await? || is_noted(&db.write, run, kept).await? {
         return Ok(Slice { cancelled, waits: true, ..Slice::default() });
     }
-    if through_deadlocks(|| delete_vectors(db, run, gone)).await? {
+    if through_deadlocks(|| delete_vectors(db, run, gone)).await?
+        || through_deadlocks(|| delete_of_images(db, run, kept, gone)).await?
+    {
         return Ok(Slice { cancelled, ..Slice::default() });
     }
-    let is_last = through_deadlocks(|| delete_of_images(db, run, kept, gone)).await?;
-    Ok(Slice { cancelled, is_last, waits: false })
+    let is_last = through_deadlocks(|| end(db, run, kept, gone)).await?;
+    Ok(Slice { cancelled, is_last, waits: !is_last })
+}
+
+/// Whether what stays lacks something yet: jobs will add it, or it was given up, and nobody accepted that.
+async fn is_noted(conn: &impl ConnectionTrait, run: &Run, kept: Side<'_>) -> Result<bool, DbErr> {
+    Ok(pending::left(conn, run, kept.pipeline).await? > 0 || is_given_up(conn, run, kept).await?)
+}
+
+async fn is_given_up(conn: &impl ConnectionTrait, run: &Run, kept: Side<'_>) -> Result<bool, DbErr> {
+    Ok(!run.lacking_accepted && pending::given_up(conn, run, kept.pipeline).await? > 0)
+}
+
+/// Whether the end of a run stands still until a client has what was given up tried again, or accepts that it is lacking.
+pub async fn stands_still(db: &Db, run: &Run) -> Result<bool, DbErr> {
+    match run.kept_and_gone() {
+        Some((kept, _)) => is_given_up(&db.read, run, kept).await,
+        None => Ok(false),
+    }
 }
 
 /// Cancels the reembed jobs of a side: at once what waits, by asking its worker what runs.
@@ -118,7 +153,7 @@ async fn delete_vectors(db: &Db, run: &Run, gone: Side<'_>) -> Result<bool, DbEr
     Ok(execute(&db.write, &sql, [run.collection_id.into(), gone.pipeline.into()]).await? > 0)
 }
 
-/// Deletes the rest of what goes of the next images; true, and the run has ended, after the last of them.
+/// Deletes the rest of what goes of the next images; false where there are none.
 async fn delete_of_images(db: &Db, run: &Run, kept: Side<'_>, gone: Side<'_>) -> Result<bool, DbErr> {
     #[derive(FromQueryResult)]
     struct Row {
@@ -132,7 +167,7 @@ async fn delete_of_images(db: &Db, run: &Run, kept: Side<'_>, gone: Side<'_>) ->
     let sql = "SELECT checkpoint FROM reprocess_runs WHERE id = $1 AND ended_at IS NULL {for update}";
     let Some(Place { checkpoint }) = Place::find_by_statement(statement(&txn, sql, [run.id.into()])).one(&txn).await?
     else {
-        return Ok(true);
+        return Ok(false);
     };
     // Locked, as whoever records something of one does.
     let sql =
@@ -142,15 +177,19 @@ async fn delete_of_images(db: &Db, run: &Run, kept: Side<'_>, gone: Side<'_>) ->
         Row::find_by_statement(statement(&txn, &sql, [run.collection_id.into(), after.into()])).all(&txn).await?;
     let images: Vec<ImageId> = images.into_iter().map(|row| row.id).collect();
     let Some(last) = images.last() else {
-        end(&txn, run, gone).await?;
-        txn.commit().await?;
-        return Ok(true);
+        txn.rollback().await?;
+        return Ok(false);
     };
     let named = || images.iter().map(|image| json!({ "image_id": rows::id(image.0) })).collect::<Vec<_>>();
     let rows = || Rows::new(&[("image_id", Column::Id)], named());
     let ours = format!("(SELECT r.image_id FROM {})", rows().table(&txn));
-    let sql = format!("DELETE FROM reprocess_pending WHERE collection_id = $2 AND image_id IN {ours}");
-    execute(&txn, &sql, [rows().value(), run.collection_id.into()]).await?;
+    // What has been noted since of what stays is to be done yet.
+    let sql = format!(
+        "DELETE FROM reprocess_pending WHERE collection_id = $2 AND image_id IN {ours}
+            AND (pipeline <> $3 OR (problem IS NOT NULL AND $4))"
+    );
+    let values = [rows().value(), run.collection_id.into(), kept.pipeline.into(), run.lacking_accepted.into()];
+    execute(&txn, &sql, values).await?;
     if run.changes_detector() {
         for sql in of_detector(run.state, &ours) {
             execute(&txn, &sql, [rows().value(), kept.revision.into(), gone.revision.into()]).await?;
@@ -162,7 +201,7 @@ async fn delete_of_images(db: &Db, run: &Run, kept: Side<'_>, gone: Side<'_>) ->
     let sql = "UPDATE reprocess_runs SET checkpoint = $2, version = version + 1 WHERE id = $1";
     execute(&txn, sql, [run.id.into(), (*last).into()]).await?;
     txn.commit().await?;
-    Ok(false)
+    Ok(true)
 }
 
 /// Of some images, in this order: faces that nobody has named and that the detector which stays does not know; then what the
@@ -200,17 +239,32 @@ fn of_detector(state: RunState, images: &str) -> [String; 4] {
     ]
 }
 
-async fn end(txn: &impl ConnectionTrait, run: &Run, gone: Side<'_>) -> Result<(), DbErr> {
-    if is_postgres(txn) {
-        // The index itself goes when the next one is built.
-        let sql = "DELETE FROM hnsw_indexes WHERE collection_id = $1 AND pipeline = $2";
-        execute(txn, sql, [run.collection_id.into(), gone.pipeline.into()]).await?;
+/// Ends the run; false where something was noted meanwhile that what stays lacks.
+async fn end(db: &Db, run: &Run, kept: Side<'_>, gone: Side<'_>) -> Result<bool, DbErr> {
+    let txn = db.begin().await?;
+    // Whoever notes something holds the collection meanwhile.
+    lock(&txn, run.collection_id).await?;
+    if is_noted(&txn, run, kept).await? {
+        txn.rollback().await?;
+        return Ok(false);
     }
-    let sql = "UPDATE collections SET hidden_revision = NULL, shown_revision = NULL WHERE id = $1";
-    execute(txn, sql, [run.collection_id.into()]).await?;
     let sql = "UPDATE reprocess_runs SET ended_at = {now}, pace = NULL, prune_after = NULL, version = version + 1,
             state = CASE WHEN state = 'pruning' THEN 'pruned' ELSE 'cancelled' END
-        WHERE id = $1";
-    execute(txn, sql, [run.id.into()]).await?;
-    Ok(())
+        WHERE id = $1 AND ended_at IS NULL";
+    if execute(&txn, sql, [run.id.into()]).await? == 0 {
+        txn.rollback().await?;
+        return Ok(true);
+    }
+    // Of images that were noted behind those that were looked at.
+    let sql = "DELETE FROM reprocess_pending WHERE collection_id = $1";
+    execute(&txn, sql, [run.collection_id.into()]).await?;
+    if is_postgres(&txn) {
+        // The index itself goes when the next one is built.
+        let sql = "DELETE FROM hnsw_indexes WHERE collection_id = $1 AND pipeline = $2";
+        execute(&txn, sql, [run.collection_id.into(), gone.pipeline.into()]).await?;
+    }
+    let sql = "UPDATE collections SET hidden_revision = NULL, shown_revision = NULL WHERE id = $1";
+    execute(&txn, sql, [run.collection_id.into()]).await?;
+    txn.commit().await?;
+    Ok(true)
 }

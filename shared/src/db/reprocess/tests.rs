@@ -12,6 +12,7 @@ use crate::comparison::{ComparisonReport, Outcome as Said, PipelineFigures};
 use crate::db::collections::CollectionSettings;
 use crate::db::entity::job;
 use crate::db::faces::{self, AssignedBy, FaceFilter, NewCrop, NewFace, Origin};
+use crate::db::faces_by_hand::{self, Changed, FaceChange, PersonChange};
 use crate::db::images::{self, ImageSource};
 use crate::db::jobs::claims::{Wanted, claim};
 use crate::db::jobs::settle::{self, Outcome};
@@ -436,7 +437,9 @@ async fn another_detector_keeps_ids_and_shows_its_own_places() {
         of_crops.sort_unstable();
         assert_eq!(of_crops, [by(&old[..1], "d2"), by(&old[1..2], "d1"), by(&new, "d2")].concat());
         // Of four crops of the old detector one is left, and the one that came twice was not taken.
-        let orphans = crate::db::uploads::orphaned_objects(&scene.db, 100).await.unwrap();
+        let below = async |prefix: &str| crate::db::uploads::orphaned_objects(&scene.db, prefix, 100).await.unwrap();
+        let orphans = below(&format!("collections/{}/", scene.collection)).await;
+        assert!(below("collections/none/").await.is_empty());
         assert!(orphans.len() == 3 && orphans.contains(&kept.object_key), "{orphans:?}");
     })
     .await;
@@ -470,7 +473,7 @@ async fn a_cancelled_run_leaves_nothing() {
         let before = progress(&scene.db, &run).await.unwrap();
         assert_eq!((before.images, before.missing, before.new), (2, 1, 1));
         // By somebody who read the run before its images were listed.
-        assert!(change(&scene.db, &begun, Wish::Cancel).await.unwrap());
+        assert!(change(&scene.db, &begun, Wish::Cancel { accept_lacking: false }).await.unwrap());
         let run = scene.run(&run).await;
         assert!(!change(&scene.db, &run, Wish::Pause).await.unwrap(), "it is over");
         // A job that was at work records nothing any more.
@@ -579,7 +582,7 @@ async fn nothing_goes_that_only_the_other_side_has() {
             .await
             .unwrap();
         assert!(!prune::begin_due(&scene.db, &run).await.unwrap(), "it was given up, and nobody accepted that");
-        assert!(prune::is_lacking(&scene.db, &run).await.unwrap());
+        assert!(prune::is_lacking(&scene.db, &run, run.to()).await.unwrap());
         assert!(change(&scene.db, &run, Wish::Retry).await.unwrap());
         scene.record(&job, NEW, |_| Addition::default()).await;
         assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
@@ -608,7 +611,7 @@ async fn a_cancel_keeps_what_was_made_while_the_new_side_was_active() {
         let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
             panic!("active")
         };
-        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Cancel { accept_lacking: false }).await.unwrap());
         let run = scene.run(&run).await;
         assert!(prune::slice(&scene.db, &run).await.unwrap().waits, "the old pipeline lacks a vector");
         let made = scene.vectors_of(&[image], OLD).await;
@@ -633,7 +636,7 @@ async fn older_revisions_of_a_detector_count_with_it() {
         let made = scene.vectors_of(&[image], NEW).await;
         scene.work(&run, NEW, |image| made[&image].clone()).await;
         assert!(complete(&scene.db, &run).await.unwrap());
-        assert!(change(&scene.db, &run, Wish::Cancel).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Cancel { accept_lacking: false }).await.unwrap());
         scene.delete_all(&scene.run(&run).await).await;
         // With another detector they are shown until the switch, and go with the old one's.
         let run = scene.begin(NEW_DETECTOR).await;
@@ -679,6 +682,199 @@ async fn a_run_that_is_being_cancelled_is_not_activated() {
         let left = collections::find(&db.read, &Grant::everything(), collection).await.unwrap().unwrap();
         assert_eq!(left.pipeline, OLD.pipeline);
         assert_eq!(left.settings().unwrap().match_cosine, Some(0.25));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_face_that_is_named_after_its_image_was_done_gets_the_other_vector() {
+    on_both(async |scene| {
+        let (image, faces) = scene.index(&[0.0, 20.0]).await;
+        let run = scene.begin(NEW_DETECTOR).await;
+        let run = scene.list(&run).await;
+        // Of the two the new detector finds one, and nobody has named the other.
+        let found = vec![seen(NEW_DETECTOR, scene.collection, 1.0)];
+        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        assert_eq!(scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await, 1);
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let name = async |face| {
+            let change = FaceChange { person: PersonChange::Assign(scene.person), ..FaceChange::default() };
+            let changed = faces_by_hand::change(&scene.db, scene.collection, face, change).await.unwrap();
+            assert!(matches!(changed, Changed::Done(_)), "{changed:?}");
+        };
+        name(faces[0]).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 10, 1).await.unwrap(), 0, "it has both");
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let Switched::Done(run) = roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap() else {
+            panic!("active")
+        };
+        name(faces[1]).await;
+        assert_eq!(activate(&scene.db, run.id, Lacking::Refuse).await.unwrap(), Switched::Lacking(1));
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Accept).await.unwrap() else { panic!("ready") };
+        assert!(prune::is_lacking(&scene.db, &run, run.to()).await.unwrap());
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(!prune::begin_due(&scene.db, &run).await.unwrap());
+        let vectors = vec![(faces[1], vector(NEW_DETECTOR), None)];
+        let made = Addition { detected: None, vectors };
+        let jobs = scene.work(&run, NEW_DETECTOR, |of| {
+            assert_eq!(of, image);
+            made.clone()
+        });
+        assert_eq!(jobs.await, 1);
+        assert!(!prune::is_lacking(&scene.db, &run, run.to()).await.unwrap());
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_prune_does_not_wait_for_jobs_that_it_cancels() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        scene.index_by(NEW, &[0.0]).await;
+        assert_eq!(make_jobs(&scene.db, &run, OLD.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        let run = scene.run(&run).await;
+        assert!(prune::begin_due(&scene.db, &run).await.unwrap());
+        let run = scene.run(&run).await;
+        assert_eq!(prune::slice(&scene.db, &run).await.unwrap().cancelled, [job.id]);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.vectors(OLD).await, scene.vectors(NEW).await), (0, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_loses_nothing_that_only_the_new_side_has() {
+    on_both(async |scene| {
+        let (db, collection) = (&scene.db, scene.collection);
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(db, &run).await.unwrap());
+        let Switched::Done(run) = activate(db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        let (image, faces) = scene.index_by(NEW, &[0.0]).await;
+        scene.enroll(faces[0]).await;
+        let Switched::Done(run) = roll_back(db, run.id, Lacking::Accept).await.unwrap() else { panic!("active") };
+        let cancel = |accept_lacking| Wish::Cancel { accept_lacking };
+        assert!(prune::is_lacking(db, &run, run.from()).await.unwrap());
+        assert!(!change(db, &run, cancel(false)).await.unwrap(), "only the new pipeline has a vector of it");
+        let made = scene.vectors_of(&[image], OLD).await;
+        assert_eq!(scene.work(&run, OLD, |image| made[&image].clone()).await, 1);
+        // Another one ends while the run is being cancelled, and its picture is gone.
+        assert!(change(db, &run, cancel(false)).await.unwrap());
+        let run = scene.run(&run).await;
+        let (late, _) = scene.index_by(NEW, &[0.0]).await;
+        assert_eq!(make_jobs(db, &run, OLD.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        let gone = [(late, "source_gone".to_owned())];
+        give_up(&db.write, (collection, job.id), OLD.pipeline, &gone).await.unwrap();
+        scene.record(&job, OLD, |_| Addition::default()).await;
+        assert!(prune::slice(db, &run).await.unwrap().waits);
+        assert!(prune::stands_still(db, &run).await.unwrap());
+        assert_eq!(scene.vectors(NEW).await, 2);
+        // It is tried again, and fails again.
+        assert!(change(db, &run, Wish::Retry).await.unwrap());
+        assert_eq!(make_jobs(db, &run, OLD.pipeline, 10, 1).await.unwrap(), 1);
+        let job = scene.reembeds().await.remove(0);
+        give_up(&db.write, (collection, job.id), OLD.pipeline, &gone).await.unwrap();
+        scene.record(&job, OLD, |_| Addition::default()).await;
+        assert!(!change(db, &run, cancel(false)).await.unwrap());
+        assert!(change(db, &run, cancel(true)).await.unwrap());
+        let run = scene.run(&run).await;
+        scene.delete_all(&run).await;
+        assert_eq!((scene.run(&run).await.state, scene.vectors(OLD).await), (RunState::Cancelled, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_noted_behind_the_last_images_is_done_before_the_end() {
+    on_both(async |scene| {
+        let (image, faces) = scene.index(&[0.0]).await;
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        let made = scene.vectors_of(&[image], NEW).await;
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        assert!(change(&scene.db, &run, Wish::Prune { after_s: 0, accept_lacking: false }).await.unwrap());
+        assert!(prune::begin_due(&scene.db, &scene.run(&run).await).await.unwrap());
+        let run = scene.run(&run).await;
+        // The vectors, and then the images, of which this is the last.
+        for _ in 0..2 {
+            let slice = prune::slice(&scene.db, &run).await.unwrap();
+            assert!(!slice.is_last && !slice.waits);
+        }
+        let sql = "DELETE FROM embeddings WHERE face_id = $1";
+        execute(&scene.db.write, sql, [faces[0].into()]).await.unwrap();
+        let txn = scene.db.begin().await.unwrap();
+        note(&txn, scene.collection, None, &[image]).await.unwrap();
+        let commit = async {
+            // By then nothing else keeps the run from its end.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            txn.commit().await.unwrap();
+        };
+        let (slice, ()) = tokio::join!(prune::slice(&scene.db, &run), commit);
+        assert!(slice.unwrap().waits);
+        assert_eq!(scene.work(&run, NEW, |image| made[&image].clone()).await, 1);
+        scene.delete_all(&run).await;
+        assert_eq!((scene.run(&run).await.state, scene.vectors(NEW).await), (RunState::Pruned, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pictures_that_are_read_have_jobs_of_their_own() {
+    on_both(async |scene| {
+        let mut images = Vec::new();
+        for _ in 0..4 {
+            images.push(scene.index(&[0.0]).await);
+        }
+        let without = [&images[1], &images[2]];
+        for (_, faces) in without {
+            let sql = "DELETE FROM crops WHERE face_id = $1";
+            execute(&scene.db.write, sql, [faces[0].into()]).await.unwrap();
+        }
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 8, 4).await.unwrap(), 2, "no more than there is room for");
+        assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 8, 4).await.unwrap(), 1);
+        let mut made = Vec::new();
+        for job in scene.reembeds().await {
+            let mut of_job = scene.images_of(job.id).await;
+            of_job.sort_unstable();
+            made.push(of_job);
+        }
+        made.sort();
+        let mut wanted = vec![vec![images[0].0, images[3].0], vec![images[1].0], vec![images[2].0]];
+        wanted[0].sort_unstable();
+        wanted.sort();
+        assert_eq!(made, wanted);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_pipeline_has_its_threshold_whichever_the_collection_goes_by() {
+    on_both(async |scene| {
+        let run = scene.begin(NEW).await;
+        let run = scene.list(&run).await;
+        assert!(complete(&scene.db, &run).await.unwrap());
+        let both = async || {
+            let cosines = match_cosines(&scene.db, scene.collection).await.unwrap().unwrap();
+            [cosines.of(OLD.pipeline), cosines.of(NEW.pipeline)]
+        };
+        assert_eq!(both().await, [Some(0.25), Some(0.5)]);
+        let Switched::Done(run) = activate(&scene.db, run.id, Lacking::Refuse).await.unwrap() else { panic!("ready") };
+        assert_eq!(both().await, [Some(0.25), Some(0.5)]);
+        roll_back(&scene.db, run.id, Lacking::Refuse).await.unwrap();
+        assert_eq!(both().await, [Some(0.25), Some(0.5)]);
+        assert_eq!(match_cosines(&scene.db, CollectionId::new()).await.unwrap(), None);
     })
     .await;
 }
