@@ -86,7 +86,7 @@ async fn people_are_told_apart_by_distance(site: Site) {
     // With three faces the person is judged by all of them.
     for side in [288, 352] {
         let image = inline(&synthetic_photo(&[2], side, side));
-        let enrolled = server.run("c", "enroll", &json!({ "image": image, "person": { "person_id": person } })).await;
+        let enrolled = server.run("c", "enroll", &json!({ "image": image, "person": { "id": person } })).await;
         assert_eq!(enrolled["state"], "succeeded", "{enrolled}");
     }
     let faces = identified(&server, "c", &synthetic_photo(&[2], 320, 320)).await;
