@@ -70,12 +70,12 @@ async fn every_template_enrolls_and_tells_people_apart() {
         for seed in 1..=3 {
             server.enroll(name, seed).await;
         }
-        for (seed, decision) in [(2, "match"), (9, "unknown")] {
+        for (seed, is_known) in [(2, true), (9, false)] {
             let probe = inline(&synthetic_photo(&[seed], 320, 300));
             let job = server.run(name, "identify", &json!({ "image": probe })).await;
             let faces = job["result"]["faces"].as_array().unwrap_or_else(|| panic!("{name}: {job}"));
-            assert_eq!((faces.len(), &faces[0]["decision"]), (1, &json!(decision)), "{name}: {job}");
-            if decision == "match" {
+            assert_eq!((faces.len(), faces[0]["decision"] == "match"), (1, is_known), "{name}: {job}");
+            if is_known {
                 assert_eq!(faces[0]["matches"][0]["external_id"], "person-2", "{name}: {job}");
             }
         }
