@@ -1,5 +1,5 @@
 //! A cascade of regression trees that places points on a face: Kazemi and Sullivan 2014, as dlib's `shape_predictor` runs it.
-//! [`file`] is the form in which one is kept.
+//! `file` is the form in which one is kept.
 
 mod file;
 
