@@ -18,7 +18,6 @@ use crate::vision::detect::{self, DetectError};
 use crate::vision::margin::MarginCrop;
 use crate::vision::quality::Quality;
 use crate::vision::recognize;
-use crate::vision::tensor::Tensor;
 use crate::vision::{BoundingBox, Detection, Landmarks, Picture};
 
 /// A face with all that a pipeline knows of it.
@@ -189,12 +188,11 @@ pub async fn embed_crops(
     limits: DecodeLimits,
 ) -> Result<Vec<Option<Embedding>>, AnalysisError> {
     let work = |core: OnCore| async move {
-        let inputs = core.pipeline().clone();
         let mut vectors = Vec::with_capacity(crops.len());
         for (file, landmarks) in crops {
-            let shown = core.step(|| crop_inputs(&inputs, file, landmarks, &limits)).await;
-            vectors.push(match shown {
-                Some(shown) => left_out(vector(&core, shown).await?),
+            let aligned = core.step(|| aligned_of_crop(core.pipeline(), file, landmarks, &limits)).await;
+            vectors.push(match aligned {
+                Some(aligned) => left_out(vector(&core, &aligned).await?),
                 None => None,
             });
         }
@@ -220,11 +218,6 @@ pub async fn aligned_of_crops(
     Ok(engine.on_core(work).await?)
 }
 
-fn crop_inputs(pipeline: &Pipeline, file: Vec<u8>, landmarks: Landmarks, limits: &DecodeLimits) -> Option<Vec<Tensor>> {
-    let crop = aligned_of_crop(pipeline, file, landmarks, limits)?;
-    Some(recognize::inputs(&pipeline.recognizer, &crop))
-}
-
 fn aligned_of_crop(pipeline: &Pipeline, file: Vec<u8>, landmarks: Landmarks, limits: &DecodeLimits) -> Option<Picture> {
     let photo = left_out(decode(file, limits, u32::MAX))?;
     let picture = &photo.overview.picture;
@@ -235,13 +228,14 @@ fn aligned_of_crop(pipeline: &Pipeline, file: Vec<u8>, landmarks: Landmarks, lim
     Some(aligned_crop(picture, &placing, pipeline.alignment.size()))
 }
 
-/// A face's vector from all that its recognizer is to be shown of it.
-async fn vector(core: &OnCore, shown: Vec<Tensor>) -> Result<Result<Embedding, EmbeddingError>, InferenceError> {
-    let mut answers = Vec::with_capacity(shown.len());
-    for input in shown {
-        answers.push(core.embed(input).await?);
+/// A face's vector from all that its recognizer is to be shown of it, one after the other: of many faces, that would be much.
+async fn vector(core: &OnCore, crop: &Picture) -> Result<Result<Embedding, EmbeddingError>, InferenceError> {
+    let recognizer = &core.pipeline().recognizer;
+    let mut answers = Vec::new();
+    for run in 0..recognize::runs(recognizer) {
+        answers.push(core.embed(recognize::input(recognizer, crop, run)).await?);
     }
-    Ok(recognize::vector(&core.pipeline().recognizer, answers))
+    Ok(recognize::vector(recognizer, answers))
 }
 
 fn left_out<T, E: std::fmt::Display>(made: Result<T, E>) -> Option<T> {
@@ -259,8 +253,9 @@ async fn embedded(
     let run = |cut: CutFace| {
         let core = core.clone();
         async move {
-            let CutFace { detection, quality, inputs, margin: crop, aligned } = cut;
-            let vector = left_out(vector(&core, inputs).await?);
+            let CutFace { detection, quality, margin: crop, aligned } = cut;
+            let vector = left_out(vector(&core, &aligned).await?);
+            let aligned = core.pipeline().has_pair_network().then_some(aligned);
             let face = |embedding| AnalysedFace { detection, quality, embedding, crop, aligned, live_score: None };
             Ok(vector.map(face))
         }
@@ -271,9 +266,8 @@ async fn embedded(
 struct CutFace {
     detection: Detection,
     quality: Quality,
-    inputs: Vec<Tensor>,
     margin: Option<MarginCrop>,
-    aligned: Option<Picture>,
+    aligned: Picture,
 }
 
 fn crops(
@@ -286,9 +280,7 @@ fn crops(
     let faces = detections.into_iter().zip(crops).filter_map(|(detection, crops)| {
         let crops = crops.inspect_err(|error| tracing::debug!(%error, "a detection was left out")).ok()?;
         let quality = Quality::measure(&detection, &crops.aligned);
-        let inputs = recognize::inputs(&pipeline.recognizer, &crops.aligned);
-        let aligned = pipeline.has_pair_network().then_some(crops.aligned);
-        Some(CutFace { detection, quality, inputs, margin: crops.margin, aligned })
+        Some(CutFace { detection, quality, margin: crops.margin, aligned: crops.aligned })
     });
     Ok(faces.collect())
 }

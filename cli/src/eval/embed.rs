@@ -65,7 +65,7 @@ pub(super) async fn bare_rate(setup: &Setup, paths: &[PathBuf]) -> anyhow::Resul
     }
     let [width, height] = pipeline.alignment.size();
     // Any pixels will do: a convolution takes as long on all of them.
-    let crop = recognize::inputs(&pipeline.recognizer, &test_crop(1, width, height)).swap_remove(0);
+    let crop = recognize::input(&pipeline.recognizer, &test_crop(1, width, height), 0);
     let chosen: Vec<PathBuf> = paths.iter().step_by(paths.len().div_ceil(BARE_PICTURES).max(1)).cloned().collect();
     let bar = ProgressBar::hidden();
     let prepared = side_by_side(setup.in_flight, chosen, &bar, |path| {

@@ -4,6 +4,9 @@ use serde::Deserialize;
 
 use super::{Channels, Metric, ModelFile, check_range};
 
+/// Copies of a crop: dlib's author took a hundred for his figure on LFW.
+const MAX_JITTER: u32 = 100;
+
 /// `[recognizer]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,9 +33,13 @@ pub struct Recognizer {
     /// How two vectors are compared.
     #[serde(default)]
     pub metric: Metric,
-    /// Whether a vector is the sum of that of the crop and that of its mirror image.
+    /// Whether a vector is the mean of that of the crop and that of its mirror image.
     #[serde(default)]
     pub flip: bool,
+    /// Of how many copies of the crop a vector is the mean, each moved, turned and scaled a little and every second one mirrored
+    /// (`num_jitters` of dlib's `compute_face_descriptor`); at 0, the crop itself is shown.
+    #[serde(default)]
+    pub jitter: u32,
 }
 
 /// Order of a tensor's axes.
@@ -52,6 +59,12 @@ impl Recognizer {
         }
         if !self.normalise && self.metric == Metric::Cosine {
             return Err("recognizer.metric must be euclidean where vectors are not normalised".to_owned());
+        }
+        if self.jitter > MAX_JITTER {
+            return Err(format!("recognizer.jitter must be at most {MAX_JITTER}"));
+        }
+        if self.flip && self.jitter > 0 {
+            return Err("recognizer.jitter mirrors every second copy: leave recognizer.flip out".to_owned());
         }
         check_range(self.mean, self.scale)
     }

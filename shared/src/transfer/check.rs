@@ -34,7 +34,7 @@ pub enum TransferError {
     Weights { name: String },
     #[error(
         "the file's vectors of the pipeline {name} were made or are compared otherwise than the catalogue's entry says: metric, \
-         normalise, flip and prewhiten of its recognizer must be those of the file"
+         normalise, flip, jitter and prewhiten of its recognizer must be those of the file"
     )]
     Vectors { name: String },
 }

@@ -88,6 +88,9 @@ pub struct PipelineHeader {
     /// Whether the mirror image has a part in them.
     #[serde(default, skip_serializing_if = "is_default")]
     pub flip: bool,
+    /// Of how many copies of a crop they are the mean.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub jitter: u32,
     /// Whether each crop was brought to a mean of 0 and a deviation of 1.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prewhiten: bool,
@@ -296,7 +299,9 @@ impl Header {
             if theirs.weights != ours.weights {
                 return Err(TransferError::Weights { name: ours.name });
             }
-            let made = |header: &PipelineHeader| (header.metric, header.normalise, header.flip, header.prewhiten);
+            let made = |header: &PipelineHeader| {
+                (header.metric, header.normalise, header.flip, header.jitter, header.prewhiten)
+            };
             if made(theirs) != made(&ours) {
                 return Err(TransferError::Vectors { name: ours.name });
             }
@@ -315,6 +320,7 @@ impl PipelineHeader {
             metric: pipeline.recognizer.metric,
             normalise: pipeline.recognizer.normalise,
             flip: pipeline.recognizer.flip,
+            jitter: pipeline.recognizer.jitter,
             prewhiten: pipeline.recognizer.prewhiten,
         }
     }
@@ -381,10 +387,11 @@ mod tests {
         assert_eq!(check(ours), Ok(()));
         let line = serde_json::to_string(&PipelineHeader::of(ours)).unwrap();
         assert!(!line.contains("metric") && !line.contains("flip"), "older versions read it: {line}");
-        let changes: [fn(&mut Recognizer); 4] = [
+        let changes: [fn(&mut Recognizer); 5] = [
             |recognizer| recognizer.metric = Metric::Euclidean,
             |recognizer| recognizer.normalise = false,
             |recognizer| recognizer.flip = true,
+            |recognizer| recognizer.jitter = 2,
             |recognizer| recognizer.prewhiten = true,
         ];
         for change in changes {

@@ -52,7 +52,7 @@ impl Engine {
         let pipeline = self.pipeline();
         let [width, height] = pipeline.alignment.size();
         let crop = test_crop(crop as u64 + 1, width, height);
-        self.embed(recognize::inputs(&pipeline.recognizer, &crop).swap_remove(0)).await
+        self.embed(recognize::input(&pipeline.recognizer, &crop, 0)).await
     }
 }
 

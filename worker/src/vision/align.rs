@@ -102,6 +102,14 @@ impl Affine {
         Ok(Self { xx: across, xy: 0.0, yx: 0.0, yy: down, tx, ty })
     }
 
+    /// Brings the point `moved` away from `middle` there, turned by so many radians and scaled around it.
+    pub(crate) fn about(middle: [f32; 2], moved: [f32; 2], turn: f32, scale: f32) -> Self {
+        let (sin, cos) = turn.sin_cos();
+        let (xx, xy, yx, yy) = (scale * cos, -scale * sin, scale * sin, scale * cos);
+        let [x, y] = [middle[0] + moved[0], middle[1] + moved[1]];
+        Self { xx, xy, yx, yy, tx: middle[0] - xx * x - xy * y, ty: middle[1] - yx * x - yy * y }
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "pixel positions fit f32")]
     fn of([first, second]: [[f64; 3]; 2]) -> Self {
         let [xx, xy, tx] = first.map(|number| number as f32);
@@ -170,13 +178,15 @@ fn sample(picture: &Picture, [x, y]: [f32; 2]) -> [u8; 3] {
         let at = (top as usize * width + left as usize) * 3;
         let upper: &[u8] = &picture.rgb[at..at + 6];
         let lower: &[u8] = &picture.rgb[at + width * 3..at + width * 3 + 6];
-        return [0, 1, 2].map(|channel| {
+        let blend = |channel: usize| {
             let value = f32::from(upper[channel]) * weights[0]
                 + f32::from(upper[channel + 3]) * weights[1]
                 + f32::from(lower[channel]) * weights[2]
                 + f32::from(lower[channel + 3]) * weights[3];
             (value + 0.5) as u8
-        });
+        };
+        // Written out: a call for each channel took a tenth of what a kept crop costs.
+        return [blend(0), blend(1), blend(2)];
     }
     sample_at_edge(picture, [left, top], weights)
 }

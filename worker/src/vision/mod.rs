@@ -11,6 +11,7 @@ pub mod decode;
 pub mod detect;
 mod encode;
 pub mod frame;
+mod jitter;
 pub mod landmark_network;
 mod landmarks;
 pub mod margin;

@@ -4,23 +4,37 @@ use shared::catalogue::{Layout, Recognizer};
 use shared::embedding::{Embedding, EmbeddingError};
 
 use crate::vision::Picture;
+use crate::vision::jitter::jittered;
 use crate::vision::tensor::{Range, Tensor};
 
-/// What the recognizer is to be run on for one crop: the crop and, where the entry says so, its mirror image.
-pub fn inputs(recognizer: &Recognizer, crop: &Picture) -> Vec<Tensor> {
-    let mut shown = vec![input(recognizer, crop)];
-    if recognizer.flip {
-        shown.push(input(recognizer, &mirrored(crop)));
+/// How often the recognizer is run for one crop: on itself and, where the entry says so, on its mirror image, or on copies of it
+/// that lie a little otherwise in its place.
+pub fn runs(recognizer: &Recognizer) -> u32 {
+    match recognizer.jitter {
+        0 => 1 + u32::from(recognizer.flip),
+        copies => copies,
     }
-    shown
 }
 
-/// The vector of a face from the answers to its [`inputs`]: their sum, of unit length where the entry says so.
+/// What the recognizer is shown of a crop in one of its [`runs`], counted from 0.
+pub fn input(recognizer: &Recognizer, crop: &Picture, run: u32) -> Tensor {
+    match (recognizer.jitter, run) {
+        (0, 0) => tensor(recognizer, crop),
+        (0, _) => tensor(recognizer, &mirrored(crop)),
+        _ => tensor(recognizer, &jittered(crop, run)),
+    }
+}
+
+/// The vector of a face from the answers to each [`input`]: their mean, of unit length where the entry says so.
 pub fn vector(recognizer: &Recognizer, answers: Vec<Vec<f32>>) -> Result<Embedding, EmbeddingError> {
+    let count = answers.len().max(1) as f32;
     let mut answers = answers.into_iter();
     let mut sum = answers.next().unwrap_or_default();
     for answer in answers {
         sum.iter_mut().zip(answer).for_each(|(sum, component)| *sum += component);
+    }
+    for component in &mut sum {
+        *component /= count;
     }
     if recognizer.normalise { Embedding::normalised(sum) } else { Embedding::as_given(sum) }
 }
@@ -34,7 +48,7 @@ pub(crate) fn input_shape(recognizer: &Recognizer, [width, height]: [u32; 2]) ->
     }
 }
 
-fn input(recognizer: &Recognizer, crop: &Picture) -> Tensor {
+fn tensor(recognizer: &Recognizer, crop: &Picture) -> Tensor {
     let (mean, scale) = if recognizer.prewhiten {
         // On 0..255, before `prewhiten` below takes the place of both.
         ([0.0; 3], [1.0; 3])
@@ -69,7 +83,7 @@ fn interleaved(recognizer: &Recognizer, crop: &Picture, planar: &Tensor) -> Tens
     Tensor { shape: input_shape(recognizer, [crop.width, crop.height]).to_vec(), data }
 }
 
-fn mirrored(crop: &Picture) -> Picture {
+pub(super) fn mirrored(crop: &Picture) -> Picture {
     let row_bytes = crop.width as usize * 3;
     let row = |row: &[u8]| row.as_chunks::<3>().0.iter().rev().flatten().copied().collect::<Vec<u8>>();
     Picture { width: crop.width, height: crop.height, rgb: crop.rgb.chunks_exact(row_bytes).flat_map(row).collect() }
@@ -95,7 +109,8 @@ mod tests {
         let shown = |change: &dyn Fn(&mut Recognizer)| {
             let mut entry = recognizer();
             change(&mut entry);
-            inputs(&entry, &crop()).into_iter().map(|input| (input.shape, input.data)).collect::<Vec<_>>()
+            let shown = (0..runs(&entry)).map(|run| input(&entry, &crop(), run));
+            shown.map(|input| (input.shape, input.data)).collect::<Vec<_>>()
         };
         let planar = (vec![1, 3, 1, 2], vec![10.0, 40.0, 20.0, 50.0, 30.0, 60.0]);
         assert_eq!(shown(&|_| ()), std::slice::from_ref(&planar));
@@ -110,22 +125,31 @@ mod tests {
     }
 
     #[test]
+    fn a_jittered_crop_is_shown_as_often_as_the_entry_says() {
+        let crop = Picture { width: 9, height: 9, rgb: (0..243).collect() };
+        let entry = Recognizer { jitter: 3, ..recognizer() };
+        let shown: Vec<Tensor> = (0..runs(&entry)).map(|run| input(&entry, &crop, run)).collect();
+        assert_eq!(shown.len(), 3);
+        assert!(shown.iter().all(|input| input.shape == [1, 3, 9, 9]) && shown[0].data != shown[2].data);
+    }
+
+    #[test]
     fn a_prewhitened_crop_has_no_mean_and_a_deviation_of_one() {
         let entry = Recognizer { prewhiten: true, mean: [7.0; 3], ..recognizer() };
-        let data = inputs(&entry, &crop()).remove(0).data;
+        let data = input(&entry, &crop(), 0).data;
         let mean = data.iter().sum::<f32>() / 6.0;
         let deviation = (data.iter().map(|value| value * value).sum::<f32>() / 6.0).sqrt();
         assert!(mean.abs() < 1e-6 && (deviation - 1.0).abs() < 1e-6, "{data:?}");
         let flat = Picture { rgb: vec![9; 6], ..crop() };
-        assert_eq!(inputs(&entry, &flat).remove(0).data, [0.0; 6]);
+        assert_eq!(input(&entry, &flat, 0).data, [0.0; 6]);
     }
 
     #[test]
-    fn answers_are_added_and_keep_their_length_where_the_entry_says_so() {
+    fn answers_are_averaged_and_keep_their_length_where_the_entry_says_so() {
         let answers = || vec![vec![1.0, 2.0], vec![2.0, 2.0]];
         assert_eq!(vector(&recognizer(), answers()).unwrap().as_slice(), [0.6, 0.8]);
         let raw = Recognizer { normalise: false, metric: Metric::Euclidean, ..recognizer() };
-        assert_eq!(vector(&raw, answers()).unwrap().as_slice(), [3.0, 4.0]);
+        assert_eq!(vector(&raw, answers()).unwrap().as_slice(), [1.5, 2.0]);
         assert!(vector(&raw, vec![vec![f32::NAN, 1.0]]).is_err());
     }
 }

@@ -125,7 +125,7 @@ async fn check(assets: &Assets, catalogue: &Catalogue) -> anyhow::Result<()> {
         let pipeline = catalogue.pipeline(name)?;
         let engine = Engine::load(pipeline, &assets, EngineOptions::for_cpu(1)).await?;
         let [width, height] = pipeline.alignment.size();
-        let input = recognize::inputs(&pipeline.recognizer, &test_crop(1, width, height)).swap_remove(0);
+        let input = recognize::input(&pipeline.recognizer, &test_crop(1, width, height), 0);
         let answer = engine.embed(input).await?;
         let length = answer.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
         ensure!(

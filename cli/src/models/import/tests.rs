@@ -151,7 +151,7 @@ async fn what_is_imported_answers_as_dlib_does() {
 
 /// Of one and the same crop.
 async fn same_vector(engine: &Engine, chip: &Picture, wanted: &[f32]) {
-    let input = recognize::inputs(&engine.pipeline().recognizer, chip).swap_remove(0);
+    let input = recognize::input(&engine.pipeline().recognizer, chip, 0);
     let answer = engine.embed(input).await.unwrap();
     let apart = answer.iter().zip(wanted).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
     assert!(apart < 1e-5, "{apart}");
