@@ -1,5 +1,7 @@
 //! How a face is cut out for the recognizer: `[alignment]` of an entry.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 use super::LandmarkScheme;
@@ -64,6 +66,18 @@ impl Alignment {
         self.check_points()
     }
 
+    /// In square pixels: of a similarity's points how far they are from the first one, and twice the area of an affine map's.
+    fn spread(&self) -> f32 {
+        let from_first = |[x, y]: [f32; 2]| [x - self.points[0][0], y - self.points[0][1]];
+        match (self.kind, self.points.as_slice()) {
+            (AlignmentKind::Affine, [_, second, third]) => {
+                let ([ux, uy], [vx, vy]) = (from_first(*second), from_first(*third));
+                (ux * vy - uy * vx).abs()
+            }
+            (_, points) => points.iter().map(|point| from_first(*point)).map(|[x, y]| x * x + y * y).sum(),
+        }
+    }
+
     fn check_margin(&self) -> Result<(), String> {
         if !self.points.is_empty() || self.indices.is_some() {
             return Err("alignment.points and indices must be left out for the kind margin".to_owned());
@@ -82,6 +96,16 @@ impl Alignment {
         let wanted = self.indices.as_ref().map_or(known, Vec::len);
         if self.points.len() != wanted {
             return Err(format!("alignment.points must be {wanted}, not {}", self.points.len()));
+        }
+        let indices = self.indices.iter().flatten();
+        if indices.clone().collect::<BTreeSet<_>>().len() < indices.count() {
+            return Err("alignment.indices must differ".to_owned());
+        }
+        if wanted > 1 && self.spread() < 1.0 {
+            return Err(
+                "alignment.points must not lie on one point, nor on one line where they are three of the kind affine"
+                    .to_owned(),
+            );
         }
         match self.kind {
             AlignmentKind::Similarity if wanted < 2 => Err("a similarity needs two points at least".to_owned()),

@@ -1,6 +1,6 @@
 //! Networks that tell a live face from a picture of one: entries of a kind of their own, beside the pipelines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -58,11 +58,17 @@ impl AntiSpoofing {
             let entry = Self::parse(file, text)?;
             entries.insert(entry.name.clone(), entry);
         }
+        let mut own = HashSet::new();
         for path in extra.map(toml_files).transpose()?.unwrap_or_default() {
             let text =
                 std::fs::read_to_string(&path).map_err(|source| CatalogueError::Read { path: path.clone(), source })?;
             if is_anti_spoofing(&text) {
-                let entry = Self::parse(&path.display().to_string(), &text)?;
+                let file = path.display().to_string();
+                let entry = Self::parse(&file, &text)?;
+                if !own.insert(entry.name.clone()) {
+                    let why = format!("another file of the folder describes {} too", entry.name);
+                    return Err(CatalogueError::Entry { file, why });
+                }
                 entries.insert(entry.name.clone(), entry);
             }
         }

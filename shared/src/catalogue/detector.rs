@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 
 use super::{Channels, LandmarkScheme, ModelFile, check_range};
+use crate::digest::sha256_hex;
 
 /// `[detector]`
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -98,6 +99,21 @@ impl Detector {
             return Err("detector.channels must be rgb or bgr".to_owned());
         }
         check_range(self.mean, self.scale)
+    }
+}
+
+impl Detector {
+    /// A short text of how it wants its pixels, where that is not how its family's published files do.
+    pub(super) fn other_pixels(&self) -> Option<String> {
+        let range = |channels, mean, scale| (channels, [mean; 3], [scale; 3]);
+        let usual = match self.family {
+            DetectorFamily::Yunet => range(Channels::Bgr, 0.0, 1.0),
+            DetectorFamily::Scrfd | DetectorFamily::Mtcnn => range(Channels::Rgb, 127.5, 0.007_812_5),
+            DetectorFamily::Ultraface => range(Channels::Rgb, 127.0, 0.007_812_5),
+            DetectorFamily::Mmod => (Channels::Rgb, [122.782, 117.001, 104.298], [0.003_906_25; 3]),
+        };
+        let own = (self.channels, self.mean, self.scale);
+        (own != usual).then(|| format!("c{}", &sha256_hex(format!("{own:?}"))[..8]))
     }
 }
 

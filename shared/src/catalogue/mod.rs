@@ -42,7 +42,7 @@ pub use weights::{AllowedUse, Import, ModelFile};
 const INPUT_POLICY: u32 = 2;
 
 /// The entries that come with face-id.
-const BUILT_IN: [(&str, &str); 14] = [
+const BUILT_IN: [(&str, &str); 15] = [
     ("yunet-mobilefacenet.toml", include_str!("../../../models/yunet-mobilefacenet.toml")),
     ("yunet-mobilefacenet-int8.toml", include_str!("../../../models/yunet-mobilefacenet-int8.toml")),
     ("yunet-sface.toml", include_str!("../../../models/yunet-sface.toml")),
@@ -57,6 +57,7 @@ const BUILT_IN: [(&str, &str); 14] = [
     ("dlib.toml", include_str!("../../../models/dlib.toml")),
     ("dlib-68.toml", include_str!("../../../models/dlib-68.toml")),
     ("yunet-dlib-resnet.toml", include_str!("../../../models/yunet-dlib-resnet.toml")),
+    ("yunet-dlib-resnet-jitter.toml", include_str!("../../../models/yunet-dlib-resnet-jitter.toml")),
 ];
 
 /// All known pipelines by name.
@@ -171,8 +172,13 @@ impl Catalogue {
                 if anti_spoofing::is_anti_spoofing(&text) {
                     continue;
                 }
-                let entry = Entry::parse(Origin::Folder, &path.display().to_string(), text)?;
-                entries.insert(entry.pipeline.name.clone(), entry);
+                let file = path.display().to_string();
+                let entry = Entry::parse(Origin::Folder, &file, text)?;
+                let replaced = entries.insert(entry.pipeline.name.clone(), entry);
+                if let Some(other) = replaced.filter(|other| other.origin == Origin::Folder) {
+                    let why = format!("another file of the folder describes {} too", other.pipeline.name);
+                    return Err(CatalogueError::Entry { file, why });
+                }
             }
         }
         Ok(entries.into_values().collect())
@@ -275,8 +281,9 @@ impl Pipeline {
         let stages = detector.stages.iter().map(|stage| stage.sha256[..12].to_owned());
         let fixed_side = detector.fixed_side.map(|side| format!("s{side}"));
         let min_face = detector.min_face.map(|side| format!("f{side}"));
+        let pixels = detector.other_pixels();
         let landmarks = self.landmarks.iter().flat_map(LandmarkModel::revision);
-        let parts = stages.chain(fixed_side).chain(min_face).chain(landmarks);
+        let parts = stages.chain(fixed_side).chain(min_face).chain(pixels).chain(landmarks);
         std::iter::once(first).chain(parts).collect::<Vec<_>>().join("-")
     }
 
