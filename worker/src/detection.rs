@@ -1,6 +1,6 @@
 //! From a photograph to its faces and their points: the detector's showings or a cascade's stages, then the landmark model.
 
-use shared::catalogue::{Detector, DetectorFamily, LandmarkModel};
+use shared::catalogue::{AlignmentKind, Detector, DetectorFamily, LandmarkModel};
 
 use crate::analysis::AnalysisError;
 use crate::inference::{InferenceError, OnCore};
@@ -11,6 +11,8 @@ use crate::vision::mtcnn::{self, Candidate};
 use crate::vision::tensor::{Range, Tensor};
 use crate::vision::{BoundingBox, Detection, Landmarks, Picture};
 
+/// Pixels of no picture.
+const FARTHEST: f32 = 1e6;
 /// The smallest face of an entry that says none, in pixels as shown.
 const SMALLEST_FACE: u32 = 20;
 
@@ -33,8 +35,14 @@ pub(crate) async fn found(
         let unsure = if known.is_empty() { Vec::new() } else { detect::merge(&least, &answers)? };
         (to_original(detect::merge(detector, &answers)?), to_original(unsure))
     };
-    let found = if known.is_empty() { found } else { detect::with_known(found, unsure, known) };
+    let mut found = if known.is_empty() { found } else { detect::with_known(found, unsure, known) };
+    found.retain(|face| has_place(&face.bounding_box));
     placed(core, photo, found).await
+}
+
+/// Whether a box is one at all: a damaged file may give scores that look right.
+fn has_place(place: &BoundingBox) -> bool {
+    [place.x, place.y, place.width, place.height].iter().all(|number| number.abs() < FARTHEST)
 }
 
 /// What the detector answers to each showing of the picture.
@@ -131,8 +139,9 @@ pub(crate) async fn aligned(
     photo: &Photo,
     faces: Vec<Detection>,
 ) -> Result<Vec<Detection>, AnalysisError> {
-    let wanted = core.pipeline().alignment.scheme;
-    if faces.iter().all(|face| face.landmarks.scheme().gives(wanted)) {
+    let alignment = &core.pipeline().alignment;
+    let wanted = alignment.scheme;
+    if alignment.kind == AlignmentKind::Margin || faces.iter().all(|face| face.landmarks.scheme().gives(wanted)) {
         return Ok(faces);
     }
     let mut aligned = Vec::with_capacity(faces.len());

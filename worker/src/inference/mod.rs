@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::catalogue::{CpuFeature, Detector, DetectorFamily, LandmarkModel, ModelFile, Pipeline, any_of};
+use shared::catalogue::{
+    CpuFeature, Detector, DetectorFamily, LandmarkModel, LandmarkScheme, ModelFile, Pipeline, any_of,
+};
 use shared::config::{ExecutionProvider, WorkerConfig};
 use shared::job::Lane;
 use shared::joint_bayes::JointBayes;
@@ -202,6 +204,18 @@ pub enum InferenceError {
         /// How many.
         numbers: usize,
     },
+    /// A file leaves the length of its answer open, and it is another one than the entry's.
+    #[error(
+        "the {model} answers with {found} numbers, and {wanted} belong to its entry; check its file, dimension and scheme"
+    )]
+    Length {
+        /// Which one.
+        model: &'static str,
+        /// By the entry.
+        wanted: usize,
+        /// In the answer.
+        found: usize,
+    },
     /// The thread caught a panic.
     #[error("the model's thread panicked on this input")]
     Panicked,
@@ -214,6 +228,12 @@ pub enum InferenceError {
     /// The core gave no answer.
     #[error(transparent)]
     BrokenOff(#[from] BrokenOff),
+}
+
+impl InferenceError {
+    fn check(model: &'static str, wanted: usize, found: usize) -> Result<(), Self> {
+        if wanted == found { Ok(()) } else { Err(Self::Length { model, wanted, found }) }
+    }
 }
 
 impl Runner {
@@ -301,7 +321,7 @@ impl Engine {
         self.on_core(|core| async move { core.place(input).await }).await?
     }
 
-    /// Runs the recognizer on one aligned crop, as `vision::recognize::inputs` lays it out; the vector is as the model gave it.
+    /// Runs the recognizer on one aligned crop, as `vision::recognize::input` lays it out; the vector is as the model gave it.
     pub async fn embed(&self, input: Tensor) -> Result<Vec<f32>, InferenceError> {
         self.on_core(|core| async move { core.embed(input).await }).await?
     }
@@ -314,9 +334,13 @@ impl Engine {
                 core.stage(stage, black(&shape)).await?;
             }
             if let Some(input) = pipeline.landmarks.as_ref().and_then(|landmarks| landmarks.input.as_ref()) {
-                core.place(black(&[1, 3, input.side.into(), input.side.into()])).await?;
+                let answer = core.place(black(&[1, 3, input.side.into(), input.side.into()])).await?;
+                let points = pipeline.landmark_scheme().map_or(0, LandmarkScheme::points);
+                InferenceError::check("landmark network", 2 * points, answer.len())?;
             }
-            core.embed(black(&recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size()))).await?;
+            let answer =
+                core.embed(black(&recognize::input_shape(&pipeline.recognizer, pipeline.alignment.size()))).await?;
+            InferenceError::check("recognizer", pipeline.recognizer.dimension, answer.len())?;
             if pipeline.has_pair_network() {
                 let [width, height] = pipeline.alignment.size();
                 let crop = Picture { width, height, rgb: vec![0; width as usize * height as usize * 3] };

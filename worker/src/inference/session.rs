@@ -131,7 +131,8 @@ impl Model {
         let shape: Option<Vec<i64>> =
             inputs.first().and_then(|i| i.dtype().tensor_shape()).map(|s| s.iter().copied().collect());
         let input_shape = shape.clone().unwrap_or_default();
-        let is_f32 = inputs.first().and_then(|i| i.dtype().tensor_type()) == Some(TensorElementType::Float32);
+        let is_one = inputs.len() == 1
+            && inputs.first().and_then(|i| i.dtype().tensor_type()) == Some(TensorElementType::Float32);
         // A negative length is a free one.
         let fits = |wanted: [i64; 4]| {
             input_shape.len() == 4 && input_shape.iter().zip(wanted).all(|(has, w)| *has < 0 || w < 0 || *has == w)
@@ -142,7 +143,7 @@ impl Model {
             Wanted::Numbers { .. } => {}
             Wanted::Detector { outputs } => {
                 let free = input_shape.len() == 4 && input_shape[2] < 0 && input_shape[3] < 0;
-                if !is_f32 || !fits([1, 3, -1, -1]) || !free || self.session.outputs().len() != *outputs {
+                if !is_one || !fits([1, 3, -1, -1]) || !free || self.session.outputs().len() != *outputs {
                     let text =
                         format!("one f32 input [n, 3, free height, free width], n free or 1, and {outputs} outputs");
                     return refuse(text, found);
@@ -150,7 +151,7 @@ impl Model {
             }
             Wanted::Fixed { input: [width, height], outputs } => {
                 let wanted = [1, 3, i64::from(*height), i64::from(*width)];
-                if !is_f32 || !fits(wanted) || self.session.outputs().len() != *outputs {
+                if !is_one || !fits(wanted) || self.session.outputs().len() != *outputs {
                     let text = format!("one f32 input [n, 3, {height}, {width}], n free or 1, and {outputs} outputs");
                     return refuse(text, found);
                 }
@@ -160,7 +161,7 @@ impl Model {
                 let components = output.and_then(|s| s.last().copied()).unwrap_or_default();
                 #[expect(clippy::cast_possible_wrap, reason = "the catalogue bounds it to 4096")]
                 let right = components < 0 || components == *dimension as i64;
-                if !is_f32 || !fits([1, *first, *second, *third]) || !right {
+                if !is_one || !fits([1, *first, *second, *third]) || !right {
                     let text = format!(
                         "one f32 input [n, {first}, {second}, {third}], n free or 1, and {dimension} components out"
                     );

@@ -284,18 +284,11 @@ impl<'a> Head<'a> {
         self.columns(stride) * (self.size[1] / stride) as usize
     }
 
-    /// The numbers of output `index`, which must be one map, and how many columns it has.
-    pub(crate) fn map(&self, index: usize) -> Result<(&'a [f32], usize), DetectError> {
-        let output = self.outputs.get(index);
-        if let Some(Tensor { shape, data }) = output
-            && let [1, 1, _, columns] = shape[..]
-            && columns > 0
-        {
-            return Ok((data, usize::try_from(columns).unwrap_or(1)));
-        }
-        let [width, height] = self.size;
-        let shape = output.map(|tensor| tensor.shape.clone()).unwrap_or_default();
-        Err(DetectError::Shape { index, shape, rows: 1, columns: 1, width, height })
+    /// The numbers of output `index`, which must be one map with as many cells as `along` gives for a side of the input, and
+    /// how many columns it has.
+    pub(crate) fn map(&self, index: usize, along: impl Fn(u32) -> usize) -> Result<(&'a [f32], usize), DetectError> {
+        let [columns, rows] = self.size.map(along);
+        Ok((self.rows(index, rows, columns)?, columns))
     }
 
     /// The numbers of output `index`, which must be `rows` x `columns`, with or without a leading batch of one.

@@ -9,6 +9,7 @@ use image::{ExtendedColorType, ImageEncoder as _, RgbImage};
 use shared::catalogue::LandmarkScheme;
 
 use super::align::{Affine, AlignError, crop_area};
+use super::resize::part;
 use super::{BoundingBox, Landmarks, Picture, encode};
 
 /// Width and height in pixels at most.
@@ -65,7 +66,7 @@ impl MarginCrop {
         let area = area(landmarks)?;
         let [left, right] = clipped(area.x, area.width, picture.width);
         let [top, bottom] = clipped(area.y, area.height, picture.height);
-        let crop = part(picture, [left, top], [right - left, bottom - top]);
+        let crop = part(picture, [left, top].map(u32::cast_signed), [right - left, bottom - top]);
         let moved = landmarks.map(|[x, y]| [x - left as f32, y - top as f32]);
         let longer = crop.width.max(crop.height);
         if longer <= SIDE {
@@ -87,14 +88,6 @@ fn clipped(from: f32, length: f32, size: u32) -> [u32; 2] {
     let first = (from.floor() - 1.0).clamp(0.0, (size - 1) as f32) as u32;
     let end = (from + length).ceil().clamp(0.0, size as f32) as u32 + 1;
     [first, end.clamp(first + 1, size)]
-}
-
-fn part(picture: &Picture, [left, top]: [u32; 2], [width, height]: [u32; 2]) -> Picture {
-    let row = |y: u32| {
-        let at = (y as usize * picture.width as usize + left as usize) * 3;
-        &picture.rgb[at..at + width as usize * 3]
-    };
-    Picture { width, height, rgb: (top..top + height).flat_map(|y| row(y).iter().copied()).collect() }
 }
 
 fn reduced(crop: Picture, longer: u32) -> Picture {

@@ -20,11 +20,16 @@ const BOX: f32 = 80.0;
 /// Where the first cell's box has its middle, in input pixels.
 const FIRST: f32 = 14.0;
 
+/// Cells along a side: three convolutions of five pixels, each at half the scale of the one before, and no others change it.
+fn cells(side: u32) -> usize {
+    (0..3).fold(side as usize, |side, _| side.saturating_sub(5) / 2 + 1)
+}
+
 /// Reads all detections of at least `min_score` in input pixels, unsuppressed, their landmarks unplaced.
 ///
 /// The network gives a distance from the decision, 0 at the border; the score is its logistic function, 0.5 there.
 pub(crate) fn read(head: &Head<'_>, min_score: f32) -> Result<Vec<Detection>, DetectError> {
-    let (map, columns) = head.map(0)?;
+    let (map, columns) = head.map(0, cells)?;
     let mut found = Vec::new();
     for (cell, distance) in map.iter().enumerate() {
         let score = 1.0 / (1.0 + (-distance).exp());

@@ -24,7 +24,7 @@ pub(crate) fn triangle() -> ResizeAlg {
     ResizeAlg::Convolution(fast_image_resize::FilterType::Bilinear)
 }
 
-/// `width` x `height` pixels of the picture from `left`, `top` on; black where they lie outside of it.
+/// `width` x `height` pixels of the picture from `left`, `top` on, as they are; black where they lie outside of it.
 pub(crate) fn part(picture: &Picture, [left, top]: [i32; 2], [width, height]: [u32; 2]) -> Picture {
     let mut rgb = vec![0; width as usize * height as usize * 3];
     let columns = overlap(left, width, picture.width);
