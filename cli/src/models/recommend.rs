@@ -62,7 +62,18 @@ fn advice(catalogue: &Catalogue, runs: &impl Fn(&str) -> bool) -> Vec<String> {
     let here: Vec<_> = all.iter().filter(|(pipeline, _)| runs(&pipeline.name)).collect();
     let free: Vec<_> = here.iter().filter(|(pipeline, _)| pipeline.allowed_use() == AllowedUse::Permissive).collect();
     let Some((_, best)) = free.first() else {
-        return vec!["no pipeline that was measured runs here; `face-id models list` says why".to_owned()];
+        let restricted = here.iter().map(|(pipeline, figures)| {
+            let (name, percent, ms) = (&pipeline.name, figures.accuracy * 100.0, figures.ms);
+            format!(
+                "no pipeline for any use runs here, but {}: {name} ({percent:.2} %, {ms:.1} ms)",
+                pipeline.allowed_use()
+            )
+        });
+        lines.extend(restricted);
+        if lines.is_empty() {
+            lines.push("no pipeline that was measured runs here; `face-id models list` says why".to_owned());
+        }
+        return lines;
     };
     let as_good = free.iter().filter(|(_, figures)| best.accuracy - figures.accuracy < SAME_ACCURACY);
     if let Some((chosen, figures)) = as_good.min_by(|(_, a), (_, b)| a.ms.total_cmp(&b.ms)) {
@@ -128,5 +139,7 @@ mod tests {
         let shown = table(&catalogue, &|name| name != "not-here").to_string();
         assert!(shown.find("not-here") < shown.find("research") && shown.find("research") < shown.find("slow-best"));
         assert_eq!(advice(&catalogue, &|_| false).len(), 1);
+        let restricted = advice(&catalogue, &|name| name == "research");
+        assert!(restricted.len() == 1 && restricted[0].contains("non-commercial: research"), "{restricted:?}");
     }
 }

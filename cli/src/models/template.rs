@@ -1,6 +1,7 @@
 //! `face-id models template`: entries of models whose weights the operator brings.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
@@ -14,6 +15,9 @@ pub(crate) struct TemplateArgs {
     /// The recognizer's weights, an ONNX file.
     #[arg(long, value_name = "FILE", requires = "name")]
     weights: Option<PathBuf>,
+    /// Write the entry to this file, which must not be there yet; it is printed where absent.
+    #[arg(long, value_name = "FILE", requires = "name")]
+    output: Option<PathBuf>,
 }
 
 /// Lists the templates, or prints the entry that one of them makes with a file.
@@ -23,17 +27,24 @@ pub(super) fn run(args: &TemplateArgs) -> anyhow::Result<()> {
         let template = templates().find(|template| template.name == name);
         let template = template.with_context(|| format!("no template {name}; `face-id models template` lists them"))?;
         let text = entry(template, weights)?;
-        print!("{text}");
+        match &args.output {
+            Some(output) => write_new(output, &text).with_context(|| format!("write {}", output.display()))?,
+            None => print!("{text}"),
+        }
         return Ok(());
     }
     println!("{}", table()?);
     println!(
-        "`face-id models template NAME --weights FILE.onnx > NAME.toml` makes an entry, which `face-id models add NAME.toml`"
+        "`face-id models template NAME --weights FILE.onnx --output NAME.toml` makes an entry, which `face-id models add NAME.toml`"
     );
     println!(
         "registers with a server, and `models.catalogue_dir` takes for good; the file belongs below FACE_ID_ASSETS_DIR/models."
     );
     Ok(())
+}
+
+fn write_new(file: &Path, text: &str) -> std::io::Result<()> {
+    std::fs::File::create_new(file)?.write_all(text.as_bytes())
 }
 
 /// The entry with the file's name, checksum and length.

@@ -87,6 +87,31 @@ async fn every_template_enrolls_and_tells_people_apart() {
     server.stop().await;
 }
 
+/// As docs/MODELS.md says it: the entry goes into the folder that face-id reads.
+#[tokio::test]
+async fn a_template_makes_an_entry_in_the_folder_of_the_catalogue() {
+    let own = tempfile::tempdir().unwrap();
+    let (weights, entry) = (own.path().join("own.onnx"), own.path().join("yunet-adaface.toml"));
+    std::fs::write(&weights, "weights").unwrap();
+    let models = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_face-id"));
+        command.env("FACE_ID_MODELS__CATALOGUE_DIR", own.path()).arg("models").args(arguments).output().await.unwrap()
+    };
+    let template =
+        ["template", "yunet-adaface", "--weights", weights.to_str().unwrap(), "--output", entry.to_str().unwrap()];
+    let made = models(&template).await;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let listed = models(&["list"]).await;
+    assert!(listed.status.success() && String::from_utf8_lossy(&listed.stdout).contains("yunet-adaface"));
+    let again = models(&template).await;
+    assert!(!again.status.success(), "an entry that is there stays");
+    // One that describes it once more is refused by its name, and not only the later one taken.
+    std::fs::copy(&entry, own.path().join("copy.toml")).unwrap();
+    let doubled = models(&["list"]).await;
+    let said = String::from_utf8_lossy(&doubled.stderr).into_owned();
+    assert!(!doubled.status.success() && said.contains("another file of the folder"), "{said}");
+}
+
 /// The alignment of 2018: MTCNN finds, 68 points align, and vectors are compared by their distance.
 #[tokio::test]
 async fn mtcnn_and_dlibs_alignment_recognise_people() {
