@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::faces::Origin;
 use super::rows::{self, Column, Rows};
-use super::{execute, placeholders, statement};
+use super::{execute, statement};
 use crate::ids::{CollectionId, FaceId};
 
 /// A crop that lies in the object store.
@@ -70,11 +70,13 @@ pub async fn of_faces(conn: &impl ConnectionTrait, faces: &[FaceId]) -> Result<V
     if faces.is_empty() {
         return Ok(Vec::new());
     }
+    let ids = faces.iter().map(|face| json!({ "face_id": rows::id(face.0) })).collect();
+    let wanted = Rows::new(&[("face_id", Column::Id)], ids);
     let sql = format!(
-        "SELECT face_id, detector_revision, object_key, points FROM crops WHERE face_id IN ({})",
-        placeholders(1, faces.len())
+        "SELECT c.face_id, c.detector_revision, c.object_key, c.points FROM {} CROSS JOIN crops c WHERE c.face_id = r.face_id",
+        wanted.table(conn)
     );
-    Crop::find_by_statement(statement(conn, &sql, faces.iter().map(|face| Value::from(*face)))).all(conn).await
+    Crop::find_by_statement(statement(conn, &sql, [wanted.value()])).all(conn).await
 }
 
 /// Leaves the objects of crops that no face got to the sweeper.

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use sea_orm::{DatabaseTransaction, DbErr};
 use serde_json::{Value, json};
+use shared::db::entity::face;
 use shared::db::entity::job::Model as Job;
-use shared::db::entity::{collection, face};
 use shared::db::erasures::fence::{Fence, Stored};
 use shared::db::erasures::places;
 use shared::db::faces::{FirstFace, NewFace, Origin};
@@ -19,7 +19,10 @@ use shared::job::{FaceBox, ImageRef};
 use super::identify::{By, matched};
 use super::pictures::{analysed, fetched, keeps, new_faces, upload_source};
 use super::second_stage::SecondStage;
-use super::{Done, JobError, Recorded, Refused, calibration_json, recorded_alone, settings, terms};
+use super::{
+    ClaimCollections, Done, JobError, Recorded, Refused, calibration_json, collection_of, recorded_alone, settings,
+    terms,
+};
 use crate::context::WorkerContext;
 use crate::vision::quality::Gate;
 
@@ -39,7 +42,7 @@ pub struct Indexing {
 pub(super) async fn run(
     ctx: &WorkerContext,
     job: &Job,
-    collection: &collection::Model,
+    collections: &ClaimCollections,
     image: &ImageRef,
 ) -> Result<Done, JobError> {
     let began = Instant::now();
@@ -57,10 +60,11 @@ pub(super) async fn run(
     {
         return Ok(Done::Known(Box::new(Known { source: fetched.source, image, answer })));
     }
-    let keep = keeps(&settings(ctx, collection, job).await?);
+    let keep = keeps(&settings(ctx, &*collection_of(ctx, collections, job).await?, job).await?);
     let (analysis, source) = analysed(ctx, job, &engine, fetched, keep).await?;
     // Not before: a picture may wait for its turn for longer than a rematch waits for those that go by old terms.
-    let terms = terms(ctx, collection, job, engine.pipeline()).await?;
+    let collection = collection_of(ctx, collections, job).await?;
+    let terms = terms(ctx, &collection, job, engine.pipeline()).await?;
     let gate = Gate::identify(engine.pipeline().detector.match_score);
     let by = By { gate: &gate, terms: &terms, second: SecondStage::of(&engine) };
     let (answers, _) = matched(ctx, job, &by, &analysis.faces, terms.settings.max_matches, began).await?;
@@ -190,7 +194,7 @@ fn refused(jobs: usize) -> Result<Vec<Recorded>, DbErr> {
 
 impl Indexing {
     fn first_faces(&self, image: ImageId, persons: &BTreeSet<PersonId>) -> Vec<FirstFace<'_>> {
-        let auto = |answer| matches(answer).find(|person| persons.contains(person));
+        let auto = |answer| best_match(answer, |person| persons.contains(person));
         let faces = self.faces.iter().zip(&self.answers);
         faces.map(|(face, answer)| FirstFace { id: FaceId::new(), image, face, auto: auto(answer) }).collect()
     }
@@ -220,7 +224,7 @@ impl Indexing {
         let rejected = rejections::of_faces(txn, &ids).await?;
         for (answer, face) in faces {
             let is_open = |person: &PersonId| persons.contains(person) && !rejected.contains(&(face.id, *person));
-            if let Some(person) = matches(answer).find(is_open) {
+            if let Some(person) = best_match(answer, is_open) {
                 faces::assign_match(txn, face.id, person).await?;
             }
         }
@@ -271,10 +275,12 @@ fn is_of(answer: &Value, persons: &HashSet<PersonId>) -> bool {
     alike(answer).next().and_then(person).is_some_and(|person| persons.contains(&person))
 }
 
-/// The persons that a face was found to match, best first: by both stages, where there are two.
-fn matches(answer: &Value) -> impl Iterator<Item = PersonId> {
-    let is_confirmed = |m: &&Value| m.get("second_stage").is_none_or(|second| second["is_match"] == json!(true));
-    alike(answer).take_while(is_confirmed).filter_map(person)
+/// Whom of those that are open a face was found to match best: by both stages, where there are two. Who is not open does not
+/// stand between the face and the next one.
+fn best_match(answer: &Value, is_open: impl Fn(&PersonId) -> bool) -> Option<PersonId> {
+    let mut open = alike(answer).filter_map(|found| Some((found, person(found).filter(&is_open)?)));
+    let (found, person) = open.next()?;
+    found.get("second_stage").is_none_or(|second| second["is_match"] == json!(true)).then_some(person)
 }
 
 /// What is said of those whose score reaches the threshold, best first.
@@ -306,12 +312,16 @@ mod tests {
             let matches = [found(0, 0.9, second[0]), found(1, 0.6, second[1]), found(2, 0.4, second[2])];
             json!({ "threshold": 0.5, "matches": matches })
         };
-        let matching = |answer: Value| matches(&answer).collect::<Vec<_>>();
-        assert_eq!(matching(answer([None; 3])), persons[..2]);
-        assert_eq!(matching(answer([Some(true), Some(true), Some(true)])), persons[..2]);
-        assert_eq!(matching(answer([Some(true), Some(false), Some(true)])), persons[..1]);
+        let [first, second, third] = persons;
+        let matching = |answer: &Value, closed: &[PersonId]| best_match(answer, |person| !closed.contains(person));
+        assert_eq!(matching(&answer([None; 3]), &[]), Some(first));
+        assert_eq!(matching(&answer([None; 3]), &[first]), Some(second));
+        assert_eq!(matching(&answer([None; 3]), &[first, second]), None, "{third} is not like it");
+        assert_eq!(matching(&answer([Some(true), Some(false), Some(true)]), &[]), Some(first));
+        assert_eq!(matching(&answer([Some(true), Some(false), Some(true)]), &[first]), None);
         let refused = answer([Some(false), Some(true), Some(true)]);
-        assert_eq!(matching(refused.clone()), [], "as the decision, which is uncertain");
+        assert_eq!(matching(&refused, &[]), None, "as the decision, which is uncertain");
+        assert_eq!(matching(&refused, &[first]), Some(second), "whom it is not does not stand before the next one");
         assert!(is_of(&refused, &HashSet::from([persons[0]])), "an erasure goes by the likeness alone");
     }
 }

@@ -10,6 +10,8 @@ mod rematch;
 mod second_stage;
 mod verify;
 
+use std::sync::Arc;
+
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
 use serde_json::json;
 use shared::catalogue::Pipeline;
@@ -69,18 +71,24 @@ pub async fn run(
     job: &Job,
     args: &JobArgs,
 ) -> Result<Done, JobError> {
-    let collection = collections
-        .find(&ctx.db, job)
-        .await?
-        .ok_or_else(|| JobError::failed("collection_gone", "the collection was deleted while the job waited"))?;
+    let collection = collection_of(ctx, collections, job).await?;
     match args {
         JobArgs::Enroll { image, person, face } => enroll::run(ctx, job, &collection, image, (person, *face)).await,
-        JobArgs::Index { image } => index::run(ctx, job, &collection, image).await,
+        JobArgs::Index { image } => index::run(ctx, job, collections, image).await,
         JobArgs::Identify { image, max_matches } => identify::run(ctx, job, &collection, image, *max_matches).await,
         JobArgs::Verify { image, other, face } => verify::run(ctx, job, &collection, image, other, *face).await,
         JobArgs::Rematch { all, progress } => rematch::run(ctx, job, &collection, *all, progress.as_ref()).await,
         JobArgs::Reembed { images, detects } => reembed::run(ctx, job, &collection, (images, *detects)).await,
     }
+}
+
+async fn collection_of(
+    ctx: &WorkerContext,
+    collections: &ClaimCollections,
+    job: &Job,
+) -> Result<Arc<collection::Model>, JobError> {
+    let found = collections.find(&ctx.db, job).await?;
+    found.ok_or_else(|| JobError::failed("collection_gone", "the collection was deleted while the job waited"))
 }
 
 /// What the record of a job came to.

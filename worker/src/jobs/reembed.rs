@@ -31,8 +31,6 @@ const FETCHED_AT_ONCE: usize = 16;
 pub struct Reembedding {
     revision: String,
     added: Vec<(ImageId, Addition)>,
-    /// Images of which some lacks, and the code of why.
-    problems: Vec<(ImageId, String)>,
 }
 
 pub(super) async fn run(
@@ -46,19 +44,20 @@ pub(super) async fn run(
     let keep = keeps(&settings(ctx, collection, job).await?);
     let images = known(&ctx.db, job.collection_id, &job.pipeline, images).await?;
     let work = Work { ctx, job, engine: &engine, revision: &revision, detects, keep };
-    let mut done = Reembedding { revision: revision.clone(), added: Vec::new(), problems: Vec::new() };
+    let mut done = Reembedding { revision: revision.clone(), added: Vec::new() };
     let mut from_crops = work.vectors_of_crops(&images).await?;
     for image in &images {
         let vectors = from_crops.remove(0);
-        match work.of_image(image, vectors).await {
-            Ok(addition) => done.added.push((image.image.id, addition)),
-            // One that cannot be done keeps none of the others from it.
+        let addition = match work.of_image(image, vectors.clone()).await {
+            Ok(addition) => addition,
+            // One that cannot be done keeps none of the others from it, nor what its crops gave from being stored.
             Err(JobError::Rejected(problem) | JobError::Failed(problem)) => {
                 tracing::warn!(image.id = %image.image.id, code = problem.code, "an image cannot be done");
-                done.problems.push((image.image.id, problem.code));
+                Addition { vectors, problem: Some(problem.code), ..Addition::default() }
             }
             Err(error) => return Err(error),
-        }
+        };
+        done.added.push((image.image.id, addition));
     }
     Ok(Done::Reembed(Box::new(done)))
 }
@@ -148,7 +147,7 @@ impl Work<'_> {
         let missing: Vec<KnownFace> =
             image.faces.iter().filter(|face| (detects || self.is_missing(face)) && !has(face)).cloned().collect();
         if !detects && missing.is_empty() {
-            return Ok(Addition { detected: None, vectors });
+            return Ok(Addition { vectors, ..Addition::default() });
         }
         let bytes = bytes_of(self.ctx, &place_of(&image.image)).await?;
         if sha256_hex(&bytes) != image.image.sha256 {
@@ -170,7 +169,7 @@ impl Work<'_> {
         drop(pixels);
         let found = analysed.detected.as_ref().map(|analysis| analysis.faces.as_slice());
         let faces = wanted(found);
-        let mut addition = Addition { detected: None, vectors };
+        let mut addition = Addition { vectors, ..Addition::default() };
         if let Some(found) = found {
             addition.detected = Some(new_faces(self.ctx, self.job, found, self.engine.pipeline()).await?);
         }
@@ -240,10 +239,10 @@ impl Reembedding {
         let side = Side { pipeline: &job.pipeline, revision: &self.revision };
         let by = (job.collection_id, job.id);
         let vectors = record::record(txn, by, side, &self.added).await?;
-        record::give_up(txn, by, &job.pipeline, &self.problems).await?;
-        let problems: Vec<_> =
-            self.problems.iter().map(|(image, code)| json!({ "image_id": image, "code": code })).collect();
-        let answer = json!({ "images": self.added.len(), "vectors": vectors, "problems": problems });
+        let failed = self.added.iter().filter_map(|(image, addition)| Some((image, addition.problem.as_ref()?)));
+        let problems: Vec<_> = failed.map(|(image, code)| json!({ "image_id": image, "code": code })).collect();
+        let images = self.added.len() - problems.len();
+        let answer = json!({ "images": images, "vectors": vectors, "problems": problems });
         Ok(Recorded::answer(answer))
     }
 }

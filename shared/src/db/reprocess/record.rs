@@ -156,6 +156,8 @@ pub struct Addition {
     pub detected: Option<Vec<NewFace>>,
     /// Vectors of faces that are there.
     pub vectors: Vec<VectorOf>,
+    /// The code of why the image lacks some: nobody tries again until a client wants it.
+    pub problem: Option<String>,
 }
 
 /// Writes what was added to an image, unless the image, or the run that wanted it, is gone. The image must not have
@@ -200,6 +202,9 @@ pub async fn record(
             rematches::request(txn, collection, Some(*face), None).await?;
         }
     }
+    // An image that is given up stays, when those that are done go.
+    let problems = added.iter().filter_map(|(image, addition)| Some((*image, addition.problem.clone()?)));
+    give_up(txn, (collection, job), side.pipeline, &problems.collect::<Vec<_>>()).await?;
     give_up_templates(txn, (collection, job), side.pipeline, &ids).await?;
     let done = Rows::new(
         &[("image_id", Column::Id)],
@@ -326,8 +331,8 @@ async fn note_differences(
     Ok(())
 }
 
-/// Notes why images were not done: nobody tries again until a client wants it.
-pub async fn give_up(
+/// Notes why images were not done.
+pub(super) async fn give_up(
     txn: &impl ConnectionTrait,
     (collection, job): (CollectionId, JobId),
     pipeline: &str,

@@ -173,8 +173,8 @@ impl Scene {
     async fn vectors_of(&self, images: &[ImageId], side: Side<'_>) -> std::collections::HashMap<ImageId, Addition> {
         let known = known(&self.db, self.collection, side.pipeline, images).await.unwrap();
         let of = |faces: &[super::record::KnownFace]| Addition {
-            detected: None,
             vectors: faces.iter().map(|face| (face.face.id, vector(side), None)).collect(),
+            ..Addition::default()
         };
         known.into_iter().map(|image| (image.image.id, of(&image.faces))).collect()
     }
@@ -396,6 +396,7 @@ async fn another_detector_keeps_ids_and_shows_its_own_places() {
         let addition = Addition {
             detected: Some(vec![first, new]),
             vectors: vec![(old[1], vector(NEW), Some(("d1".to_owned(), kept.clone())))],
+            problem: None,
         };
         scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await;
         assert!(complete(&scene.db, &run).await.unwrap());
@@ -465,7 +466,7 @@ async fn a_cancelled_run_leaves_nothing() {
         let run = scene.list(&begun).await;
         assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
         let found = [1.0, 70.0].map(|x| seen(NEW_DETECTOR, scene.collection, x)).to_vec();
-        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        let addition = Addition { detected: Some(found), ..Addition::default() };
         scene.record(&scene.reembeds().await[0], NEW_DETECTOR, |_| addition.clone()).await;
         assert_eq!(make_jobs(&scene.db, &run, NEW.pipeline, 1, 1).await.unwrap(), 1);
         let job = scene.reembeds().await.remove(0);
@@ -540,18 +541,20 @@ async fn what_fails_is_named_and_tried_again() {
             panic!("no job is at {image}")
         };
         let (one, two) = (of(image).await, of(other).await);
-        give_up(&scene.db.write, (scene.collection, one), NEW.pipeline, &[(image, "source_gone".to_owned())])
-            .await
-            .unwrap();
+        let known = known(&scene.db, scene.collection, NEW.pipeline, &[image]).await.unwrap();
+        let vectors = vec![(known[0].faces[0].face.id, vector(NEW), None)];
+        let addition = Addition { vectors, problem: Some("source_gone".to_owned()), ..Addition::default() };
         let claim_id = ClaimId::new();
         let wanted = Wanted { id: claim_id, jobs: &[one, two], alone: 0, owner: "test" };
         claim(&scene.db, wanted, std::time::Duration::from_secs(60)).await.unwrap().unwrap();
         let txn = scene.db.begin().await.unwrap();
+        record(&txn, (scene.collection, one), NEW, &[(image, addition)]).await.unwrap();
         let failed = Outcome::Failed(Problem::new("poison", "it took the process down"));
         settle::finish(&txn, claim_id, two, &failed).await.unwrap();
         settle::finish(&txn, claim_id, one, &Outcome::Succeeded(serde_json::json!({}))).await.unwrap();
         txn.commit().await.unwrap();
         assert_eq!(give_up_ended(&scene.db, &run).await.unwrap(), 1);
+        assert_eq!(scene.vectors(NEW).await, 1, "what could be made of the image stays");
         let failed = progress(&scene.db, &run).await.unwrap().failed;
         assert_eq!(failed, [("poison".to_owned(), 1), ("source_gone".to_owned(), 1)].into());
         assert!(complete(&scene.db, &run).await.unwrap(), "nothing is left to try");
@@ -643,7 +646,7 @@ async fn older_revisions_of_a_detector_count_with_it() {
         assert_eq!(scene.shown().await, [(old[0], "d0".to_owned())]);
         let run = scene.list(&run).await;
         let found = vec![seen(NEW_DETECTOR, scene.collection, 1.0), seen(NEW_DETECTOR, scene.collection, 70.0)];
-        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        let addition = Addition { detected: Some(found), ..Addition::default() };
         scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await;
         assert_eq!(scene.shown().await, [(old[0], "d0".to_owned())]);
         assert!(complete(&scene.db, &run).await.unwrap());
@@ -694,7 +697,7 @@ async fn a_face_that_is_named_after_its_image_was_done_gets_the_other_vector() {
         let run = scene.list(&run).await;
         // Of the two the new detector finds one, and nobody has named the other.
         let found = vec![seen(NEW_DETECTOR, scene.collection, 1.0)];
-        let addition = Addition { detected: Some(found), vectors: Vec::new() };
+        let addition = Addition { detected: Some(found), ..Addition::default() };
         assert_eq!(scene.work(&run, NEW_DETECTOR, |_| addition.clone()).await, 1);
         assert!(complete(&scene.db, &run).await.unwrap());
         let name = async |face| {
@@ -716,7 +719,7 @@ async fn a_face_that_is_named_after_its_image_was_done_gets_the_other_vector() {
         let run = scene.run(&run).await;
         assert!(!prune::begin_due(&scene.db, &run).await.unwrap());
         let vectors = vec![(faces[1], vector(NEW_DETECTOR), None)];
-        let made = Addition { detected: None, vectors };
+        let made = Addition { vectors, ..Addition::default() };
         let jobs = scene.work(&run, NEW_DETECTOR, |of| {
             assert_eq!(of, image);
             made.clone()
