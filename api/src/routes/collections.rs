@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use shared::access::Reach;
 use shared::catalogue::Metric;
 use shared::db::clusters::queue;
@@ -148,7 +149,7 @@ pub async fn list(
 /// Shows a collection.
 #[utoipa::path(get, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["read"])),
     params(("collection" = String, Path, description = "Its id or name")), responses(
-    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings")))))]
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings and pipeline")))))]
 pub async fn get(
     State(state): State<AppState>,
     caller: Caller<Read>,
@@ -162,7 +163,7 @@ pub async fn get(
 #[utoipa::path(patch, path = "/v1/collections/{collection}", tag = "collections", security(("api_key" = ["admin"])),
     request_body = CollectionChanges, params(("collection" = String, Path, description = "Its id or name"),
         ("If-Match" = Option<String>, Header, description = "The ETag that was read")), responses(
-    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings")))))]
+    (status = 200, body = CollectionView, headers(("ETag" = String, description = "The version of its settings and pipeline")))))]
 pub async fn update(
     State(state): State<AppState>,
     caller: Caller<Admin>,
@@ -178,7 +179,10 @@ pub async fn update(
     };
     check_settings(&changes.settings, metric)?;
     let had_clusters = row.settings()?.clustering;
-    let is_expected = |settings: &CollectionSettings| version_of(settings).is_ok_and(|v| v.may_change(&headers));
+    // A threshold is one of the pipeline that it was checked for.
+    let is_expected = |now: &collection::Model| {
+        now.pipeline == row.pipeline && version(now).is_ok_and(|version| version.may_change(&headers))
+    };
     if !collections::update_settings(&state.db, row.id, &changes.settings, is_expected).await? {
         return Err(ApiError::precondition_failed());
     }
@@ -189,14 +193,9 @@ pub async fn update(
     Ok(([version(&row)?.header()], axum::Json(view(&state, row).await?)))
 }
 
-/// The version of what can be changed of a collection.
+/// The version of what can be changed of a collection, and of the pipeline that it goes by, whose its threshold is.
 fn version(row: &collection::Model) -> ApiResult<Version> {
-    version_of(&row.settings()?)
-}
-
-fn version_of(settings: &CollectionSettings) -> ApiResult<Version> {
-    let content = serde_json::to_value(settings).map_err(|error| ApiError::internal(&error))?;
-    Ok(Version::of_content(&content))
+    Ok(Version::of_content(&json!({ "settings": row.settings()?, "pipeline": row.pipeline })))
 }
 
 /// Erases a collection with all persons, images, faces, vectors, crops, uploads, jobs and events. Its name is free at once.

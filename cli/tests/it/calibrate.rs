@@ -129,13 +129,13 @@ async fn a_calibration_makes_a_pipeline_decidable(site: Site) {
     let server = Server::start_with(&site, &settings).await;
     server.make_collection("c").await;
     server.enroll("c", 1).await;
-    let begin = async || {
-        let body = json!({ "pipeline": UNCALIBRATED });
+    let begin = async |pipeline: &str| {
+        let body = json!({ "pipeline": pipeline });
         read(server.request(Method::POST, "/v1/collections/c/reprocess").json(&body)).await
     };
-    assert_eq!(begin().await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(begin(UNCALIBRATED).await.0, StatusCode::UNPROCESSABLE_ENTITY);
     let id = server.calibrated(&calibration(UNCALIBRATED, Some("c"), [0.1, 0.3, 0.5])).await;
-    let (status, run) = begin().await;
+    let (status, run) = begin(UNCALIBRATED).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{run}");
     server.until_run_is(&run, "ready").await;
     assert_eq!(server.stranger(&Value::Null).await["decision"], "unknown", "the old pipeline has its own");
@@ -147,6 +147,19 @@ async fn a_calibration_makes_a_pipeline_decidable(site: Site) {
     server.switch(&run, "activate").await;
     let decided = server.stranger(&id).await;
     assert!((decided["threshold"].as_f64().unwrap() - 0.3).abs() < 1e-3, "{decided}");
+    assert_eq!(server.tell_run(&run, "prune?after_s=0").await.0, StatusCode::OK);
+    server.until_run_is(&run, "pruned").await;
+    // Nor does a collection go back to what cannot decide any more.
+    let (status, run) = begin("tiny").await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{run}");
+    server.until_run_is(&run, "ready").await;
+    server.switch(&run, "activate").await;
+    assert_eq!(server.uncalibrate(&id).await, StatusCode::NO_CONTENT, "no collection goes by its pipeline now");
+    let (status, problem) = server.tell_run(&run, "rollback").await;
+    assert_eq!((status, &problem["code"]), (StatusCode::CONFLICT, &json!("no_calibration")), "{problem}");
+    let id = server.calibrated(&calibration(UNCALIBRATED, None, [0.1, 0.3, 0.5])).await;
+    server.switch(&run, "rollback").await;
+    assert_eq!(server.stranger(&id).await["decision"], decided["decision"]);
     server.stop().await;
 }
 

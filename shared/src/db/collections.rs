@@ -199,22 +199,22 @@ pub async fn list(db: &Db, grant: &Grant, after: Option<CollectionId>, limit: u6
     query.all(&db.read).await
 }
 
-/// Replaces the settings where they still are what the caller takes them for; false, and nothing changed, where not, or
-/// where the collection is not there. Where others decide from then on who matches, faces are matched again.
+/// Replaces the settings where the collection still is what the caller takes it for; false, and nothing changed, where not, or
+/// where it is not there. Where others decide from then on who matches, faces are matched again.
 pub async fn update_settings(
     db: &Db,
     id: CollectionId,
     settings: &CollectionSettings,
-    is_expected: impl Fn(&CollectionSettings) -> bool,
+    is_expected: impl Fn(&Model) -> bool,
 ) -> Result<bool, DbErr> {
     let txn = db.begin().await?;
     // Locked as the change locks it, so that two who have read the same do not both change it; jobs are not held up by it.
     lock(&txn, id, "FOR NO KEY UPDATE").await?;
     let Some(before) = find(&txn, &Grant::everything(), id).await? else { return Ok(false) };
-    let before = before.settings()?;
     if !is_expected(&before) {
         return Ok(false);
     }
+    let before = before.settings()?;
     let sql = "UPDATE collections SET settings = $1 WHERE id = $2";
     execute(&txn, sql, [to_json(settings)?.into(), id.into()]).await?;
     if (before.target_fpir, before.match_cosine) != (settings.target_fpir, settings.match_cosine) {

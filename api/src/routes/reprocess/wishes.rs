@@ -157,17 +157,21 @@ pub async fn rollback(
     Path(id): Path<ReprocessRunId>,
     Query(switching): Query<Switching>,
 ) -> ApiResult<axum::Json<ReprocessRunView>> {
-    find(&state, &caller, id).await?;
+    let run = find(&state, &caller, id).await?;
+    if run.state == RunState::Active {
+        let entry = registered(&state, &run.from_pipeline).await?;
+        check_run_decides(&state, &run, &entry).await?;
+    }
     let switched = switch::roll_back(&state.db, id, lacking(&switching)).await?;
     answer(&state, switched, "only an active run can be rolled back").await
 }
 
-/// Refuses a run by whose pipeline nothing could be decided: its calibration may be gone since it began.
+/// Refuses to go over to a pipeline by which nothing could be decided: its calibration may be gone since the run began.
 async fn check_run_decides(state: &AppState, run: &Run, entry: &Pipeline) -> ApiResult<()> {
     if run.match_cosine.is_some() || calibrations::has_any(&state.db.read, entry, run.collection_id).await? {
         return Ok(());
     }
-    let detail = format!("{} has no measured thresholds any more: calibrate it first", run.pipeline);
+    let detail = format!("{} has no measured thresholds any more: calibrate it first", entry.name);
     Err(ApiError::conflict("no_calibration", detail))
 }
 
