@@ -50,10 +50,10 @@ pub enum TrainError {
     /// Vectors of several lengths, or too long ones.
     #[error("vectors must be of one model and have at most {MAX_DIMENSION} components")]
     Dimension,
-    /// The spread of a person's pictures cannot be told in each direction.
+    /// The spread of a person's pictures cannot be told in each direction, nor that of people.
     #[error(
-        "{pictures} pictures of {people} people are too few for vectors of {dimension} components: pictures must outnumber people by that \
-         at least. Add people with several pictures"
+        "{pictures} pictures of {people} people are too few for vectors of {dimension} components: there must be two people, and pictures must \
+         outnumber people by that at least. Add people with several pictures"
     )]
     TooFew {
         /// Vectors.
@@ -78,7 +78,7 @@ impl Training {
         }
         let pictures = vectors().count();
         let persons = people.iter().filter(|vectors| !vectors.is_empty()).count();
-        if dimension == 0 || pictures < persons + dimension {
+        if dimension == 0 || persons < 2 || pictures < persons + dimension {
             return Err(TrainError::TooFew { pictures, people: persons, dimension });
         }
         let mean = mean_of(dimension, vectors(), &vec![0.0; dimension]);

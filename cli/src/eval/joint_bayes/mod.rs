@@ -20,6 +20,8 @@ use super::{embed, setup};
 
 /// Score of a pair with a picture on which no face was found: never a match.
 const NO_FACE: f32 = f32::MIN;
+/// People are parted into so many groups, each of which is scored by what the others teach.
+const PARTS: usize = 5;
 /// A step that gains less than this, in nats a picture, is the last one.
 const LEAST_GAIN: f64 = 1e-4;
 
@@ -110,9 +112,9 @@ impl Lfw {
         people.into_values().collect()
     }
 
-    /// The pairs of the folds, or of all others.
-    fn scored(&self, of_folds: bool, score: impl Fn(&Embedding, &Embedding) -> f32) -> Vec<Scored> {
-        let wanted = self.pairs.comparisons.iter().filter(|pair| self.folds.holds(pair) == of_folds);
+    /// The pairs of all other folds.
+    fn scored(&self, score: impl Fn(&Embedding, &Embedding) -> f32) -> Vec<Scored> {
+        let wanted = self.pairs.comparisons.iter().filter(|pair| !self.folds.holds(pair));
         let both = |pair: &Pair| self.embeddings[pair.left].as_ref().zip(self.embeddings[pair.right].as_ref());
         let scored = |pair: &Pair| Scored {
             score: both(pair).map_or(NO_FACE, |(one, other)| score(one, other)),
@@ -122,10 +124,9 @@ impl Lfw {
         wanted.map(scored).collect()
     }
 
-    /// The threshold that is best on the folds' pairs, and what it comes to on all others.
-    fn judged(&self, method: &'static str, score: impl Fn(&Embedding, &Embedding) -> f32) -> Judged {
-        let threshold = best_threshold(&self.scored(true, &score));
-        let pairs = self.scored(false, &score);
+    /// What a score and its threshold come to on the pairs of all other folds.
+    fn judged(&self, method: &'static str, threshold: f32, score: impl Fn(&Embedding, &Embedding) -> f32) -> Judged {
+        let pairs = self.scored(score);
         let right = pairs.iter().filter(|pair| (pair.score >= threshold) == pair.is_same_person).count();
         let kinds = Kinds::of(&pairs);
         Judged {
@@ -136,6 +137,41 @@ impl Lfw {
             equal_error_rate: kinds.equal_error_rate(),
         }
     }
+}
+
+/// As many pairs of two people as of one: each picture with the person's next one, and with one of the next person.
+fn neighbours(people: &[Vec<Embedding>], score: impl Fn(&Embedding, &Embedding) -> f32) -> Vec<Scored> {
+    let mut scored = Vec::new();
+    for (n, own) in people.iter().enumerate() {
+        let others = &people[(n + 1) % people.len()];
+        for (at, pair) in own.windows(2).enumerate() {
+            let scores = [(true, score(&pair[0], &pair[1])), (false, score(&pair[0], &others[at % others.len()]))];
+            scored.extend(scores.map(|(is_same_person, score)| Scored { score, fold: 0, is_same_person }));
+        }
+    }
+    scored
+}
+
+/// The threshold that is best for people of whom nothing was learnt: every fifth person's pairs are scored by what the others
+/// teach. On the people that a model was learnt from, it is far better than on any others.
+async fn held_out_threshold(people: &[Vec<Embedding>], steps: u16) -> anyhow::Result<f32> {
+    anyhow::ensure!(
+        people.len() >= 2 * PARTS,
+        "{} people are too few to find a threshold by those of whom nothing is learnt; take {} at least",
+        people.len(),
+        2 * PARTS
+    );
+    let mut scored = Vec::new();
+    for part in 0..PARTS {
+        let of = |is_held_out: bool| -> Vec<Vec<Embedding>> {
+            let chosen = people.iter().enumerate().filter(|(n, _)| (n % PARTS == part) == is_held_out);
+            chosen.map(|(_, vectors)| vectors.clone()).collect()
+        };
+        let trained =
+            learnt(of(false), steps).await.context("learn from four fifths of the people, for the threshold")?;
+        scored.extend(neighbours(&of(true), score(&trained)));
+    }
+    Ok(best_threshold(&scored))
 }
 
 /// Learns from people, off the threads that others wait for.
@@ -186,10 +222,14 @@ pub(super) async fn run(config: &Config, args: &JointBayesArgs) -> anyhow::Resul
     );
     let people = lfw.people();
     let (count, pictures) = (people.len(), people.iter().map(Vec::len).sum());
-    let trained = learnt(people, args.steps).await?;
     let search = |one: &Embedding, other: &Embedding| one.score(other, lfw.metric);
-    let methods = [lfw.judged(lfw.metric.as_str(), search), lfw.judged("joint-bayesian", score(&trained))];
-    let pairs = lfw.scored(false, search).len();
+    let thresholds = [best_threshold(&neighbours(&people, search)), held_out_threshold(&people, args.steps).await?];
+    let trained = learnt(people, args.steps).await?;
+    let methods = [
+        lfw.judged(lfw.metric.as_str(), thresholds[0], search),
+        lfw.judged("joint-bayesian", thresholds[1], score(&trained)),
+    ];
+    let pairs = lfw.scored(search).len();
     let report = Report { pipeline, people: count, pictures, likelihoods: trained.likelihoods.clone(), pairs, methods };
     println!("{}", report.table());
     if let Some(file) = &args.json {
@@ -247,9 +287,35 @@ mod tests {
         let lfw = Lfw { pairs, embeddings, metric: Metric::Cosine, folds: Folds { first: 1, last: 1 } };
         // Ada has three pictures, on the second of which no face was found; Eve is in both folds.
         assert_eq!(lfw.people().iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
-        let judged = lfw.scored(false, |_, _| 0.5);
+        let judged = lfw.scored(|_, _| 0.5);
         assert_eq!(judged.iter().map(|pair| pair.is_same_person).collect::<Vec<_>>(), [true, true, false, false]);
-        let learnt = lfw.scored(true, |_, _| 0.5);
-        assert_eq!(learnt.iter().filter(|pair| pair.score < 0.0).count(), 1);
+        assert!(judged.iter().all(|pair| pair.score > 0.0), "all of them have a face");
+    }
+
+    #[test]
+    fn as_many_pairs_of_two_people_as_of_one() {
+        let vector = |n: usize| Embedding::as_given(vec![n as f32 + 1.0, 1.0]).unwrap();
+        let people = vec![vec![vector(0), vector(1), vector(2)], vec![vector(3)], vec![vector(4), vector(5)]];
+        let pairs = neighbours(&people, Embedding::cosine);
+        assert_eq!(pairs.iter().filter(|pair| pair.is_same_person).count(), 3);
+        assert_eq!(pairs.len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_threshold_is_that_of_people_of_whom_nothing_was_learnt() {
+        // Two components, people far apart and their pictures close together.
+        let vector = |x: f32, y: f32| Embedding::as_given(vec![x, y]).unwrap();
+        let person = |n: usize| {
+            let (x, y) = ((n as f32 * 1.7).sin() * 10.0, (n as f32 * 2.3).cos() * 10.0);
+            (0..4).map(|at| vector(x + (at as f32 * 2.1 + n as f32).sin(), y + (at as f32 * 3.1).cos())).collect()
+        };
+        let people: Vec<Vec<Embedding>> = (0..40).map(person).collect();
+        let threshold = held_out_threshold(&people, 20).await.unwrap();
+        let trained = learnt(people.clone(), 20).await.unwrap();
+        let pairs = neighbours(&people, score(&trained));
+        let right = pairs.iter().filter(|pair| (pair.score >= threshold) == pair.is_same_person).count();
+        assert!(right * 20 > pairs.len() * 19, "{right} of {}", pairs.len());
+        let few = held_out_threshold(&people[..9], 20).await.unwrap_err().to_string();
+        assert!(few.contains("take 10"), "{few}");
     }
 }

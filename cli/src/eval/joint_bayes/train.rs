@@ -10,8 +10,7 @@ use shared::digest::sha256_hex;
 use shared::embedding::Embedding;
 use shared::joint_bayes::{JointBayes, Trained};
 
-use super::super::protocol::{Scored, best_threshold};
-use super::{Folds, Lfw, learnt, score};
+use super::{Folds, Lfw, held_out_threshold, learnt};
 use crate::eval::{embed, setup};
 
 /// Endings of pictures below a folder of people.
@@ -72,18 +71,14 @@ pub(crate) async fn run(config: &Config, command: TrainCommand) -> anyhow::Resul
 #[expect(clippy::print_stdout, reason = "this is the command's output")]
 async fn train(config: &Config, args: &TrainArgs) -> anyhow::Result<()> {
     let name = file_name(&args.output)?;
-    let (trained, threshold) = if let Some(pairs) = &args.pairs {
+    let people = if let Some(pairs) = &args.pairs {
         let from = (&args.images, pairs, args.folds);
-        let (lfw, _) = Lfw::read(config, args.model.as_deref(), from).await?;
-        let trained = learnt(lfw.people(), args.steps).await?;
-        let threshold = best_threshold(&lfw.scored(true, score(&trained)));
-        (trained, threshold)
+        Lfw::read(config, args.model.as_deref(), from).await?.0.people()
     } else {
-        let people = people(config, args).await?;
-        let trained = learnt(people.clone(), args.steps).await?;
-        let threshold = best_threshold(&neighbours(&people, score(&trained)));
-        (trained, threshold)
+        people(config, args).await?
     };
+    let threshold = held_out_threshold(&people, args.steps).await?;
+    let trained = learnt(people, args.steps).await?;
     println!("{}", table(&trained));
     let bytes = trained.model.to_bytes();
     std::fs::write(&args.output, &bytes).with_context(|| format!("write {}", args.output.display()))?;
@@ -145,19 +140,6 @@ fn listed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// As many pairs of two people as of one: each picture with the person's next one, and with one of the next person.
-fn neighbours(people: &[Vec<Embedding>], score: impl Fn(&Embedding, &Embedding) -> f32) -> Vec<Scored> {
-    let mut scored = Vec::new();
-    for (n, own) in people.iter().enumerate() {
-        let others = &people[(n + 1) % people.len()];
-        for (at, pair) in own.windows(2).enumerate() {
-            let scores = [(true, score(&pair[0], &pair[1])), (false, score(&pair[0], &others[at % others.len()]))];
-            scored.extend(scores.map(|(is_same_person, score)| Scored { score, fold: 0, is_same_person }));
-        }
-    }
-    scored
-}
-
 /// The section to put into a catalogue entry.
 fn section(name: &str, bytes: &[u8], threshold: f32) -> String {
     format!(
@@ -191,14 +173,5 @@ mod tests {
             (stage.file.name.as_str(), stage.file.size_bytes, stage.threshold.to_bits()),
             ("own.jb", 5, 12.5f32.to_bits())
         );
-    }
-
-    #[test]
-    fn as_many_pairs_of_two_people_as_of_one() {
-        let vector = |n: usize| Embedding::as_given(vec![n as f32 + 1.0, 1.0]).unwrap();
-        let people = vec![vec![vector(0), vector(1), vector(2)], vec![vector(3)], vec![vector(4), vector(5)]];
-        let pairs = neighbours(&people, Embedding::cosine);
-        assert_eq!(pairs.iter().filter(|pair| pair.is_same_person).count(), 3);
-        assert_eq!(pairs.len(), 6);
     }
 }
