@@ -128,7 +128,7 @@ struct Trial<'a> {
 struct Filled {
     run: Value,
     took: Duration,
-    /// Images a second, from the first that was seen done.
+    /// Images a second, from the first to the last that was seen done.
     pace: f64,
 }
 
@@ -293,11 +293,12 @@ impl Trial<'_> {
     async fn filled(&self, to: &str) -> anyhow::Result<Filled> {
         let began = Instant::now();
         let run = self.begun(to).await?;
-        let mut first = None;
+        // When how many were done, as often as there were more.
+        let mut looks = vec![(began, 0)];
         let run = loop {
             let seen = self.run(&run).await?;
-            if done(&seen) > 0 {
-                first.get_or_insert((Instant::now(), done(&seen)));
+            if looks.last().is_none_or(|(_, before)| done(&seen) > *before) {
+                looks.push((Instant::now(), done(&seen)));
             }
             if seen["state"] == "ready" {
                 break seen;
@@ -307,8 +308,10 @@ impl Trial<'_> {
         };
         anyhow::ensure!(run["images_failed"] == json!({}), "pictures were given up: {run}");
         // Where the first look saw all of it done, the beginning counts.
-        let (since, before) = first.filter(|(_, before)| *before < done(&run)).unwrap_or((began, 0));
-        let pace = (done(&run) - before) as f64 / since.elapsed().as_secs_f64();
+        let pace = match looks.as_slice() {
+            [_, first, .., last] | [first, last] => (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64(),
+            _ => 0.0,
+        };
         Ok(Filled { run, took: began.elapsed(), pace })
     }
 
