@@ -38,7 +38,9 @@ pub(crate) async fn run(config: &Config, args: DetectArgs) -> anyhow::Result<()>
     if let Some(folder) = &args.draw {
         std::fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
     }
-    let mut drawn = HashSet::new();
+    let folder = args.draw.as_ref().map(|folder| folder.canonicalize()).transpose().context("find the folder")?;
+    // None of the pictures is written over.
+    let mut drawn: HashSet<PathBuf> = args.pictures.iter().filter_map(|picture| picture.canonicalize().ok()).collect();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["picture", "x", "y", "width", "height", "score", "points"]);
@@ -51,7 +53,7 @@ pub(crate) async fn run(config: &Config, args: DetectArgs) -> anyhow::Result<()>
         for face in &faces {
             table.add_row(row(&name, face));
         }
-        if let Some(folder) = &args.draw {
+        if let Some(folder) = &folder {
             draw(&setup, picture, &faces, &target(folder, &name, &mut drawn))?;
         }
     }
@@ -76,7 +78,7 @@ fn row(name: &str, face: &Detection) -> [String; 7] {
     [name.to_owned(), x, y, width, height, format!("{:.3}", face.score), face.landmarks.scheme().to_string()]
 }
 
-/// Where a picture's copy is written: a name that no picture of this run has, and that is not a picture's own.
+/// Where a picture's copy is written: a name that none has that was drawn in this run, nor one of its pictures.
 fn target(folder: &Path, name: &str, drawn: &mut HashSet<PathBuf>) -> PathBuf {
     let numbered = (1..).map(|n: usize| if n == 1 { String::new() } else { format!(".{n}") });
     let mut files = numbered.map(|number| folder.join(format!("{name}{number}.faces.png")));

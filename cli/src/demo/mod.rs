@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use shared::catalogue::{Catalogue, Metric, Pipeline};
+use shared::catalogue::{Catalogue, Import, Pipeline};
 use shared::config::Config;
 
 use self::client::DemoClient;
@@ -77,8 +77,14 @@ fn say(text: &str) {
 const UNMEASURED_SCORE: f64 = 0.4;
 
 async fn play(client: &DemoClient, pipeline: &Pipeline, photos: &Photos) -> anyhow::Result<Report> {
-    let is_dlibs = pipeline.calibration.is_none() && pipeline.recognizer.metric == Metric::Euclidean;
-    client.make_collection(&pipeline.name, is_dlibs.then_some(UNMEASURED_SCORE)).await?;
+    let is_dlibs = pipeline.recognizer.file.import == Some(Import::Dlib);
+    let by_hand = (pipeline.calibration.is_none() && is_dlibs).then_some(UNMEASURED_SCORE);
+    anyhow::ensure!(
+        pipeline.calibration.is_some() || by_hand.is_some(),
+        "nobody has measured thresholds of {}; run the demo with another pipeline, or put a [calibration] into its entry",
+        pipeline.name
+    );
+    client.make_collection(&pipeline.name, by_hand).await?;
     let mut report = Report::default();
     for photo in &photos.enroll {
         let job = client.enroll(&photo.path, &photo.person).await?;

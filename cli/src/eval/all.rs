@@ -174,7 +174,7 @@ fn table(catalogue: &Catalogue, kept: &BTreeMap<String, Kept>) -> anyhow::Result
         "weights",
     ]);
     let mut pipelines: Vec<Pipeline> = catalogue.pipelines().cloned().collect();
-    for template in templates() {
+    for template in templates().filter(|template| catalogue.find(template.name).is_none()) {
         pipelines.push(template.pipeline()?);
     }
     let accuracy = |pipeline: &Pipeline| kept.get(&pipeline.name).map_or(-1.0, |measured| measured.accuracy);
