@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use shared::catalogue::{AlignmentKind, Catalogue, Pipeline, templates};
 use shared::config::Config;
 use shared::digest::sha256_hex;
-use worker::assets::Assets;
+use worker::assets::{AssetError, Assets};
 use worker::inference::EngineOptions;
 use worker::offer::Offer;
 
@@ -51,8 +51,8 @@ pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyho
     for name in &args.only {
         catalogue.pipeline(name)?;
     }
-    let offer =
-        Offer::of_all(&catalogue, &Assets::configured(config), &EngineOptions::configured(&config.worker)).await;
+    let assets = Assets::configured(config);
+    let offer = Offer::of_all(&catalogue, &assets, &EngineOptions::configured(&config.worker)).await;
     let (mut kept, mut failed) = (BTreeMap::new(), Vec::new());
     for pipeline in catalogue.pipelines() {
         let file = folder.join(format!("{}.json", pipeline.name));
@@ -66,6 +66,10 @@ pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyho
             }
             (None, Some(why)) if is_wanted => eprintln!("{}: not measured: {why}", pipeline.name),
             (None, None) if is_wanted => {
+                if let Err(why) = fetched(&assets, pipeline).await {
+                    eprintln!("{}: not measured: {why}", pipeline.name);
+                    continue;
+                }
                 eprintln!("{}: measuring", pipeline.name);
                 let measured = match measure(config, args, pairs, Some(&pipeline.name)).await {
                     Ok((report, kinds)) => Kept::of(key, &report, &kinds),
@@ -96,6 +100,14 @@ pub(super) async fn run(config: &Config, args: &LfwArgs, pairs: &Pairs) -> anyho
             .with_context(|| format!("write {}", path.display()))?;
     }
     anyhow::ensure!(failed.is_empty(), "these could not be measured: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Fetches the weights that are not here, where that is allowed.
+async fn fetched(assets: &Assets, pipeline: &Pipeline) -> Result<(), AssetError> {
+    for file in pipeline.files() {
+        assets.weights(pipeline, file).await?;
+    }
     Ok(())
 }
 
