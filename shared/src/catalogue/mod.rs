@@ -354,7 +354,13 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let good = BUILT_IN[0].1;
+        let points = "points = [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]";
+        let recognizer = |more: &str| good.replace("dimension = 128", &format!("dimension = 128\n{more}"));
         let cases = [
+            (good.replace(points, &format!("points = [{}]", ["[9.0, 9.0]"; 5].join(", "))), "on one point"),
+            (good.replace(points, "indices = [1, 1]\npoints = [[9.0, 9.0], [50.0, 9.0]]"), "indices must differ"),
+            (recognizer("jitter = 101"), "recognizer.jitter must be at most 100"),
+            (recognizer("jitter = 2\nflip = true"), "leave recognizer.flip out"),
             (good.replace("family = \"yunet\"", "family = \"haar\""), "haar"),
             (good.replace("dimension = 128", "dimension = 0"), "recognizer.dimension"),
             (good.replace("store_score = 0.7", "store_score = 0.9"), "store_score"),
@@ -406,6 +412,14 @@ mod tests {
         let pipeline = catalogue.pipeline("yunet-mobilefacenet").unwrap();
         assert_eq!(pipeline.detector.input_side, 320);
         assert!(pipeline.detector_revision().contains("-320-"));
+        // The detector's pixels the other way round: it may give other boxes.
+        let usual = Pipeline::parse("x", BUILT_IN[0].1).unwrap().detector_revision();
+        let other = BUILT_IN[0].1.replace("channels = \"bgr\"", "channels = \"rgb\"");
+        let other = Pipeline::parse("x", &other).unwrap().detector_revision();
+        assert!(other.starts_with(&format!("{usual}-c")), "{other} and {usual}");
+        std::fs::write(folder.path().join("copy.toml"), BUILT_IN[0].1).unwrap();
+        let doubled = Catalogue::load(Some(folder.path())).unwrap_err().to_string();
+        assert!(doubled.contains("own.toml") && doubled.contains("describes yunet-mobilefacenet too"), "{doubled}");
         assert!(Catalogue::load(Some(Path::new("/nowhere"))).is_err());
     }
 }
