@@ -180,11 +180,15 @@ pub async fn update(
     check_settings(&changes.settings, metric)?;
     let had_clusters = row.settings()?.clustering;
     // A threshold is one of the pipeline that it was checked for.
-    let is_expected = |now: &collection::Model| {
-        now.pipeline == row.pipeline && version(now).is_ok_and(|version| version.may_change(&headers))
-    };
+    let is_checked = |now: &collection::Model| changes.settings.match_cosine.is_none() || now.pipeline == row.pipeline;
+    let is_expected =
+        |now: &collection::Model| is_checked(now) && version(now).is_ok_and(|version| version.may_change(&headers));
     if !collections::update_settings(&state.db, row.id, &changes.settings, is_expected).await? {
-        return Err(ApiError::precondition_failed());
+        let now = extract::collection(&state, &caller, &row.id.to_string()).await?;
+        let detail =
+            "it went over to another pipeline meanwhile, whose scores are others: read it again and decide anew";
+        let changed = || ApiError::conflict("collection_changed", detail);
+        return Err(if is_checked(&now) { ApiError::precondition_failed() } else { changed() });
     }
     if changes.settings.clustering && !had_clusters {
         queue::enqueue_all(&state.db.write, row.id).await?;

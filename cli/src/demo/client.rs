@@ -22,10 +22,9 @@ impl DemoClient {
 
     /// Makes the collection anew: on services that stay, an earlier demo has left one. A score is given where nobody measured
     /// what the pipeline's mean.
-    pub(super) async fn make_collection(&self, pipeline: &str, score: Option<f64>) -> anyhow::Result<()> {
+    pub(super) async fn make_collection(&self, pipeline: &str) -> anyhow::Result<()> {
         self.0.delete(&format!("/v1/collections/{COLLECTION}")).await?;
-        let settings = score.map_or_else(|| json!({}), |score| json!({ "match_cosine": score }));
-        let body = json!({ "name": COLLECTION, "pipeline": pipeline, "settings": settings });
+        let body = json!({ "name": COLLECTION, "pipeline": pipeline });
         self.0.post("/v1/collections", &body).await?;
         Ok(())
     }

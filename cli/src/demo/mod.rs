@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use shared::catalogue::{Catalogue, Import, Pipeline};
+use shared::catalogue::{Catalogue, Pipeline};
 use shared::config::Config;
 
 use self::client::DemoClient;
@@ -52,6 +52,11 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> anyhow::Result<()> {
             Err(why) => return Err(why),
         },
     };
+    anyhow::ensure!(
+        pipeline.calibration.is_some(),
+        "nobody has measured thresholds of {}; run the demo with another pipeline, or put a [calibration] into its entry",
+        pipeline.name
+    );
     say(&format!("pipeline: {} ({})", pipeline.name, pipeline.description));
     let began = Instant::now();
     let settings = [("FACE_ID_MODELS__DEFAULT_PIPELINE", pipeline.name.clone())];
@@ -73,18 +78,8 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-/// What the authors of dlib's recognizer take for one person, a distance of 0.6 and less, as a score.
-const UNMEASURED_SCORE: f64 = 0.4;
-
 async fn play(client: &DemoClient, pipeline: &Pipeline, photos: &Photos) -> anyhow::Result<Report> {
-    let is_dlibs = pipeline.recognizer.file.import == Some(Import::Dlib);
-    let by_hand = (pipeline.calibration.is_none() && is_dlibs).then_some(UNMEASURED_SCORE);
-    anyhow::ensure!(
-        pipeline.calibration.is_some() || by_hand.is_some(),
-        "nobody has measured thresholds of {}; run the demo with another pipeline, or put a [calibration] into its entry",
-        pipeline.name
-    );
-    client.make_collection(&pipeline.name, by_hand).await?;
+    client.make_collection(&pipeline.name).await?;
     let mut report = Report::default();
     for photo in &photos.enroll {
         let job = client.enroll(&photo.path, &photo.person).await?;

@@ -61,32 +61,34 @@ pub(crate) enum ModelsCommand {
 }
 
 pub(crate) async fn run(config: &Config, command: ModelsCommand) -> anyhow::Result<()> {
-    let command = match command {
-        // A catalogue that cannot be read may be what they are asked to mend.
-        ModelsCommand::Import(args) => return import::run(config, &args).await,
-        ModelsCommand::Template(args) => return template::run(&args),
-        other => other,
-    };
-    let catalogue = Catalogue::load(config.models.catalogue_dir())?;
+    // Where one is needed: one that cannot be read may be what the others are asked to mend.
+    let catalogue = || Catalogue::load(config.models.catalogue_dir());
     match command {
-        ModelsCommand::Import(_) | ModelsCommand::Template(_) => unreachable!("they have been run"),
-        ModelsCommand::List => list::list(config, &catalogue).await,
+        ModelsCommand::Import(args) => import::run(config, &args).await,
+        ModelsCommand::Template(args) => template::run(&args),
+        ModelsCommand::List => list::list(config, &catalogue()?).await,
         ModelsCommand::Add(args) => add::run(config, args).await,
         ModelsCommand::Pull { name } if Path::new(&name).extension().is_some_and(|ending| ending == "toml") => {
             pull(config, &add::read(Path::new(&name))?.pipeline).await
         }
-        ModelsCommand::Pull { name } => match live::entry(config, &catalogue, &name)? {
-            Some(entry) => live::pull(config, &entry).await,
-            None => pull(config, catalogue.pipeline(&name)?).await,
-        },
-        ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue.pipeline(&name)?).await,
-        ModelsCommand::Recommend => recommend::run(config, &catalogue).await,
-        ModelsCommand::Crops(args) => crops::run(config, &catalogue, &args).await,
-        ModelsCommand::Verify { name: Some(name) } => match live::entry(config, &catalogue, &name)? {
-            Some(entry) => live::verify(config, entry).await,
-            None => verify(config, catalogue.pipeline(&name)?).await,
-        },
-        ModelsCommand::Verify { name: None } => verify_all(config, &catalogue).await,
+        ModelsCommand::Pull { name } => {
+            let catalogue = catalogue()?;
+            match live::entry(config, &catalogue, &name)? {
+                Some(entry) => live::pull(config, &entry).await,
+                None => pull(config, catalogue.pipeline(&name)?).await,
+            }
+        }
+        ModelsCommand::Fingerprint { name } => fingerprint(config, catalogue()?.pipeline(&name)?).await,
+        ModelsCommand::Recommend => recommend::run(config, &catalogue()?).await,
+        ModelsCommand::Crops(args) => crops::run(config, &catalogue()?, &args).await,
+        ModelsCommand::Verify { name: Some(name) } => {
+            let catalogue = catalogue()?;
+            match live::entry(config, &catalogue, &name)? {
+                Some(entry) => live::verify(config, entry).await,
+                None => verify(config, catalogue.pipeline(&name)?).await,
+            }
+        }
+        ModelsCommand::Verify { name: None } => verify_all(config, &catalogue()?).await,
     }
 }
 
